@@ -1,0 +1,182 @@
+"""Configuration of MELP (Multi-scale ECG-Language Pretraining; Wang, Xu and Yu, ICML 2025, arXiv 2506.21803)."""
+
+import math
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+
+class MelpEcgConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MelpEcgModel`], the ECG tower. The defaults are the paper's size (65.1M parameters).
+
+    Args:
+        num_leads (`int`, defaults to 12): rows of `input_values`, in the order I, II, III, aVR, aVF, aVL, V1..V6.
+        sampling_rate (`int`, defaults to 500): Hz the model was trained at.
+        duration (`float`, defaults to 10.0): seconds of ECG the model was trained on.
+        scaling (`str`, defaults to `"minmax"`): how the processor scales a record: `"minmax"` (the original's
+            whole-record [0, 1]) or `"millivolt"` (amplitude preserved).
+        conv_dim, conv_kernel, conv_stride (`list[int]`): the convolutional feature extractor, one entry a block.
+        feature_gradient_scale (`float`, defaults to 0.1): factor on the gradient that leaves the transformer for the
+            feature extractor.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps: the
+            post-norm transformer.
+        hidden_dropout, attention_dropout, activation_dropout (`float`): dropout probabilities.
+        num_conv_pos_embeddings, num_conv_pos_embedding_groups (`int`): kernel and groups of the positional convolution.
+        num_beat_queries (`int`, defaults to 12): N of the paper, the beats an ECG is summarised in (10, 12, 13 and 14
+            occur in published checkpoints).
+        num_token_queries (`int`, defaults to 128): ECG tokens the report decoder reads.
+        token_dim (`int`, defaults to 768): width of those tokens, the text tower's.
+        pooler_num_attention_heads (`int`, defaults to 8): heads of both attentional poolers.
+        projection_dim (`int`, defaults to 256): width of the space shared with text.
+    """
+
+    model_type = "melp_ecg"
+    base_config_key = "ecg_config"
+
+    num_leads: int = 12
+    sampling_rate: int = 500
+    duration: float = 10.0
+    scaling: str = "minmax"
+    conv_dim: list[int] | tuple[int, ...] = (256, 256, 256, 256)
+    conv_kernel: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    conv_stride: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    feature_gradient_scale: float = 0.1
+    hidden_size: int = 768
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    num_beat_queries: int = 12
+    num_token_queries: int = 128
+    token_dim: int = 768
+    pooler_num_attention_heads: int = 8
+    projection_dim: int = 256
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.scaling not in ("minmax", "millivolt"):
+            raise ValueError(f"ecg_config.scaling is {self.scaling!r}; it must be 'minmax' or 'millivolt'.")
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
+            raise ValueError(
+                "ecg_config.conv_dim, conv_kernel and conv_stride need one entry a block and at least one block, got "
+                f"{len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries."
+            )
+        for width, divisor in (
+            ("hidden_size", "num_attention_heads"),
+            ("hidden_size", "num_conv_pos_embedding_groups"),
+            ("projection_dim", "pooler_num_attention_heads"),
+            ("token_dim", "pooler_num_attention_heads"),
+        ):
+            _check_divides(self, width, divisor, "ecg_config.")
+
+
+class MelpConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MelpModel`]: ECG tower, text tower and report decoder. The defaults are the paper's size.
+
+    Args:
+        ecg_config ([`MelpEcgConfig`] or `dict`): the ECG tower.
+        text_config (a BERT configuration or `dict`): the text tower, run as a causal decoder. Its vocabulary ends with
+            [BOS].
+        text_projection_hidden_size (`int`, defaults to 256): hidden width of the text projection.
+        max_text_length (`int`, defaults to 128): tokens of a report with its special tokens; [CLS] always has position
+            `max_text_length - 1`.
+        num_frozen_text_layers (`int`, defaults to 6): text layers that training leaves as they are.
+        decoder_num_hidden_layers, decoder_num_attention_heads, decoder_mlp_ratio, decoder_layer_norm_eps: the report
+            decoder; each of its layers is a causal self-attention block and a cross-attention block.
+        logit_scale_init_value, max_logit_scale (`float`): start and upper bound of the contrastive loss's log inverse
+            temperature.
+        contrastive_loss_weight, caption_loss_weight, local_loss_weight (`float`): 1 : 2 : 0.2 in the paper.
+        beat_attention_scale, sentence_similarity_scale, local_logit_scale (`float`): the beat loss's factors 4, 5, 10.
+        pad_token_id, bos_token_id, eos_token_id, cls_token_id (`int`): [PAD], [BOS], [SEP] and [CLS].
+    """
+
+    model_type = "melp"
+    sub_configs = {"ecg_config": MelpEcgConfig}
+    is_encoder_decoder: bool = True
+
+    ecg_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    text_projection_hidden_size: int = 256
+    max_text_length: int = 128
+    num_frozen_text_layers: int = 6
+    decoder_num_hidden_layers: int = 6
+    decoder_num_attention_heads: int = 8
+    decoder_mlp_ratio: float = 4.0
+    decoder_layer_norm_eps: float = 1e-5
+    logit_scale_init_value: float = math.log(1 / 0.07)
+    max_logit_scale: float = math.log(100)
+    contrastive_loss_weight: float = 1.0
+    caption_loss_weight: float = 2.0
+    local_loss_weight: float = 0.2
+    beat_attention_scale: float = 4.0
+    sentence_similarity_scale: float = 5.0
+    local_logit_scale: float = 10.0
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 30522
+    eos_token_id: int | list[int] | None = 3
+    cls_token_id: int | None = 2
+    decoder_start_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.ecg_config is None or isinstance(self.ecg_config, dict):
+            self.ecg_config = MelpEcgConfig(**(self.ecg_config or {}))
+        if self.text_config is None:
+            self.text_config = {"model_type": "bert", "vocab_size": 30523}
+        if isinstance(self.text_config, dict):
+            text_config = dict(self.text_config)
+            model_type = text_config.pop("model_type", "bert")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"text_config.model_type is {model_type!r}, which transformers does not know.")
+            self.text_config = CONFIG_MAPPING[model_type](**text_config)
+        # The original reads reports with a BERT run as a causal decoder.
+        self.text_config.is_decoder = True
+        self.decoder_start_token_id = self.bos_token_id
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self):
+        text = self.text_config
+        if text.model_type != "bert":
+            raise ValueError(f"The text tower must be a BERT, text_config.model_type is {text.model_type!r}.")
+        if text.hidden_size != self.ecg_config.token_dim:
+            raise ValueError(
+                f"ecg_config.token_dim ({self.ecg_config.token_dim}) must equal text_config.hidden_size "
+                f"({text.hidden_size}): the report decoder reads both."
+            )
+        if self.max_text_length > text.max_position_embeddings:
+            raise ValueError(
+                f"max_text_length ({self.max_text_length}) exceeds text_config.max_position_embeddings "
+                f"({text.max_position_embeddings})."
+            )
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"):
+            if not 0 <= getattr(self, name) < text.vocab_size:
+                raise ValueError(f"{name} is {getattr(self, name)}, outside the vocabulary of {text.vocab_size}.")
+        if text.hidden_size % self.decoder_num_attention_heads:
+            raise ValueError("text_config.hidden_size is not a multiple of decoder_num_attention_heads.")
+
+    @property
+    def projection_dim(self) -> int:
+        """Width of the space that ECGs and reports share."""
+        return self.ecg_config.projection_dim
+
+
+def _check_divides(config, width: str, divisor: str, prefix: str):
+    if getattr(config, width) % getattr(config, divisor):
+        raise ValueError(
+            f"{prefix}{width} ({getattr(config, width)}) is not a multiple of {prefix}{divisor} "
+            f"({getattr(config, divisor)})."
+        )
+
+
+MelpEcgConfig.register_for_auto_class("AutoConfig")
+MelpConfig.register_for_auto_class("AutoConfig")

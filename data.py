@@ -1,0 +1,156 @@
+"""Prepared folders as batches: what training and evaluation share between the stored rows and the model.
+
+`datasets` hands out rows; `MelpCollator` decodes a list of them to millivolts, `prepare_inputs` scales them and masks
+leads on the device.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, List, load_from_disk
+
+from processing_melp import LEADS, derive_limb_leads, scale_ecg
+
+REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
+
+
+def load_prepared(path: str | Path) -> DatasetDict:
+    """The splits of a folder that `prepare.py` wrote.
+
+    Raises:
+        ValueError: naming the folder, and the columns that are missing.
+    """
+    if not (Path(path) / "dataset_dict.json").is_file():
+        raise ValueError(f"{path} is not a prepared folder (it has no dataset_dict.json): make one with prepare.py.")
+    splits = load_from_disk(str(path))
+    for name, split in splits.items():
+        missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
+        if missing:
+            raise ValueError(f"{path}: split {name!r} has no column {', '.join(missing)}; make it with prepare.py.")
+    return splits
+
+
+def get_split(splits: DatasetDict, name: str, path: str | Path) -> Dataset:
+    if name not in splits:
+        raise ValueError(f"{path} has no split {name!r}; it has {', '.join(splits)}.")
+    return splits[name]
+
+
+def label_sets(split: Dataset) -> dict[str, list[str]]:
+    """`{label set: [class, ...]}` of a prepared split."""
+    return {
+        name: feature.feature.names
+        for name, feature in split.features.items()
+        if isinstance(feature, List) and isinstance(feature.feature, ClassLabel)
+    }
+
+
+def label_matrix(split: Dataset, label_set: str) -> tuple[np.ndarray, np.ndarray]:
+    """(labelled rows, classes) bool, and the indices of the rows that are labelled.
+
+    Raises:
+        ValueError: naming the label sets there are.
+    """
+    sets = label_sets(split)
+    if label_set not in sets:
+        raise ValueError(f"there is no label set {label_set!r} in this data; it has {', '.join(sets) or 'none'}.")
+    ids = split.select_columns([label_set])[label_set]
+    labelled = np.array([row for row, labels in enumerate(ids) if labels is not None], dtype=int)
+    matrix = np.zeros((len(labelled), len(sets[label_set])), dtype=bool)
+    for row, index in enumerate(labelled):
+        matrix[row, ids[index]] = True
+    return matrix, labelled
+
+
+def with_reports(split: Dataset) -> Dataset:
+    """The rows that have a report."""
+    reports = split.select_columns(["report"])["report"]
+    kept = [index for index, report in enumerate(reports) if report and report.strip()]
+    return split if len(kept) == len(split) else split.select(kept)
+
+
+def decode(row: dict, num_samples: int, crop: str = "first") -> tuple[np.ndarray, np.ndarray]:
+    """A stored row as millivolts (12, num_samples) float32 in the model's lead order, and which leads are there.
+
+    Longer recordings are cropped (`first`, or `random`), shorter ones padded at their end with 0 mV; limb leads that
+    follow from two others are derived.
+    """
+    stored = np.frombuffer(row["signal"], dtype="<i2").reshape(len(row["leads"]), -1)
+    slack = stored.shape[1] - num_samples
+    if slack > 0:
+        start = int(torch.randint(slack + 1, ())) if crop == "random" else 0
+        stored = stored[:, start : start + num_samples]
+    gain = np.asarray(row["gain"], dtype=np.float32)[:, None]
+    millivolts = (stored - np.asarray(row["baseline"], dtype=np.float32)[:, None]) / gain
+    if slack >= 0 and row["leads"] == list(LEADS):
+        return millivolts, np.ones(len(LEADS), dtype=bool)
+    signal, present = np.zeros((len(LEADS), num_samples), dtype=np.float32), np.zeros(len(LEADS), dtype=bool)
+    rows = [LEADS.index(lead) for lead in row["leads"]]
+    signal[rows, : millivolts.shape[1]], present[rows] = millivolts, True
+    if not present.all():
+        varies = present & (signal.min(axis=1) != signal.max(axis=1))
+        present = present | derive_limb_leads(signal[None, None], present[None], varies[None], list(LEADS))[0]
+    return signal, present
+
+
+class MelpCollator:
+    """Rows to a batch: `input_values` in millivolts (batch, 12, samples), `lead_mask`, and the reports' ids."""
+
+    def __init__(self, processor, crop: str = "first", text: bool = True):
+        extractor = getattr(processor, "feature_extractor", processor)
+        self.num_samples = round(extractor.duration * extractor.sampling_rate)
+        self.processor, self.crop, self.text = processor, crop, text
+
+    def __call__(self, rows: list[dict]) -> dict:
+        decoded = [decode(row, self.num_samples, self.crop) for row in rows]
+        batch = {
+            "input_values": torch.from_numpy(np.stack([signal for signal, _ in decoded])),
+            "lead_mask": torch.from_numpy(np.stack([present for _, present in decoded])),
+        }
+        if self.text:
+            batch |= self.processor(text=[row["report"] for row in rows], return_tensors="pt")
+        return batch
+
+
+def prepare_inputs(batch: dict, device, scaling: str, lead_dropout: float = 0.0) -> dict:
+    """The batch on the device, scaled as the model's configuration says, each lead zeroed with `lead_dropout`.
+
+    A record whose every lead would be zeroed keeps all of them.
+    """
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    batch["input_values"] = scale_ecg(batch["input_values"], batch["lead_mask"], scaling)
+    if lead_dropout > 0:
+        kept = batch["lead_mask"] & (torch.rand(batch["lead_mask"].shape, device=device) >= lead_dropout)
+        batch["lead_mask"] = torch.where(kept.any(dim=1, keepdim=True), kept, batch["lead_mask"])
+    return batch
+
+
+class ShuffledBatches:
+    """Batches of indices in a new order each epoch, the same for any number of processes.
+
+    The global batch `step` is known from the seed alone: process `rank` of `world` takes its slice of it, so a resumed
+    run starts at any step, and two processes with batch n see what one sees with 2n. An epoch's last, uneven batch is
+    left to the next epoch's order: a contrastive loss over fewer pairs is another loss.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+        self.global_batch, self.batch_size = batch_size * world, batch_size
+        if num_rows < self.global_batch:
+            raise ValueError(
+                f"{num_rows} training rows do not fill one batch of {self.global_batch} ({batch_size} a process): "
+                "lower --batch-size or give more data."
+            )
+        self.num_rows, self.seed, self.rank, self.start = num_rows, seed, rank, start
+        self.steps_per_epoch = num_rows // self.global_batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while True:
+            epoch, offset = divmod(step, self.steps_per_epoch)
+            if step == self.start or offset == 0:
+                order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + epoch))
+            first = offset * self.global_batch + self.rank * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+            step += 1

@@ -1,0 +1,57 @@
+"""Reading a WFDB record at its native resolution."""
+
+from pathlib import Path
+
+import numpy as np
+
+from processing_melp import read_ecg, unit_to_millivolt
+
+# Storage formats whose samples fit 16 bits (WFDB signal-file specification).
+INT16_FORMATS = {"8", "16", "61", "80", "160", "212", "310", "311", "508", "516"}
+MISSING = -32768  # how WFDB marks a missing sample in 16 bits
+
+
+def quantise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Millivolts (leads, samples) as int16 at 1 microvolt, or at the finest step that holds a lead's range.
+
+    Returns:
+        the int16 samples (NaN as `MISSING`), and gain (units/mV) and baseline, one value a lead.
+    """
+    peak = np.nanmax(np.abs(signal), axis=1, initial=0.0)
+    gain = np.minimum(1000.0, 32000.0 / np.maximum(peak, 1e-6))
+    digital = np.rint(signal * gain[:, None])
+    return np.where(np.isnan(digital), MISSING, digital).astype(np.int16), gain, np.zeros(len(signal))
+
+
+def read_wfdb(path: str | Path) -> dict:
+    """A record as `EcgRecord` takes it: `signal`, `leads`, `sampling_rate`, `gain` and `baseline`.
+
+    Samples are kept as stored where they are 16-bit and of one rate; anything else is read in mV and quantised.
+
+    Raises:
+        ValueError: naming the record, where a file is missing, empty, truncated or of an unknown unit.
+    """
+    import wfdb
+
+    try:
+        record = wfdb.rdrecord(str(path), physical=False)
+        plain = record.d_signal is not None and {f.split("+")[0].split("x")[0] for f in record.fmt} <= INT16_FORMATS
+        factors = np.array([unit_to_millivolt(unit) for unit in record.units])
+    except Exception:  # read again below by the processor's reader, which says what is wrong
+        plain = False
+    if not plain:
+        block = read_ecg(str(path))
+        signal, gain, baseline = quantise(block.signal[0])
+        return _fields(signal, block.leads, block.sampling_rate, gain, baseline)
+    gain = np.array(record.adc_gain) / factors  # units per mV
+    return _fields(record.d_signal.T.astype(np.int16), record.sig_name, record.fs, gain, np.array(record.baseline))
+
+
+def _fields(signal, leads, sampling_rate, gain, baseline) -> dict:
+    return {
+        "signal": np.ascontiguousarray(signal),
+        "leads": list(leads),
+        "sampling_rate": sampling_rate,
+        "gain": gain,
+        "baseline": baseline,
+    }

@@ -1,0 +1,119 @@
+"""The three losses of MELP as pure functions of tensors: rhythm, token and beat scale (paper, section 3).
+
+None of them knows a model, a tokenizer or a rank: over several processes the training loop gathers the embeddings and
+calls the same functions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Logits of this many tokens exist at a time: 0.5 GB in float32 at BERT's vocabulary.
+CAPTION_CHUNK_TOKENS = 4096
+
+
+def contrastive_loss(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """Symmetric cross entropy between ECGs and their reports (rhythm scale).
+
+    Args:
+        ecg_embeds, text_embeds: (batch, dim), L2-normalised; row i of one belongs to row i of the other.
+        logit_scale: scalar, the factor itself (not its logarithm).
+
+    Returns:
+        Scalar. With a batch of one there is nothing to tell apart: ValueError.
+    """
+    _check_batch(ecg_embeds)
+    logits = logit_scale * ecg_embeds.float() @ text_embeds.float().t()  # (ecg, report)
+    targets = torch.arange(logits.shape[0], device=logits.device)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
+
+
+def caption_loss(hidden_states: torch.Tensor, lm_head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the next report token, mean over the real targets (token scale).
+
+    Only real tokens reach the output matrix, a chunk at a time, and more than one chunk is recomputed in the backward
+    pass, so the logits of a whole batch never lie in memory.
+
+    Args:
+        hidden_states: (batch, tokens, dim), the decoder's output; position i predicts `labels[:, i]`.
+        lm_head: the output matrix.
+        labels: (batch, tokens) token ids, -100 where there is no target.
+    """
+    real = labels != -100
+    hidden_states, labels = hidden_states[real], labels[real]
+
+    def summed_loss(hidden_states, labels):
+        return F.cross_entropy(lm_head(hidden_states).float(), labels, reduction="sum")
+
+    chunks = list(zip(hidden_states.split(CAPTION_CHUNK_TOKENS), labels.split(CAPTION_CHUNK_TOKENS), strict=True))
+    if len(chunks) <= 1:
+        total = summed_loss(hidden_states, labels)
+    else:
+        total = sum(checkpoint(summed_loss, *chunk, use_reentrant=False) for chunk in chunks)
+    return total / max(labels.numel(), 1)
+
+
+def beat_similarity(
+    beat_embeds: torch.Tensor,
+    sentence_embeds: torch.Tensor,
+    sentence_mask: torch.Tensor,
+    attention_scale: float = 4.0,
+    similarity_scale: float = 5.0,
+    logit_scale: float = 10.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How well each report's sentences are found in each ECG's beats.
+
+    A sentence attends over the beats; the cosine between it and the beats it attends to needs only their dot products
+    and the beats' Gram matrix, so no (ecg, report, sentence, dim) tensor is made.
+
+    Args:
+        beat_embeds: (ecgs, beats, dim), not normalised.
+        sentence_embeds: (reports, sentences, dim), not normalised, zero-padded.
+        sentence_mask: (reports, sentences) bool, true for real sentences.
+
+    Returns:
+        similarity (ecgs, reports), and attention (ecgs, beats, reports, sentences) of each sentence over the beats.
+    """
+    beat_embeds, sentence_embeds = beat_embeds.float(), sentence_embeds.float()
+    dots = torch.einsum("ind,jsd->injs", beat_embeds, sentence_embeds)
+    absent = ~sentence_mask  # (reports, sentences), broadcast over ecgs and beats
+    # The original normalises over the sentences first, then over the beats. A finite fill keeps a report without any
+    # sentence from giving NaN; what it yields is masked by the caller.
+    over_sentences = dots.masked_fill(absent, torch.finfo(dots.dtype).min).softmax(dim=-1)
+    attention = (attention_scale * over_sentences).softmax(dim=1)
+    numerator = (attention * dots).sum(dim=1)  # sentence . context
+    gram = beat_embeds @ beat_embeds.transpose(1, 2)
+    context_norm = (attention * torch.einsum("inm,imjs->injs", gram, attention)).sum(dim=1).clamp(min=1e-16).sqrt()
+    sentence_norm = sentence_embeds.norm(dim=-1)
+    cosine = numerator / (context_norm * sentence_norm).clamp(min=1e-8)  # (ecgs, reports, sentences)
+    total = (similarity_scale * cosine).masked_fill(absent, float("-inf")).logsumexp(dim=-1)
+    return logit_scale * total, attention
+
+
+def beat_loss(
+    beat_embeds: torch.Tensor, sentence_embeds: torch.Tensor, sentence_mask: torch.Tensor, **scales: float
+) -> torch.Tensor:
+    """Symmetric cross entropy between ECGs and reports over `beat_similarity` (beat scale).
+
+    A report without a sentence is no target and no negative; the original crashes on one.
+
+    Args:
+        beat_embeds: (batch, beats, dim); sentence_embeds: (batch, sentences, dim); sentence_mask: (batch, sentences).
+        scales: `attention_scale`, `similarity_scale` and `logit_scale` of `beat_similarity`.
+    """
+    _check_batch(beat_embeds)
+    similarity, _ = beat_similarity(beat_embeds, sentence_embeds, sentence_mask, **scales)
+    has_sentence = sentence_mask.any(dim=1)
+    targets = torch.arange(len(similarity), device=similarity.device).masked_fill(~has_sentence, -100)
+    count = has_sentence.sum().clamp(min=1)
+    of_ecg = F.cross_entropy(similarity, targets, reduction="sum")
+    of_report = F.cross_entropy(similarity.t().masked_fill(~has_sentence[:, None], 0.0), targets, reduction="sum")
+    return (of_ecg + of_report) / (2 * count)
+
+
+def _check_batch(embeds: torch.Tensor):
+    if embeds.shape[0] < 2:
+        raise ValueError(
+            "A contrastive loss needs at least two pairs of ECG and report, the batch has "
+            f"{embeds.shape[0]}: raise the batch size, or pass return_loss=False."
+        )

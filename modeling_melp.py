@@ -1,0 +1,785 @@
+"""MELP: ECG encoder, causal text encoder and report decoder, aligned at token, beat and rhythm scale.
+
+Wang, Xu and Yu, "From Token to Rhythm: A Multi-Scale Approach for ECG-Language Pretraining", ICML 2025,
+arXiv 2506.21803. From top to bottom: outputs, attention, ECG encoder, poolers, report decoder, base class, models.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+try:
+    from .configuration_melp import MelpConfig, MelpEcgConfig
+    from .losses_melp import beat_loss, caption_loss, contrastive_loss
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from configuration_melp import MelpConfig, MelpEcgConfig
+    from losses_melp import beat_loss, caption_loss, contrastive_loss
+
+
+# ---------------------------------------------------------------------------------------------------------- outputs
+
+
+@dataclass
+class MelpEcgModelOutput(ModelOutput):
+    """Output of [`MelpEcgModel`].
+
+    Attributes:
+        last_hidden_state: (batch, frames, hidden_size), the transformer's output.
+        token_embeds: (batch, token queries, token_dim), what the report decoder reads.
+        beat_embeds: (batch, beat queries, projection_dim), not normalised.
+        rhythm_embeds: (batch, projection_dim), mean of the beats, before L2 normalisation.
+        probe_embeds: (batch, projection_dim), mean of the beats before their projection: what linear probing uses.
+        hidden_states, attentions: one tensor a transformer layer, where asked for.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    token_embeds: torch.FloatTensor | None = None
+    beat_embeds: torch.FloatTensor | None = None
+    rhythm_embeds: torch.FloatTensor | None = None
+    probe_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class MelpOutput(ModelOutput):
+    """Output of [`MelpModel`]; what its inputs do not determine is None.
+
+    Attributes:
+        loss: weighted sum of the three losses; `contrastive_loss`, `caption_loss`, `local_loss` are unweighted.
+        logits_per_ecg, logits_per_text: (ecgs, reports) and its transpose, scaled cosine similarities.
+        ecg_embeds, text_embeds: (batch, projection_dim), L2-normalised.
+        beat_embeds: (batch, beat queries, projection_dim); token_embeds: (batch, token queries, token_dim).
+        sentence_embeds: (batch, sentences, projection_dim), zero where a report has fewer sentences.
+        sentence_mask: (batch, sentences), true for real sentences.
+        logits: (batch, tokens, vocabulary), position i predicts token i + 1. Left out in training, where the caption
+            loss never makes them all at once.
+        past_key_values: cache of a generation step.
+        ecg_model_output: the [`MelpEcgModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    caption_loss: torch.FloatTensor | None = None
+    local_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    logits_per_ecg: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    ecg_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    beat_embeds: torch.FloatTensor | None = None
+    token_embeds: torch.FloatTensor | None = None
+    sentence_embeds: torch.FloatTensor | None = None
+    sentence_mask: torch.BoolTensor | None = None
+    past_key_values: EncoderDecoderCache | None = None
+    ecg_model_output: MelpEcgModelOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+):
+    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+class MelpAttention(nn.Module):
+    """Multi-head attention of `hidden_states` over themselves or over a `context`, with an optional cache."""
+
+    def __init__(
+        self,
+        config,
+        embed_dim: int,
+        num_heads: int,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+        is_causal: bool = False,
+        layer_idx: int | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.head_dim = embed_dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = dropout
+        self.is_causal = is_causal
+        self.layer_idx = layer_idx
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.k_proj = nn.Linear(context_dim or embed_dim, embed_dim)
+        self.v_proj = nn.Linear(context_dim or embed_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def _key_values(self, hidden_states, context, past_key_values: EncoderDecoderCache | None):
+        """Keys and values, (batch, heads, length, head_dim); those of a context are computed once a generation."""
+        if context is None:
+            key, value = self._heads(self.k_proj(hidden_states)), self._heads(self.v_proj(hidden_states))
+            if past_key_values is not None:
+                key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
+            return key, value
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = self._heads(self.k_proj(context)), self._heads(self.v_proj(context))
+        if past_key_values is not None:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        context: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query = self._heads(self.q_proj(hidden_states))
+        key, value = self._key_values(hidden_states, context, past_key_values)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attn_output = attn_output.reshape(*hidden_states.shape[:-1], -1)
+        return self.out_proj(attn_output), attn_weights
+
+
+class MelpMLP(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str, activation_dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[hidden_act]
+        self.dropout = nn.Dropout(activation_dropout)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+
+
+# ------------------------------------------------------------------------------------------------------ ECG encoder
+
+
+class MelpConvLayer(nn.Module):
+    """Convolution, a group norm with one group a channel in the first block, GELU. (batch, channels, time)."""
+
+    def __init__(self, config: MelpEcgConfig, layer_id: int):
+        super().__init__()
+        in_channels = config.conv_dim[layer_id - 1] if layer_id > 0 else config.num_leads
+        channels = config.conv_dim[layer_id]
+        self.conv = nn.Conv1d(
+            in_channels, channels, config.conv_kernel[layer_id], config.conv_stride[layer_id], bias=False
+        )
+        self.norm = nn.GroupNorm(channels, channels) if layer_id == 0 else nn.Identity()
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.norm(self.conv(hidden_states)))
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, hidden_states, scale):
+        ctx.scale = scale
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.scale, None
+
+
+class MelpFeatureExtractorLayers(nn.Module):
+    """Four strided convolutions: (batch, leads, samples) -> (batch, frames, channels), 5000 samples -> 312 frames."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        self.gradient_scale = config.feature_gradient_scale
+        self.layers = nn.ModuleList(MelpConvLayer(config, i) for i in range(len(config.conv_dim)))
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        hidden_states = input_values
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        if self.gradient_scale != 1.0 and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            hidden_states = _ScaleGradient.apply(hidden_states, self.gradient_scale)
+        return hidden_states.transpose(1, 2)
+
+
+class MelpFeatureProjection(nn.Module):
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.projection(self.layer_norm(hidden_states)))
+
+
+class MelpPositionalConvEmbedding(nn.Module):
+    """Relative positions by a grouped convolution whose weight is normalised over the kernel (dim 2)."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        kernel = config.num_conv_pos_embeddings
+        self.conv = nn.utils.parametrizations.weight_norm(
+            nn.Conv1d(
+                config.hidden_size,
+                config.hidden_size,
+                kernel,
+                padding=kernel // 2,
+                groups=config.num_conv_pos_embedding_groups,
+            ),
+            dim=2,
+        )
+        self.num_surplus = 1 if kernel % 2 == 0 else 0
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        positions = self.conv(hidden_states.transpose(1, 2))
+        if self.num_surplus:
+            positions = positions[:, :, : -self.num_surplus]
+        return self.activation(positions).transpose(1, 2)
+
+
+class MelpEcgEncoderLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer."""
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        self.self_attn = MelpAttention(
+            config, config.hidden_size, config.num_attention_heads, dropout=config.attention_dropout
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MelpMLP(config.hidden_size, config.intermediate_size, config.hidden_act, config.activation_dropout)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attn_output, _ = self.self_attn(hidden_states, **kwargs)
+        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attn_output))
+        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class MelpEcgEncoder(nn.Module):
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__()
+        self.pos_conv_embed = MelpPositionalConvEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(MelpEcgEncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        hidden_states = self.dropout(self.layer_norm(hidden_states + self.pos_conv_embed(hidden_states)))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return hidden_states
+
+
+class MelpAttentionalPooler(nn.Module):
+    """Learned queries attend over the sequence: (batch, frames, context_dim) -> (batch, queries, embed_dim)."""
+
+    def __init__(self, config: MelpEcgConfig, num_queries: int, embed_dim: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(num_queries, embed_dim))
+        self.query_layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
+        self.context_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = MelpAttention(
+            config, embed_dim, config.pooler_num_attention_heads, context_dim=config.hidden_size
+        )
+        self.layer_norm = nn.LayerNorm(embed_dim, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        context = self.context_layer_norm(hidden_states)
+        query = self.query_layer_norm(self.query).expand(hidden_states.shape[0], -1, -1)
+        return self.layer_norm(self.attention(query, context)[0])
+
+
+# --------------------------------------------------------------------------------------------------- report decoder
+
+
+class MelpDecoderLayer(GradientCheckpointingLayer):
+    """A causal self-attention block, then a cross-attention block to the ECG tokens, each with its own MLP (CoCa)."""
+
+    def __init__(self, config: MelpConfig, layer_idx: int):
+        super().__init__()
+        dim, eps = config.text_config.hidden_size, config.decoder_layer_norm_eps
+        heads, intermediate_size = config.decoder_num_attention_heads, int(dim * config.decoder_mlp_ratio)
+        self.self_attn_layer_norm = nn.LayerNorm(dim, eps=eps)
+        # The self-attention cache is the text tower's too: its layers come first.
+        self.self_attn = MelpAttention(
+            config, dim, heads, is_causal=True, layer_idx=config.text_config.num_hidden_layers + layer_idx
+        )
+        self.mlp_layer_norm = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MelpMLP(dim, intermediate_size, "gelu")
+        self.cross_attn_layer_norm = nn.LayerNorm(dim, eps=eps)
+        self.context_layer_norm = nn.LayerNorm(dim, eps=eps)
+        self.cross_attn = MelpAttention(config, dim, heads, layer_idx=layer_idx)
+        self.cross_mlp_layer_norm = nn.LayerNorm(dim, eps=eps)
+        self.cross_mlp = MelpMLP(dim, intermediate_size, "gelu")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        token_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        attn_output, _ = self.self_attn(
+            self.self_attn_layer_norm(hidden_states),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attn_output
+        hidden_states = hidden_states + self.mlp(self.mlp_layer_norm(hidden_states))
+        attn_output, _ = self.cross_attn(
+            self.cross_attn_layer_norm(hidden_states),
+            context=self.context_layer_norm(token_embeds),
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attn_output
+        return hidden_states + self.cross_mlp(self.cross_mlp_layer_norm(hidden_states))
+
+
+class MelpReportDecoder(nn.Module):
+    """Reads the text tower's hidden states (it has no embedding of its own) and the ECG tokens."""
+
+    def __init__(self, config: MelpConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(MelpDecoderLayer(config, i) for i in range(config.decoder_num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(config.text_config.hidden_size, eps=config.decoder_layer_norm_eps)
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states: torch.Tensor, token_embeds: torch.Tensor, **kwargs) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, token_embeds, **kwargs)
+        return self.layer_norm(hidden_states)
+
+
+# ------------------------------------------------------------------------------------------------------- base class
+
+
+class MelpPreTrainedModel(PreTrainedModel):
+    config: MelpConfig
+    base_model_prefix = "melp"
+    main_input_name = "input_values"
+    input_modalities = ("time", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MelpEcgEncoderLayer", "MelpDecoderLayer", "MelpAttentionalPooler", "BertLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The original's initialisation, and one for the output matrix, which the original leaves uninitialised.
+
+        A module is visited only if one of its own parameters was not loaded, so each branch names the module that
+        owns the parameters.
+        """
+        if isinstance(module, nn.utils.parametrize.ParametrizationList):
+            # Weight norm of the positional convolution: the direction drawn, the magnitude its norm.
+            direction = module.original1
+            std = math.sqrt(4.0 / (direction.shape[2] * self._ecg_config.hidden_size))
+            init.normal_(direction, std=std)
+            init.copy_(module.original0, direction.norm(dim=(0, 1), keepdim=True))
+        elif isinstance(module, nn.Conv1d):
+            if "weight" in module._parameters:  # not the weight-normed one
+                init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, MelpAttentionalPooler):
+            init.normal_(module.query)
+        elif isinstance(module, MelpEcgModel):
+            init.normal_(module.beat_projection.weight, std=module.config.projection_dim**-0.5)
+        elif isinstance(module, MelpModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        else:
+            super()._init_weights(module)
+
+    @property
+    def _ecg_config(self) -> MelpEcgConfig:
+        return getattr(self.config, "ecg_config", self.config)
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+class MelpEcgModel(MelpPreTrainedModel):
+    """The ECG tower: what a checkpoint of 65M parameters in the published packaging holds."""
+
+    config: MelpEcgConfig
+    base_model_prefix = "ecg_model"
+    input_modalities = ("time",)
+    _can_record_outputs = {
+        "hidden_states": MelpEcgEncoderLayer,
+        "attentions": OutputRecorder(MelpAttention, index=1, layer_name="self_attn"),
+    }
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        self.feature_extractor = MelpFeatureExtractorLayers(config)
+        self.feature_projection = MelpFeatureProjection(config)
+        self.encoder = MelpEcgEncoder(config)
+        self.token_pooler = MelpAttentionalPooler(config, config.num_token_queries, config.token_dim)
+        self.beat_pooler = MelpAttentionalPooler(config, config.num_beat_queries, config.projection_dim)
+        self.beat_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self, input_values: torch.FloatTensor, lead_mask: torch.BoolTensor | None = None, **kwargs
+    ) -> MelpEcgModelOutput:
+        r"""
+        Args:
+            input_values: (batch, leads, samples), leads in the order I, II, III, aVR, aVF, aVL, V1..V6, scaled by the
+                processor; a missing lead is a row of zeros. Any length of at least one frame (16 samples).
+            lead_mask: (batch, leads), false for leads to read as missing, which zeroes their rows.
+
+        Raises:
+            ValueError: where the shape is not (batch, leads, samples).
+        """
+        if input_values.ndim != 3 or input_values.shape[1] != self.config.num_leads:
+            raise ValueError(
+                f"input_values must be (batch, {self.config.num_leads} leads, samples), got "
+                f"{tuple(input_values.shape)}; MelpProcessor makes it from any recording."
+            )
+        if lead_mask is not None:
+            input_values = input_values * lead_mask[..., None]
+        hidden_states = self.feature_extractor(input_values.to(self.dtype))
+        hidden_states = self.encoder(self.feature_projection(hidden_states), **kwargs)
+        beat_states = self.beat_pooler(hidden_states)
+        beat_embeds = self.beat_projection(beat_states)
+        return MelpEcgModelOutput(
+            last_hidden_state=hidden_states,
+            token_embeds=self.token_pooler(hidden_states),
+            beat_embeds=beat_embeds,
+            rhythm_embeds=beat_embeds.mean(dim=1),
+            probe_embeds=beat_states.mean(dim=1),
+        )
+
+
+class MelpModel(MelpPreTrainedModel, GenerationMixin):
+    """ECG tower, causal text tower and report decoder with the three losses of the paper."""
+
+    # The temperature's logarithm loses its third digit in bfloat16.
+    _keep_in_fp32_modules_strict = ["logit_scale"]
+
+    def __init__(self, config: MelpConfig):
+        super().__init__(config)
+        text_config = config.text_config
+        self.ecg_model = MelpEcgModel._from_config(config.ecg_config)
+        self.text_model = AutoModel.from_config(text_config, add_pooling_layer=False)
+        self.text_projection = nn.Sequential(
+            nn.Linear(text_config.hidden_size, config.text_projection_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.text_projection_hidden_size, config.projection_dim),
+        )
+        self.sentence_projection = nn.Linear(text_config.hidden_size, config.projection_dim)
+        self.decoder = MelpReportDecoder(config)
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        self.logit_scale = nn.Parameter(torch.empty((), dtype=torch.float32))
+        self.post_init()
+        # As the original drafts: at most a report's length, and a draft that reaches it is closed with [SEP].
+        self.generation_config.update(max_length=config.max_text_length - 1, forced_eos_token_id=config.eos_token_id)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype  # not that of `logit_scale`, the first parameter
+
+    def _apply(self, fn, recurse=True):
+        logit_scale = self.logit_scale.data
+        super()._apply(fn, recurse)
+        if self.logit_scale.dtype != torch.float32:  # `.to(torch.bfloat16)`, `.half()`
+            self.logit_scale.data = logit_scale.float().to(self.logit_scale.device)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.lm_head = new_embeddings
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.ecg_model
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # One cache serves the text tower's layers, the decoder's and the cross-attention's: made in forward, where
+        # their number is known, instead of by `generate` from the text tower's configuration.
+        return False
+
+    def freeze_text_layers(self):
+        """Excludes the first `num_frozen_text_layers` text layers from training; the embeddings stay trainable."""
+        for layer in self.text_model.encoder.layer[: self.config.num_frozen_text_layers]:
+            layer.requires_grad_(False)
+
+    def clamp_logit_scale(self):
+        """Keeps the learned temperature in its published range; call it after an optimizer step."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0.0, self.config.max_logit_scale)
+
+    @can_return_tuple
+    def get_ecg_features(
+        self, input_values: torch.FloatTensor, lead_mask: torch.BoolTensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_values, lead_mask: (batch, leads, samples) and (batch, leads), see [`MelpEcgModel`].
+
+        Returns:
+            `pooler_output`: (batch, projection_dim), the L2-normalised rhythm embedding, comparable with
+            `get_text_features`; `last_hidden_state`: (batch, frames, hidden_size).
+        """
+        outputs = self.ecg_model(input_values, lead_mask=lead_mask, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=F.normalize(outputs.rhythm_embeds, dim=-1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_ids: (batch, tokens), [BOS] report [SEP], padded on the right; the model appends [CLS].
+            attention_mask: (batch, tokens), 1 for real tokens; from `pad_token_id` where it is left out.
+
+        Returns:
+            `pooler_output`: (batch, projection_dim), L2-normalised; `last_hidden_state`: (batch, tokens, hidden_size),
+            without the appended [CLS].
+        """
+        hidden_states, cls_state = self._encode_text(input_ids, attention_mask, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=F.normalize(self.text_projection(cls_state), dim=-1),
+        )
+
+    def _encode_text(self, input_ids, attention_mask=None, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of the tokens (batch, tokens, dim) and of the [CLS] appended to them (batch, dim).
+
+        [CLS] has the last position of `max_text_length` whatever the padding, as in the original, which pads every
+        report to that length; with it the result does not depend on how a batch was padded.
+        """
+        batch_size, num_tokens = input_ids.shape
+        if num_tokens > self.config.max_text_length - 1:
+            raise ValueError(
+                f"input_ids has {num_tokens} tokens; max_text_length ({self.config.max_text_length}) leaves room for "
+                f"{self.config.max_text_length - 1}, [CLS] excluded. Let MelpProcessor truncate the report."
+            )
+        if attention_mask is None:
+            attention_mask = input_ids != self.config.pad_token_id
+        cls = input_ids.new_full((batch_size, 1), self.config.cls_token_id)
+        position_ids = torch.arange(num_tokens + 1, device=input_ids.device)
+        position_ids[-1] = self.config.max_text_length - 1
+        outputs = self.text_model(
+            input_ids=torch.cat([input_ids, cls], dim=1),
+            attention_mask=F.pad(attention_mask.long(), (0, 1), value=1),
+            position_ids=position_ids[None],
+            use_cache=False,
+            **kwargs,
+        )
+        return outputs.last_hidden_state[:, :-1], outputs.last_hidden_state[:, -1]
+
+    def _embed_sentences(self, hidden_states, sentence_ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected mean of each sentence's tokens (batch, sentences, dim), and which sentences are real."""
+        num_sentences = max(int(sentence_ids.max()) + 1, 1)
+        belongs = sentence_ids[:, None, :] == torch.arange(num_sentences, device=sentence_ids.device)[None, :, None]
+        counts = belongs.sum(dim=-1, keepdim=True)  # (batch, sentences, 1)
+        means = (belongs.to(hidden_states.dtype) @ hidden_states) / counts.clamp(min=1)
+        sentence_mask = counts[..., 0] > 0
+        return self.sentence_projection(means.to(hidden_states.dtype)) * sentence_mask[..., None], sentence_mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.FloatTensor | None = None,
+        lead_mask: torch.BoolTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        sentence_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: MelpEcgModelOutput | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        return_loss: bool | None = None,
+        **kwargs,
+    ) -> MelpOutput:
+        r"""
+        Embeds ECGs, reports, or pairs of both; pairs also give caption logits and the three losses.
+
+        Args:
+            input_values, lead_mask: (batch, leads, samples) and (batch, leads), see [`MelpEcgModel`].
+            input_ids: (batch, tokens), [BOS] report [SEP], padded on the right; the model appends [CLS].
+            attention_mask: (batch, tokens), 1 for real tokens; from `pad_token_id` where it is left out.
+            sentence_ids: (batch, tokens), index of the token's sentence, -1 for none; without it no beat loss.
+            decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache: a step of
+                `generate`, which gives only `logits` and the cache.
+            return_loss: by default in training, and otherwise with at least two pairs.
+
+        Raises:
+            ValueError: on wrong shapes, on a report longer than `max_text_length - 1`, and in training on a batch of
+                one pair, whose contrastive losses do not exist.
+        """
+        if encoder_outputs is None and input_values is not None:
+            encoder_outputs = self.ecg_model(input_values, lead_mask=lead_mask, **kwargs)
+        if decoder_input_ids is not None:
+            return self._decode_step(
+                decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache, **kwargs
+            )
+        if encoder_outputs is None and input_ids is None:
+            raise ValueError("MelpModel needs input_values (ECGs), input_ids (reports) or both.")
+
+        output = MelpOutput()
+        if encoder_outputs is not None:
+            output.ecg_model_output = encoder_outputs
+            output.ecg_embeds = F.normalize(encoder_outputs.rhythm_embeds, dim=-1)
+            output.beat_embeds = encoder_outputs.beat_embeds
+            output.token_embeds = encoder_outputs.token_embeds
+        if input_ids is None:
+            return output
+        hidden_states, cls_state = self._encode_text(input_ids, attention_mask, **kwargs)
+        output.text_embeds = F.normalize(self.text_projection(cls_state), dim=-1)
+        if sentence_ids is not None:
+            output.sentence_embeds, output.sentence_mask = self._embed_sentences(hidden_states, sentence_ids)
+        if encoder_outputs is None:
+            return output
+
+        output.logits_per_ecg = self.logit_scale.exp() * output.ecg_embeds.float() @ output.text_embeds.float().t()
+        output.logits_per_text = output.logits_per_ecg.t()
+        if len(input_ids) == len(output.ecg_embeds):
+            self._caption(output, hidden_states[:, :-1], input_ids, attention_mask, **kwargs)
+            if return_loss or (return_loss is None and (self.training or len(input_ids) > 1)):
+                self._sum_losses(output)
+        elif return_loss or (return_loss is None and self.training):
+            raise ValueError(f"{len(output.ecg_embeds)} ECGs and {len(input_ids)} reports are not pairs.")
+        return output
+
+    def _caption(self, output: MelpOutput, hidden_states, input_ids, attention_mask, **kwargs):
+        """Caption loss of the pairs, and outside training all logits (batch, tokens - 1, vocabulary)."""
+        targets = input_ids[:, 1:]
+        padding = targets == self.config.pad_token_id if attention_mask is None else attention_mask[:, 1:] == 0
+        causal_mask = create_causal_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+        )
+        decoded = self.decoder(hidden_states, output.token_embeds, attention_mask=causal_mask, **kwargs)
+        output.caption_loss = caption_loss(decoded, self.lm_head, targets.masked_fill(padding, -100))
+        if not self.training:
+            output.logits = self.lm_head(decoded)
+
+    def _sum_losses(self, output: MelpOutput):
+        config = self.config
+        output.contrastive_loss = contrastive_loss(output.ecg_embeds, output.text_embeds, self.logit_scale.exp())
+        output.loss = (
+            config.contrastive_loss_weight * output.contrastive_loss + config.caption_loss_weight * output.caption_loss
+        )
+        if output.sentence_embeds is not None:
+            output.local_loss = beat_loss(
+                output.beat_embeds,
+                output.sentence_embeds,
+                output.sentence_mask,
+                attention_scale=config.beat_attention_scale,
+                similarity_scale=config.sentence_similarity_scale,
+                logit_scale=config.local_logit_scale,
+            )
+            output.loss = output.loss + config.local_loss_weight * output.local_loss
+
+    def _decode_step(
+        self, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache, **kwargs
+    ) -> MelpOutput:
+        """Next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
+        if encoder_outputs is None:
+            raise ValueError("Drafting a report needs input_values or encoder_outputs.")
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        embeds = self.get_input_embeddings()(decoder_input_ids)
+        # Made before the text tower runs: it fills the cache that tells how many tokens came before.
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeds,
+            attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+        )
+        hidden_states = self.text_model(
+            inputs_embeds=embeds,
+            attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=bool(use_cache),
+            **kwargs,
+        ).last_hidden_state
+        decoded = self.decoder(
+            hidden_states,
+            encoder_outputs.token_embeds,
+            attention_mask=causal_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return MelpOutput(
+            logits=self.lm_head(decoded), past_key_values=past_key_values, token_embeds=encoder_outputs.token_embeds
+        )
+
+
+MelpEcgModel.register_for_auto_class("AutoModel")
+MelpModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,109 @@
+"""A training run's settings: one dataclass, a YAML file of any of its fields, and an option for each on the command line.
+
+What is unknown or of the wrong type is an error that proposes the nearest name.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+@dataclass
+class Recipe:
+    """Every setting of a run. The defaults are the paper's where it states one."""
+
+    stage: str = field(default="melp", metadata={"help": "language or melp"})
+    data: str | None = field(
+        default=None, metadata={"help": "prepared folder; the embedded synthetic corpus if absent"}
+    )
+    output: str = field(default="runs/melp", metadata={"help": "run folder to write"})
+    model: str | None = field(default=None, metadata={"help": "model folder or Hub id to start from"})
+    text_model: str | None = field(default=None, metadata={"help": "BERT folder or Hub id for the text tower"})
+    config: dict = field(default_factory=dict, metadata={"help": "fields of the model's configuration, as YAML"})
+    vocab_size: int = field(default=30522, metadata={"help": "of a tokenizer trained on the reports (language stage)"})
+    corpus_records: int = field(default=4000, metadata={"help": "size of the embedded synthetic corpus"})
+    corpus_seed: int = field(default=0, metadata={"help": "seed of the embedded synthetic corpus"})
+    max_steps: int = field(default=10000, metadata={"help": "optimizer steps"})
+    batch_size: int = field(default=64, metadata={"help": "pairs (texts in the language stage) a process"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "peak, after a linear warm-up; then cosine to zero"})
+    warmup_steps: int = field(default=1000, metadata={"help": "without a warm-up both towers collapse"})
+    weight_decay: float = field(default=0.2, metadata={"help": "of every parameter, as published"})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW"})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
+    lead_dropout: float = field(default=0.5, metadata={"help": "probability of zeroing a lead in training"})
+    mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens masked in the language stage"})
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    num_workers: int = field(default=0, metadata={"help": "data loading processes"})
+    eval_every: int = field(default=1000, metadata={"help": "steps between validations"})
+    save_every: int = field(default=1000, metadata={"help": "steps between checkpoints"})
+    log_every: int = field(default=10, metadata={"help": "steps between lines of metrics.jsonl"})
+    seed: int = field(default=0, metadata={"help": "of initialisation, order and dropout"})
+    resume: str | None = field(default=None, metadata={"help": "auto: go on from the newest checkpoint of the output"})
+
+
+def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recipe:
+    """A recipe from a YAML file and values that take precedence.
+
+    Raises:
+        ValueError: on a file that is not a mapping, an unknown field, or a value of the wrong type.
+    """
+    values = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ValueError(f"recipe {path} cannot be read: {error.strerror}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"recipe {path} must hold `field: value` lines.")
+    values |= overrides or {}
+    hints = typing.get_type_hints(Recipe)
+    for name, value in values.items():
+        if name not in hints:
+            nearest = difflib.get_close_matches(name, hints, n=1)
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"fields are {', '.join(hints)}."
+            raise ValueError(f"a recipe has no field {name!r}: {advice}")
+        values[name] = _checked(name, value, hints[name])
+    recipe = Recipe(**values)
+    if recipe.stage not in ("language", "melp"):
+        raise ValueError(f"stage is {recipe.stage!r}; it must be 'language' or 'melp'.")
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path):
+    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
+
+
+def _checked(name: str, value, hint):
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed and type(value) in (int, str):  # YAML reads 1e-4 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if type(value) not in allowed:
+        wanted = " or ".join(kind.__name__ for kind in allowed)
+        raise ValueError(f"recipe field {name!r} is {value!r}; it must be of type {wanted}.")
+    return value
+
+
+def add_recipe_options(parser: argparse.ArgumentParser):
+    """One option for each field; those not given are absent from the parsed arguments."""
+    for name, hint in typing.get_type_hints(Recipe).items():
+        kind = next(t for t in (typing.get_args(hint) or (hint,)) if t is not type(None))
+        info = Recipe.__dataclass_fields__[name]
+        default = "" if info.default in (None, dataclasses.MISSING) else f" ({info.default})"
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            type=yaml.safe_load if kind is dict else kind,
+            default=argparse.SUPPRESS,
+            metavar=kind.__name__.upper() if kind is not dict else "YAML",
+            help=info.metadata["help"] + default,
+        )
