@@ -21,7 +21,7 @@ class MelpEcgConfig(PreTrainedConfig):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps: the
             post-norm transformer.
         hidden_dropout, attention_dropout, activation_dropout (`float`): dropout probabilities.
-        num_conv_pos_embeddings, num_conv_pos_embedding_groups (`int`): kernel and groups of the positional convolution.
+        num_conv_pos_embeddings, num_conv_pos_embedding_groups (`int`): kernel, groups of the positional convolution.
         num_beat_queries (`int`, defaults to 12): N of the paper, the beats an ECG is summarised in (10, 12, 13 and 14
             occur in published checkpoints).
         num_token_queries (`int`, defaults to 128): ECG tokens the report decoder reads.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, List, load_from_disk
 
-from processing_melp import LEADS, derive_limb_leads, scale_ecg
+from processing_melp import LEADS, derive_limb_leads, scale_ecg, split_sentences
 
 REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
 
@@ -98,10 +98,11 @@ def decode(row: dict, num_samples: int, crop: str = "first") -> tuple[np.ndarray
 class MelpCollator:
     """Rows to a batch: `input_values` in millivolts (batch, 12, samples), `lead_mask`, and the reports' ids."""
 
-    def __init__(self, processor, crop: str = "first", text: bool = True):
+    def __init__(self, processor, crop: str = "first", text: bool = True, sentence_augmentation: float = 0.0):
         extractor = getattr(processor, "feature_extractor", processor)
         self.num_samples = round(extractor.duration * extractor.sampling_rate)
         self.processor, self.crop, self.text = processor, crop, text
+        self.sentence_augmentation = sentence_augmentation
 
     def __call__(self, rows: list[dict]) -> dict:
         decoded = [decode(row, self.num_samples, self.crop) for row in rows]
@@ -110,8 +111,19 @@ class MelpCollator:
             "lead_mask": torch.from_numpy(np.stack([present for _, present in decoded])),
         }
         if self.text:
-            batch |= self.processor(text=[row["report"] for row in rows], return_tensors="pt")
+            reports = [row["report"] for row in rows]
+            if self.sentence_augmentation:
+                draws = torch.rand(len(rows)) < self.sentence_augmentation
+                reports = [some_sentences(r) if draw else r for r, draw in zip(reports, draws, strict=True)]
+            batch |= self.processor(text=reports, return_tensors="pt")
         return batch
+
+
+def some_sentences(report: str) -> str:
+    """A random number of the report's sentences, at least one, in random order."""
+    sentences = split_sentences(report)
+    count = int(torch.randint(1, len(sentences) + 1, ()))
+    return " ".join(sentences[index] for index in torch.randperm(len(sentences))[:count])
 
 
 def prepare_inputs(batch: dict, device, scaling: str, lead_dropout: float = 0.0) -> dict:

@@ -24,7 +24,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, AutoFeatureExtractor
 
 from configuration_melp import MelpConfig, MelpEcgConfig
 from data import MelpCollator, get_split, label_matrix, label_sets, load_prepared, prepare_inputs, with_reports

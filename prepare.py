@@ -108,7 +108,7 @@ def to_row(record: EcgRecord, features: Features) -> dict:
 
 
 def write_shard(database: str, items: list[dict], features: Features, path: Path) -> dict:
-    """Writes the recordings of `items` to an Arrow file, all or nothing; returns (and stores beside it) what it did."""
+    """Writes the recordings of `items` to an Arrow file, all or nothing; returns (and stores beside it) a summary."""
     module = importlib.import_module(f"databases.{DATABASES[database]}")
     partial = path.with_suffix(".partial")
     rejected = []

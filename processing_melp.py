@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, BatchFeature, FeatureExtractionMixin, ProcessorMixin
+from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerFast, ProcessorMixin
 
 # MIMIC-IV-ECG's own order: aVF before aVL. Most other databases have aVL before aVF, so an order is never guessed.
 LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -713,6 +713,13 @@ SENTENCE_SPLITS = ("default", "original")
 _SENTENCE_END = re.compile(r"\.(?=\s|$)")  # not the point of 0.48, nor the first ones of "..."
 
 
+def split_sentences(report: str) -> list[str]:
+    """The sentences of a report, each with its full stop; decimals do not split, a tail without one counts."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(report)] + [len(report)]
+    sentences = (report[start:end].strip() for start, end in zip([0, *ends], ends, strict=False))
+    return [sentence for sentence in sentences if sentence]
+
+
 def sentence_numbers(is_end: Sequence[bool], is_special: Sequence[bool], keep_tail: bool = True) -> list[int]:
     """The sentence of each token, counted from 0; -1 for special tokens.
 
@@ -761,8 +768,8 @@ class MelpProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        # The mixin asks AutoFeatureExtractor, which knows ours only as remote code; this also works without.
-        parts = (MelpFeatureExtractor, AutoTokenizer)
+        # The mixin asks the Auto classes, which know a MELP folder only as remote code; this also works without.
+        parts = (MelpFeatureExtractor, PreTrainedTokenizerFast)
         return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
 
     @property
@@ -848,3 +855,7 @@ class MelpProcessor(ProcessorMixin):
             data["attention_mask"][row, : len(ids)] = 1
             data["sentence_ids"][row, : len(ids)] = torch.tensor(numbers)
         return data if return_tensors == "pt" else {key: value.numpy() for key, value in data.items()}
+
+
+MelpFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+MelpProcessor.register_for_auto_class("AutoProcessor")

@@ -1,4 +1,4 @@
-"""A training run's settings: one dataclass, a YAML file of any of its fields, and an option for each on the command line.
+"""A run's settings: one dataclass, a YAML file of any of its fields, and an option for each on the command line.
 
 What is unknown or of the wrong type is an error that proposes the nearest name.
 """
@@ -38,6 +38,10 @@ class Recipe:
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
     lead_dropout: float = field(default=0.5, metadata={"help": "probability of zeroing a lead in training"})
+    sentence_augmentation: float = field(
+        default=0.0,
+        metadata={"help": "share of reports of which a random number of sentences is read, in random order"},
+    )
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens masked in the language stage"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     num_workers: int = field(default=0, metadata={"help": "data loading processes"})

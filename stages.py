@@ -5,6 +5,7 @@ The loop in `train.py` knows none of this; it asks a stage for rows, a collate f
 
 import copy
 import math
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -89,19 +90,28 @@ class Stage:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-casing BERT WordPiece tokenizer of the texts' own vocabulary, with [BOS] as its last id."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    """A lower-casing BERT WordPiece tokenizer of the texts' most frequent words, with [BOS] as its last id.
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    Rarer words are spelled by characters. The library's own WordPiece trainer breaks ties differently in every run,
+    which would make no two trainings alike.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter()
+    for text, count in Counter(texts).items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            words[word] += count
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special["mask_token"] = "[MASK]"
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size - 1, special_tokens=list(special.values()), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    characters = sorted({character for word in words for character in word})
+    tokens = dict.fromkeys([*special.values(), *characters, *("##" + character for character in characters)])
+    for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])):
+        if len(tokens) < vocab_size - 1:
+            tokens.setdefault(word)
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoders.WordPiece()
     return with_bos(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
@@ -206,7 +216,7 @@ class MelpStage(Stage):
             )
         self.model.freeze_text_layers()
         self.config = self.model.config
-        self.collate = MelpCollator(self.processor, crop="random")
+        self.collate = MelpCollator(self.processor, crop="random", sentence_augmentation=recipe.sentence_augmentation)
         self.eval_collate = MelpCollator(self.processor)
 
     def describe(self) -> str:

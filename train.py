@@ -36,7 +36,7 @@ RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int):
-    """Everything a resume needs, all or nothing: the folder gets its name when it is complete. Keeps the newest two."""
+    """Everything a resume needs, all or nothing: a folder is named when it is complete. Keeps the newest two."""
     partial, final = folder / f".step-{step}", folder / f"step-{step}"
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()

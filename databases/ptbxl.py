@@ -1,11 +1,11 @@
 """PTB-XL 1.0.1 to 1.0.3 (PhysioNet, doi:10.13026/kfzx-aw45; Wagner et al., Scientific Data 7, 154, 2020).
 
-Facts this module encodes: `ptbxl_database.csv` has a row a recording, with `patient_id` (written as a float), a report
-(mostly German), `strat_fold` 1 to 10 (1 to 8 train, 9 validation, 10 test; no patient in two folds) and `scp_codes`, a
-Python literal of statement to likelihood. `scp_statements.csv` says of each statement whether it is diagnostic, of form
-or of rhythm, and to which diagnostic class and subclass it belongs. As in the published benchmark (Strodthoff et al.,
-IEEE JBHI 25, 1519, 2021) a statement counts whatever its likelihood, 0 included; a recording without a statement of a
-kind is not labelled in that label set. Recordings lie in `records500/` and `records100/`.
+Facts this module encodes: `ptbxl_database.csv` has a row a recording, with `patient_id` (written as a float), a
+report (mostly German), `strat_fold` 1 to 10 (1 to 8 train, 9 validation, 10 test; no patient in two folds) and
+`scp_codes`, a Python literal of statement to likelihood. `scp_statements.csv` says of each statement whether it is
+diagnostic, of form or of rhythm, and to which diagnostic class and subclass it belongs. As in the published benchmark
+(Strodthoff et al., IEEE JBHI 25, 1519, 2021) a statement counts whatever its likelihood, 0 included; a recording
+without a statement of a kind is not labelled in that label set. Recordings lie in `records500/` and `records100/`.
 """
 
 import ast

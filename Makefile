@@ -1,0 +1,8 @@
+.PHONY: lint test
+
+lint:
+	ruff check .
+	ruff format --check .
+
+test:
+	pip install '.[test]' && python -m pytest

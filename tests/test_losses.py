@@ -1,0 +1,91 @@
+"""The losses against plain loops, and the cases that their vectorised form must not trip over."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import losses_melp
+from losses_melp import beat_loss, beat_similarity, caption_loss, contrastive_loss
+
+
+def loop_beat_loss(beats, sentences, counts):
+    """The definition (SPEC of the paper's section 3.3), one pair at a time."""
+    similarity = torch.zeros(len(beats), len(sentences))
+    for i, c in enumerate(beats):
+        for j, count in enumerate(counts):
+            s = sentences[j, :count]
+            over_sentences = torch.softmax(c @ s.t(), dim=1)  # (beats, sentences)
+            weights = torch.softmax(4.0 * over_sentences.t(), dim=1)  # (sentences, beats)
+            cosine = F.cosine_similarity(s, weights @ c, dim=1)
+            similarity[i, j] = 10.0 * torch.log(torch.exp(5.0 * cosine).sum())
+    targets = torch.arange(len(beats))
+    return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2, similarity
+
+
+def beat_inputs(counts=(3, 1, 4, 2), dim=16):
+    generator = torch.Generator().manual_seed(0)
+    beats = torch.randn(len(counts), 5, dim, generator=generator)
+    sentences = torch.randn(len(counts), max(counts) or 1, dim, generator=generator)
+    mask = torch.arange(max(counts) or 1) < torch.tensor(counts)[:, None]
+    return beats, sentences * mask[..., None], mask
+
+
+def test_beat_loss_equals_a_loop_over_pairs():
+    counts = (3, 1, 4, 2)
+    beats, sentences, mask = beat_inputs(counts)
+    leaves = [beats.clone().requires_grad_(), sentences.clone().requires_grad_()]
+    loss = beat_loss(*leaves, mask)
+    reference = [beats.clone().requires_grad_(), sentences.clone().requires_grad_()]
+    expected, similarity = loop_beat_loss(*reference, counts)
+    torch.testing.assert_close(beat_similarity(beats, sentences, mask)[0], similarity, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, reference), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_beat_loss_ignores_a_report_without_sentences():
+    beats, sentences, mask = beat_inputs((3, 0, 4, 2))
+    leaves = [beats.requires_grad_(), sentences.requires_grad_()]
+    loss = beat_loss(*leaves, mask)
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, leaves))
+    assert beat_loss(beats, sentences, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_beat_loss_does_not_depend_on_padding():
+    beats, sentences, mask = beat_inputs()
+    padded = beat_loss(beats, F.pad(sentences, (0, 0, 0, 3)), F.pad(mask, (0, 3)))
+    torch.testing.assert_close(padded, beat_loss(beats, sentences, mask))
+
+
+def test_contrastive_loss_by_hand():
+    ecg = F.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    text = F.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    logits = 14.0 * ecg @ text.t()
+    expected = -(logits.log_softmax(1).diagonal().mean() + logits.log_softmax(0).diagonal().mean()) / 2
+    torch.testing.assert_close(contrastive_loss(ecg, text, torch.tensor(14.0)), expected)
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, beat_loss])
+def test_one_pair_is_refused(loss):
+    beats, sentences, mask = beat_inputs((2,))
+    arguments = (
+        (beats[:, 0], sentences[:, 0], torch.tensor(1.0)) if loss is contrastive_loss else (beats, sentences, mask)
+    )
+    with pytest.raises(ValueError, match="at least two pairs"):
+        loss(*arguments)
+
+
+def test_caption_loss_in_chunks_equals_all_logits_at_once(monkeypatch):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False)
+    hidden = torch.randn(4, 7, 8, requires_grad=True)
+    labels = torch.randint(50, (4, 7)).masked_fill(torch.rand(4, 7) < 0.3, -100)
+    expected = F.cross_entropy(head(hidden).view(-1, 50), labels.view(-1), ignore_index=-100)
+    gradients = torch.autograd.grad(expected, [hidden, head.weight])
+    for size in (3, 4096):
+        monkeypatch.setattr(losses_melp, "CAPTION_CHUNK_TOKENS", size)
+        loss = caption_loss(hidden, head, labels)
+        torch.testing.assert_close(loss, expected)
+        for ours, theirs in zip(torch.autograd.grad(loss, [hidden, head.weight]), gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,199 @@
+"""Equality with the original: its weights converted, its inputs, its outputs, losses, gradients and greedy ids."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer
+
+from convert import MODEL_RULES, convert, main, map_state_dict
+from processing_melp import MelpFeatureExtractor, MelpProcessor
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ECG_TENSORS = {
+    "last_hidden_state": "transformer_layer_1",
+    "token_embeds": "caption_tokens",
+    "beat_embeds": "beat_embs",
+    "rhythm_embeds": "pooled",
+    "probe_embeds": "ext_ecg_emb",
+}
+
+
+def tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
+    return load_file(FIXTURES / folder / f"{name}.safetensors")
+
+
+def assert_near(ours: torch.Tensor, theirs: torch.Tensor, bound: float = 1e-5):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max().item() < bound
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def attention(request) -> str:
+    return request.param
+
+
+def hooked(model, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Outputs of submodules by the original's names, filled at the next forward."""
+    found = {}
+    for path, name in names.items():
+        model.get_submodule(path).register_forward_hook(
+            lambda module, args, output, name=name: found.__setitem__(name, output)
+        )
+    return found
+
+
+@pytest.mark.parametrize("length", [1000, 5000])
+def test_encoder_forward(attention, length):
+    model, _ = convert(FIXTURES / "tiny_encoder")
+    model.set_attn_implementation(attention)
+    inner = hooked(
+        model,
+        {
+            **{f"feature_extractor.layers.{i}": f"conv_layer_{i}" for i in range(4)},
+            "feature_projection.layer_norm": "after_feature_layer_norm",
+            "feature_projection": "after_post_extract_proj",
+            "encoder.pos_conv_embed": "pos_conv_out",
+            "encoder.layer_norm": "after_encoder_layer_norm",
+            "encoder.layers.0": "transformer_layer_0",
+            "beat_pooler": "after_ln_contrast",
+        },
+    )
+    expected = tensors("tiny_encoder", "outputs")
+    with torch.no_grad():
+        outputs = model(tensors("tiny_encoder", "inputs")[f"ecg_{length}"])
+    for ours, theirs in ECG_TENSORS.items():
+        assert_near(outputs[ours], expected[f"{theirs}_{length}"])
+    for name, value in inner.items():
+        assert_near(value, expected[f"{name}_{length}"])
+
+
+def melp_inputs(padding: str) -> dict[str, torch.Tensor]:
+    """The fixture's batch, made from its raw reports by our processor; `longest` or `max_length`."""
+    text = json.loads((FIXTURES / "tiny_melp" / "text.json").read_text())
+    vocab = {token: index for index, token in enumerate(text["vocab"])}
+    tokenizer = BertTokenizer(vocab=vocab, do_lower_case=True, bos_token="[BOS]")
+    processor = MelpProcessor(MelpFeatureExtractor(), tokenizer, sentence_split="original", max_text_length=64)
+    inputs = processor(text=text["reports"], padding=padding, return_tensors="pt")
+    return {"input_values": tensors("tiny_melp", "inputs")["ecg"], **inputs}
+
+
+@pytest.mark.parametrize("padding", ["max_length", "longest"])
+def test_model_forward_losses_and_gradients(attention, padding):
+    model, _ = convert(FIXTURES / "tiny_melp")
+    model.set_attn_implementation(attention)
+    model.freeze_text_layers()
+    inputs, expected = melp_inputs(padding), tensors("tiny_melp", "outputs")
+    width = inputs["input_ids"].shape[1]
+    assert (width < 63) == (padding == "longest")
+    assert torch.equal(inputs["input_ids"], tensors("tiny_melp", "inputs")["input_ids"][:, :width])
+    outputs = model(**inputs)
+
+    for ours, theirs in {
+        "ecg_embeds": "ecg_latent",
+        "text_embeds": "text_latent",
+        "beat_embeds": "ecg_beat_embs",
+        "token_embeds": "ecg_caption_tokens",
+        "sentence_embeds": "sent_embs",
+        "logits_per_ecg": "clip_logits_per_ecg",
+        "logits_per_text": "clip_logits_per_text",
+    }.items():
+        assert_near(outputs[ours], expected[theirs])
+    assert torch.equal(outputs.sentence_mask.sum(dim=1), expected["sent_lengths"])
+    real = inputs["attention_mask"][:, 1:].bool()
+    assert_near(outputs.logits[real], expected["logits"][:, : width - 1][real])
+    for ours, theirs in {
+        "loss": "loss_total",
+        "contrastive_loss": "loss_cma_unweighted",
+        "caption_loss": "loss_caption_unweighted",
+        "local_loss": "loss_local_unweighted",
+    }.items():
+        assert outputs[ours].item() == pytest.approx(expected[theirs].item(), rel=1e-5)
+
+    outputs.loss.backward()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {key.removeprefix("grad."): value for key, value in expected.items() if key.startswith("grad.")}
+    mapped, _ = map_state_dict(gradients, MODEL_RULES)
+    assert len(mapped) >= len(gradients) == 20
+    for name, gradient in mapped.items():
+        assert (ours[name] - gradient).abs().max() < 1e-4 * gradient.abs().max(), name
+    check_gradient_norms(ours)
+
+
+def check_gradient_norms(ours: dict[str, torch.Tensor | None]):
+    norms = json.loads((FIXTURES / "tiny_melp" / "gradient_norms.json").read_text())
+    shapes = tensors("tiny_melp", "weights")
+    compared = 0
+    for name, norm in norms.items():
+        # Stacked query, key and value gradients have one norm: that of ours together.
+        targets, table = map_state_dict({name: shapes[name]}, MODEL_RULES)
+        for target in targets:
+            assert (ours[target] is None) == (norm is None), name
+        if norm is None or not targets:
+            continue
+        total = sum(ours[target].double().square().sum() for target in targets).sqrt().item()
+        # Keys' biases drop out of a softmax: their gradient is rounding alone.
+        assert total == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+        compared += 1
+    assert compared > 100
+
+
+def test_text_tower_hidden_states_and_padding(attention):
+    """[CLS] keeps its position, so every text state is the same however the batch was padded."""
+    model, _ = convert(FIXTURES / "tiny_melp")
+    model.set_attn_implementation(attention)
+    expected = tensors("tiny_melp", "outputs")
+    found = {}
+    for padding in ("max_length", "longest"):
+        inputs = melp_inputs(padding)
+        with torch.no_grad():
+            features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        width = inputs["input_ids"].shape[1]
+        real = inputs["attention_mask"].bool()
+        assert_near(features.last_hidden_state[real], expected["text_token_embs"][:, :width][real])
+        assert_near(features.pooler_output, expected["text_latent"])
+        found[padding] = features.pooler_output
+    assert_near(found["longest"], found["max_length"], 1e-6)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_ids(attention, use_cache):
+    model, _ = convert(FIXTURES / "tiny_melp")
+    model.set_attn_implementation(attention)
+    calls = []
+    model.ecg_model.register_forward_hook(lambda *_: calls.append(1))
+    ids = model.generate(
+        tensors("tiny_melp", "inputs")["ecg"], max_length=20, min_length=5, do_sample=False, use_cache=use_cache
+    )
+    assert torch.equal(ids, tensors("tiny_melp", "outputs")["generate_top_k_1_seq_len_20"])
+    assert len(calls) == 1, "the ECG is encoded once a generation"
+
+
+def test_every_key_is_mapped_or_dropped_by_name(tmp_path):
+    weights = tensors("tiny_melp", "weights")
+    _, table = map_state_dict(weights, MODEL_RULES)
+    assert {row[0] for row in table} == set(weights)
+    dropped = {row[0] for row in table if row[1] == "-"}
+    assert {"ecg_encoder.logit_scale", "lm_model.cls.predictions.bias"} <= dropped
+
+    with pytest.raises(ValueError, match="proj_x.weight"):
+        map_state_dict({"proj_x.weight": torch.zeros(1)}, MODEL_RULES)
+
+    (tmp_path / "config.json").write_text((FIXTURES / "tiny_melp" / "config.json").read_text())
+    del weights["proj_t.2.bias"]
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="text_projection.2.bias"):
+        convert(tmp_path)
+
+
+def test_command_writes_a_folder(tmp_path, capsys):
+    main([str(FIXTURES / "tiny_encoder"), "--output", str(tmp_path / "encoder")])
+    printed = capsys.readouterr().out
+    assert "dropped: left over from self-supervised pre-training" in printed and "trust_remote_code" in printed
+    assert {"config.json", "model.safetensors", "modeling_melp.py"} <= {
+        p.name for p in (tmp_path / "encoder").iterdir()
+    }
+    with pytest.raises(SystemExit, match="config.json"):
+        main([str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])

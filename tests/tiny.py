@@ -1,0 +1,71 @@
+"""A tiny MELP with a tokenizer of its own, for tests that need a whole model folder."""
+
+import torch
+
+from configuration_melp import MelpConfig
+from modeling_melp import MelpModel
+from processing_melp import MelpFeatureExtractor, MelpProcessor
+
+REPORTS = [
+    "sinus rhythm. normal ecg.",
+    "atrial fibrillation with rapid ventricular response. left axis deviation. abnormal ecg.",
+    "sinus bradycardia. first degree av block. qtc 0.48 s. possible anterior infarct. borderline ecg",
+    "ventricular pacing.",
+]
+
+
+def tiny_processor() -> MelpProcessor:
+    from stages import train_tokenizer
+
+    return MelpProcessor(MelpFeatureExtractor(), train_tokenizer(REPORTS * 4, 200), max_text_length=64)
+
+
+def tiny_config(**fields) -> MelpConfig:
+    tokenizer = tiny_processor().tokenizer
+    return MelpConfig(
+        **{
+            "ecg_config": {
+                "conv_dim": [16, 16, 16, 16],
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 64,
+                "num_conv_pos_embeddings": 16,
+                "num_conv_pos_embedding_groups": 4,
+                "num_beat_queries": 3,
+                "num_token_queries": 4,
+                "token_dim": 32,
+                "pooler_num_attention_heads": 4,
+                "projection_dim": 16,
+            },
+            "text_config": {
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 64,
+                "max_position_embeddings": 64,
+            },
+            "text_projection_hidden_size": 16,
+            "max_text_length": 64,
+            "num_frozen_text_layers": 1,
+            "decoder_num_hidden_layers": 2,
+            "decoder_num_attention_heads": 4,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+            "cls_token_id": tokenizer.cls_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **fields,
+        }
+    )
+
+
+def tiny_model(seed: int = 0, **fields) -> MelpModel:
+    torch.manual_seed(seed)
+    return MelpModel(tiny_config(**fields)).eval()
+
+
+def tiny_batch(padding: str = "longest", samples: int = 1000) -> dict[str, torch.Tensor]:
+    inputs = tiny_processor()(text=REPORTS, padding=padding, return_tensors="pt")
+    ecg = torch.rand(len(REPORTS), 12, samples, generator=torch.Generator().manual_seed(1))
+    return {"input_values": ecg, **inputs}
