@@ -4,8 +4,7 @@
     python benchmark.py train --batch-size 4 --dtype bfloat16
 
 At the paper's size. FLOPs are those the model needs (matrix products and convolutions, counted by torch); the peak is
-that of a large square matrix product in the same run, so the share compares machines. Ratios within one run are what to
-quote.
+that of a large square matrix product in the same run, so the share compares machines: quote it, not the rate.
 """
 
 import argparse
@@ -148,6 +147,13 @@ def measure(task: str, dtype_name: str, options) -> dict:
     }
 
 
+def as_row(case: dict) -> str:
+    cells = [case["task"], case["device"], case["dtype"], case["batch_size"], f"{case['per_second']:.2f}"]
+    cells += [f"{case[name]:.3f}" for name in ("tflops", "peak_tflops")]
+    cells += [f"{case['share_of_peak']:.0%}", f"{case['peak_memory_gb']:.1f}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=CASES)
@@ -169,12 +175,7 @@ def main(arguments: list[str] | None = None):
     for dtype_name in options.dtype:
         case = measure(options.task, dtype_name, options)
         cases.append(case)
-        print(
-            f"| {case['task']} | {case['device']} | {case['dtype']} | {case['batch_size']} | {case['per_second']:.2f} | "
-            f"{case['tflops']:.3f} | {case['peak_tflops']:.3f} | {case['share_of_peak']:.0%} | "
-            f"{case['peak_memory_gb']:.1f} |",
-            flush=True,
-        )
+        print(as_row(case), flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(cases, file, indent=2)

@@ -1,8 +1,9 @@
 """Configuration of MELP (Multi-scale ECG-Language Pretraining; Wang, Xu and Yu, ICML 2025, arXiv 2506.21803)."""
 
+import copy
 import math
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 
 class MelpEcgConfig(PreTrainedConfig):
@@ -99,7 +100,7 @@ class MelpConfig(PreTrainedConfig):
     """
 
     model_type = "melp"
-    sub_configs = {"ecg_config": MelpEcgConfig}
+    sub_configs = {"ecg_config": MelpEcgConfig, "text_config": AutoConfig}
     is_encoder_decoder: bool = True
 
     ecg_config: dict | PreTrainedConfig | None = None
@@ -138,7 +139,8 @@ class MelpConfig(PreTrainedConfig):
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"text_config.model_type is {model_type!r}, which transformers does not know.")
             self.text_config = CONFIG_MAPPING[model_type](**text_config)
-        # The original reads reports with a BERT run as a causal decoder.
+        # The original reads reports with a BERT run as a causal decoder. The caller's configuration stays as it is.
+        self.text_config = copy.deepcopy(self.text_config)
         self.text_config.is_decoder = True
         self.decoder_start_token_id = self.bos_token_id
         super().__post_init__(**kwargs)

@@ -4,7 +4,6 @@
 leads on the device.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, load_from_disk
 
 from processing_melp import LEADS, derive_limb_leads, scale_ecg, split_sentences
 
+STORED_RATE = 500  # Hz of every recording in a prepared folder
 REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
 
 
@@ -58,6 +58,8 @@ def label_matrix(split: Dataset, label_set: str) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"there is no label set {label_set!r} in this data; it has {', '.join(sets) or 'none'}.")
     ids = split.select_columns([label_set])[label_set]
     labelled = np.array([row for row, labels in enumerate(ids) if labels is not None], dtype=int)
+    if len(labelled) == 0:
+        raise ValueError(f"no recording of this split is labelled in {label_set!r}.")
     matrix = np.zeros((len(labelled), len(sets[label_set])), dtype=bool)
     for row, index in enumerate(labelled):
         matrix[row, ids[index]] = True
@@ -71,28 +73,34 @@ def with_reports(split: Dataset) -> Dataset:
     return split if len(kept) == len(split) else split.select(kept)
 
 
-def decode(row: dict, num_samples: int, crop: str = "first") -> tuple[np.ndarray, np.ndarray]:
-    """A stored row as millivolts (12, num_samples) float32 in the model's lead order, and which leads are there.
+def decode(row: dict, signal: np.ndarray, crop: str = "first", derive: bool = True) -> np.ndarray:
+    """Writes a stored row as millivolts into `signal` (12, samples) float32, in the model's lead order.
 
     Longer recordings are cropped (`first`, or `random`), shorter ones padded at their end with 0 mV; limb leads that
-    follow from two others are derived.
+    follow from two others are derived unless `derive` is false.
+
+    Returns:
+        (12,) bool, which leads are there; the others are rows of zeros.
     """
     stored = np.frombuffer(row["signal"], dtype="<i2").reshape(len(row["leads"]), -1)
-    slack = stored.shape[1] - num_samples
+    slack = stored.shape[1] - signal.shape[1]
     if slack > 0:
         start = int(torch.randint(slack + 1, ())) if crop == "random" else 0
-        stored = stored[:, start : start + num_samples]
+        stored = stored[:, start : start + signal.shape[1]]
     gain = np.asarray(row["gain"], dtype=np.float32)[:, None]
-    millivolts = (stored - np.asarray(row["baseline"], dtype=np.float32)[:, None]) / gain
+    baseline = np.asarray(row["baseline"], dtype=np.float32)[:, None]
     if slack >= 0 and row["leads"] == list(LEADS):
-        return millivolts, np.ones(len(LEADS), dtype=bool)
-    signal, present = np.zeros((len(LEADS), num_samples), dtype=np.float32), np.zeros(len(LEADS), dtype=bool)
+        np.divide(np.subtract(stored, baseline, out=signal), gain, out=signal)
+        return np.ones(len(LEADS), dtype=bool)
     rows = [LEADS.index(lead) for lead in row["leads"]]
-    signal[rows, : millivolts.shape[1]], present[rows] = millivolts, True
-    if not present.all():
-        varies = present & (signal.min(axis=1) != signal.max(axis=1))
+    present = np.zeros(len(LEADS), dtype=bool)
+    signal[:], present[rows] = 0.0, True
+    signal[rows, : stored.shape[1]] = (stored - baseline) / gain
+    if derive and not present.all():
+        varies = np.zeros(len(LEADS), dtype=bool)
+        varies[rows] = stored.min(axis=1) != stored.max(axis=1)
         present = present | derive_limb_leads(signal[None, None], present[None], varies[None], list(LEADS))[0]
-    return signal, present
+    return present
 
 
 class MelpCollator:
@@ -100,16 +108,19 @@ class MelpCollator:
 
     def __init__(self, processor, crop: str = "first", text: bool = True, sentence_augmentation: float = 0.0):
         extractor = getattr(processor, "feature_extractor", processor)
-        self.num_samples = round(extractor.duration * extractor.sampling_rate)
+        if extractor.sampling_rate != STORED_RATE:
+            raise ValueError(
+                f"prepared folders hold {STORED_RATE} Hz, the model reads {extractor.sampling_rate:g} Hz: give its "
+                f"configuration sampling_rate {STORED_RATE}."
+            )
+        self.num_samples, self.derive = round(extractor.duration * STORED_RATE), extractor.derive_leads
         self.processor, self.crop, self.text = processor, crop, text
         self.sentence_augmentation = sentence_augmentation
 
     def __call__(self, rows: list[dict]) -> dict:
-        decoded = [decode(row, self.num_samples, self.crop) for row in rows]
-        batch = {
-            "input_values": torch.from_numpy(np.stack([signal for signal, _ in decoded])),
-            "lead_mask": torch.from_numpy(np.stack([present for _, present in decoded])),
-        }
+        signals = np.empty((len(rows), len(LEADS), self.num_samples), dtype=np.float32)
+        present = [decode(row, signal, self.crop, self.derive) for row, signal in zip(rows, signals, strict=True)]
+        batch = {"input_values": torch.from_numpy(signals), "lead_mask": torch.from_numpy(np.stack(present))}
         if self.text:
             reports = [row["report"] for row in rows]
             if self.sentence_augmentation:
@@ -139,30 +150,36 @@ def prepare_inputs(batch: dict, device, scaling: str, lead_dropout: float = 0.0)
     return batch
 
 
-class ShuffledBatches:
-    """Batches of indices in a new order each epoch, the same for any number of processes.
+class TrainingBatches(torch.utils.data.Dataset):
+    """Collated batches by optimizer step: rows in a new order each epoch, the same for any number of processes.
 
-    The global batch `step` is known from the seed alone: process `rank` of `world` takes its slice of it, so a resumed
-    run starts at any step, and two processes with batch n see what one sees with 2n. An epoch's last, uneven batch is
-    left to the next epoch's order: a contrastive loss over fewer pairs is another loss.
+    Batch `step` follows from the seed alone, with all that its collate function draws (crops, sentences, masks). So a
+    resumed run starts at any step, any number of loader processes gives the same, and two training processes with
+    batch n see the rows that one sees with 2n. An epoch's last, uneven batch is left to the next epoch's order: a
+    contrastive loss over fewer pairs is another loss.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+    def __init__(self, rows: Dataset, collate, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         self.global_batch, self.batch_size = batch_size * world, batch_size
-        if num_rows < self.global_batch:
+        if len(rows) < self.global_batch:
             raise ValueError(
-                f"{num_rows} training rows do not fill one batch of {self.global_batch} ({batch_size} a process): "
+                f"{len(rows)} training rows do not fill one batch of {self.global_batch} ({batch_size} a process): "
                 "lower --batch-size or give more data."
             )
-        self.num_rows, self.seed, self.rank, self.start = num_rows, seed, rank, start
-        self.steps_per_epoch = num_rows // self.global_batch
+        self.rows, self.collate, self.seed, self.rank, self.world = rows, collate, seed, rank, world
+        self.steps_per_epoch = len(rows) // self.global_batch
+        self._order = (-1, None)  # epoch and its permutation
 
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.start
-        while True:
-            epoch, offset = divmod(step, self.steps_per_epoch)
-            if step == self.start or offset == 0:
-                order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + epoch))
-            first = offset * self.global_batch + self.rank * self.batch_size
-            yield order[first : first + self.batch_size].tolist()
-            step += 1
+    def indices(self, step: int) -> list[int]:
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._order = (epoch, torch.randperm(len(self.rows), generator=generator))
+        first = offset * self.global_batch + self.rank * self.batch_size
+        return self._order[1][first : first + self.batch_size].tolist()
+
+    def __getitem__(self, step: int) -> dict:
+        rows = self.rows.__getitems__(self.indices(step))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed << 32) + step * self.world + self.rank)
+            return self.collate(rows)

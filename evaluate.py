@@ -77,31 +77,32 @@ def encode(model, extractor, split: Dataset, batch_size: int, name: str = "encod
             outputs = ecg_model(**batch)
             found["rhythm"].append(F.normalize(outputs.rhythm_embeds.float(), dim=-1).cpu().numpy())
             found["probe"].append(outputs.probe_embeds.float().cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    found = {name: np.concatenate(parts) for name, parts in found.items()}
+    if not all(np.isfinite(part).all() for part in found.values()):
+        raise ValueError("the model gives embeddings that are not finite on this data.")
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- metrics
 
 
 def score_classes(targets: np.ndarray, scores: np.ndarray, classes: list[str]) -> list[dict]:
-    """AUROC and AUPRC a class; a class without a positive or without a negative has neither, and says so."""
+    """AUROC and AUPRC a class; None for one without a positive or a negative, or that could not be trained (NaN)."""
     rows = []
     for index, name in enumerate(classes):
         target, score = targets[:, index], scores[:, index]
         row = {"label": name, "positives": int(target.sum()), "records": len(target), "auroc": None, "auprc": None}
-        if not np.isfinite(score).all():
-            raise ValueError(f"scores of {name!r} are not finite: the model gives NaN on this data.")
-        if 0 < row["positives"] < row["records"]:
+        if 0 < row["positives"] < row["records"] and np.isfinite(score).all():
             row["auroc"] = float(roc_auc_score(target, score))
             row["auprc"] = float(average_precision_score(target, score))
         rows.append(row)
     return rows
 
 
-def macro(rows: list[dict], metric: str = "auroc") -> float:
-    """Mean over the classes that have the metric; NaN where none has."""
+def macro(rows: list[dict], metric: str = "auroc") -> float | None:
+    """Mean over the classes that have the metric; None where none has."""
     values = [row[metric] for row in rows if row[metric] is not None]
-    return float(np.mean(values)) if values else float("nan")
+    return float(np.mean(values)) if values else None
 
 
 # --------------------------------------------------------------------------------------------------------- zero-shot
@@ -160,11 +161,11 @@ def _only_label_set(split: Dataset, prompts: str | Path) -> str:
 def fit_probe(train, validation, test) -> np.ndarray:
     """Scores (test rows, classes) of one logistic regression a class, its regularisation chosen on validation AUROC.
 
-    Each argument is (features, targets). A class without both kinds of training rows gets the score 0.
+    Each argument is (features, targets). A class that training shows no positive of, or nothing else, scores NaN.
     """
     scaler = StandardScaler().fit(train[0])
     features = [scaler.transform(part[0]) for part in (train, validation, test)]
-    scores = np.zeros((len(test[0]), train[1].shape[1]))
+    scores = np.full((len(test[0]), train[1].shape[1]), np.nan)
     for index in tqdm(range(train[1].shape[1]), desc="probe", unit="class"):
         target, held_out = train[1][:, index], validation[1][:, index]
         if target.all() or not target.any():
@@ -236,6 +237,8 @@ def summarise(task, options, label_set, split, targets, scores: dict[str, np.nda
         )
         predictions.to_parquet(folder / "predictions.parquet")
         print(f"\nWritten to {folder}: results.json, results.md, predictions.parquet")
+    other = {"zero-shot": "linear-probe", "linear-probe": "zero-shot"}[task]
+    print(f"Next: python evaluate.py {other} --model {options.model} --data {options.data}")
     return results
 
 
@@ -249,12 +252,15 @@ def as_table(results: dict) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for row, untrained in zip(results["classes"]["model"], results["classes"]["untrained"], strict=True):
-        values = [row["auroc"], row["auprc"], untrained["auroc"]]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {row['label']} | {row['positives']} | " + " | ".join(cells) + " |")
-    cells = [results["macro_auroc"]["model"], results["macro_auprc"]["model"], results["macro_auroc"]["untrained"]]
-    lines.append("| **macro** | | " + " | ".join(f"**{value:.3f}**" for value in cells) + " |")
+        lines.append(_row(row["label"], row["positives"], row["auroc"], row["auprc"], untrained["auroc"]))
+    means = [results["macro_auroc"]["model"], results["macro_auprc"]["model"], results["macro_auroc"]["untrained"]]
+    lines.append(_row("**macro**", "", *means))
     return "\n".join(lines) + "\n"
+
+
+def _row(label: str, positives, *values: float | None) -> str:
+    cells = ["-" if value is None else f"{value:.3f}" for value in values]
+    return f"| {label} | {positives} | " + " | ".join(cells) + " |"
 
 
 def draft_reports(model: MelpModel, processor: MelpProcessor, split: Dataset, **generate) -> list[str]:
@@ -268,14 +274,20 @@ def draft_reports(model: MelpModel, processor: MelpProcessor, split: Dataset, **
 
 def report_demo(model_folder: Path, data: Path, output: Path):
     """What the whole path shows at its end: zero-shot beside an untrained model, and three drafted reports."""
-    test = get_split(load_prepared(data), "test", data)
+    splits = load_prepared(data)
+    if "test" not in splits:
+        print(f"{data} has no split 'test': nothing to evaluate on.")
+        return
+    test = splits["test"]
     known = [name for name in label_sets(test) if name in yaml.safe_load(PROMPTS.read_text())]
     if known:
         main(["zero-shot", "--model", str(model_folder), "--data", str(data), "--output", str(output / "zero-shot")])
     else:
         print(f"{data} has no label set with prompts: no zero-shot table.")
-    model, processor = load_model(str(model_folder), torch.device("cpu"))
     rows = with_reports(test)
+    if len(rows) == 0:
+        return
+    model, processor = load_model(str(model_folder), torch.device("cpu"))
     rows = rows.select(range(min(3, len(rows))))
     for row, draft in zip(rows, draft_reports(model, processor, rows, num_beams=4), strict=True):
         print(f"\n{row['record']}\n  report: {row['report']}\n  draft:  {draft}")

@@ -12,6 +12,12 @@ from torch.utils.checkpoint import checkpoint
 CAPTION_CHUNK_TOKENS = 4096
 
 
+def similarity_logits(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """Scaled cosine similarities (ecgs, reports), in float32 also under autocast."""
+    with torch.autocast(ecg_embeds.device.type, enabled=False):
+        return logit_scale.float() * ecg_embeds.float() @ text_embeds.float().t()
+
+
 def contrastive_loss(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
     """Symmetric cross entropy between ECGs and their reports (rhythm scale).
 
@@ -23,7 +29,7 @@ def contrastive_loss(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_
         Scalar. With a batch of one there is nothing to tell apart: ValueError.
     """
     _check_batch(ecg_embeds)
-    logits = logit_scale * ecg_embeds.float() @ text_embeds.float().t()  # (ecg, report)
+    logits = similarity_logits(ecg_embeds, text_embeds, logit_scale)
     targets = torch.arange(logits.shape[0], device=logits.device)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
 
@@ -53,6 +59,33 @@ def caption_loss(hidden_states: torch.Tensor, lm_head: torch.nn.Linear, labels: 
     return total / max(labels.numel(), 1)
 
 
+def _attend(dots: torch.Tensor, absent: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention of sentences (last dimension) over beats (dimension 1) from their dot products.
+
+    The original normalises over the sentences first, then over the beats. A finite fill keeps a report without any
+    sentence from giving NaN; callers mask what it yields.
+    """
+    over_sentences = dots.masked_fill(absent, torch.finfo(dots.dtype).min).softmax(dim=-1)
+    return (scale * over_sentences).softmax(dim=1)
+
+
+def beat_attention(
+    beat_embeds: torch.Tensor, sentence_embeds: torch.Tensor, sentence_mask: torch.Tensor, attention_scale: float = 4.0
+) -> torch.Tensor:
+    """The beats that support each sentence of an ECG's own report.
+
+    Args:
+        beat_embeds: (batch, beats, dim); sentence_embeds: (batch, sentences, dim); sentence_mask: (batch, sentences).
+
+    Returns:
+        (batch, sentences, beats), rows that sum to 1, or to 0 where there is no sentence.
+    """
+    with torch.autocast(beat_embeds.device.type, enabled=False):
+        dots = beat_embeds.float() @ sentence_embeds.float().transpose(1, 2)  # (batch, beats, sentences)
+        attention = _attend(dots, ~sentence_mask[:, None, :], attention_scale)
+    return attention.transpose(1, 2) * sentence_mask[..., None]
+
+
 def beat_similarity(
     beat_embeds: torch.Tensor,
     sentence_embeds: torch.Tensor,
@@ -60,8 +93,8 @@ def beat_similarity(
     attention_scale: float = 4.0,
     similarity_scale: float = 5.0,
     logit_scale: float = 10.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How well each report's sentences are found in each ECG's beats.
+) -> torch.Tensor:
+    """How well each report's sentences are found in each ECG's beats: (ecgs, reports).
 
     A sentence attends over the beats; the cosine between it and the beats it attends to needs only their dot products
     and the beats' Gram matrix, so no (ecg, report, sentence, dim) tensor is made.
@@ -70,24 +103,19 @@ def beat_similarity(
         beat_embeds: (ecgs, beats, dim), not normalised.
         sentence_embeds: (reports, sentences, dim), not normalised, zero-padded.
         sentence_mask: (reports, sentences) bool, true for real sentences.
-
-    Returns:
-        similarity (ecgs, reports), and attention (ecgs, beats, reports, sentences) of each sentence over the beats.
     """
-    beat_embeds, sentence_embeds = beat_embeds.float(), sentence_embeds.float()
-    dots = torch.einsum("ind,jsd->injs", beat_embeds, sentence_embeds)
     absent = ~sentence_mask  # (reports, sentences), broadcast over ecgs and beats
-    # The original normalises over the sentences first, then over the beats. A finite fill keeps a report without any
-    # sentence from giving NaN; what it yields is masked by the caller.
-    over_sentences = dots.masked_fill(absent, torch.finfo(dots.dtype).min).softmax(dim=-1)
-    attention = (attention_scale * over_sentences).softmax(dim=1)
-    numerator = (attention * dots).sum(dim=1)  # sentence . context
-    gram = beat_embeds @ beat_embeds.transpose(1, 2)
-    context_norm = (attention * torch.einsum("inm,imjs->injs", gram, attention)).sum(dim=1).clamp(min=1e-16).sqrt()
-    sentence_norm = sentence_embeds.norm(dim=-1)
-    cosine = numerator / (context_norm * sentence_norm).clamp(min=1e-8)  # (ecgs, reports, sentences)
-    total = (similarity_scale * cosine).masked_fill(absent, float("-inf")).logsumexp(dim=-1)
-    return logit_scale * total, attention
+    with torch.autocast(beat_embeds.device.type, enabled=False):
+        beat_embeds, sentence_embeds = beat_embeds.float(), sentence_embeds.float()
+        dots = torch.einsum("ind,jsd->injs", beat_embeds, sentence_embeds)
+        attention = _attend(dots, absent, attention_scale)
+        numerator = (attention * dots).sum(dim=1)  # sentence . context
+        gram = beat_embeds @ beat_embeds.transpose(1, 2)
+        squared_norm = (attention * torch.einsum("inm,imjs->injs", gram, attention)).sum(dim=1)
+        context_norm = squared_norm.clamp(min=1e-16).sqrt()
+        cosine = numerator / (context_norm * sentence_embeds.norm(dim=-1)).clamp(min=1e-8)
+        total = (similarity_scale * cosine).masked_fill(absent, float("-inf")).logsumexp(dim=-1)
+    return logit_scale * total
 
 
 def beat_loss(
@@ -102,7 +130,7 @@ def beat_loss(
         scales: `attention_scale`, `similarity_scale` and `logit_scale` of `beat_similarity`.
     """
     _check_batch(beat_embeds)
-    similarity, _ = beat_similarity(beat_embeds, sentence_embeds, sentence_mask, **scales)
+    similarity = beat_similarity(beat_embeds, sentence_embeds, sentence_mask, **scales)
     has_sentence = sentence_mask.any(dim=1)
     targets = torch.arange(len(similarity), device=similarity.device).masked_fill(~has_sentence, -100)
     count = has_sentence.sum().clamp(min=1)

@@ -25,12 +25,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig
-    from .losses_melp import beat_loss, caption_loss, contrastive_loss
+    from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig
-    from losses_melp import beat_loss, caption_loss, contrastive_loss
+    from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 
 # ---------------------------------------------------------------------------------------------------------- outputs
@@ -69,6 +69,7 @@ class MelpOutput(ModelOutput):
         beat_embeds: (batch, beat queries, projection_dim); token_embeds: (batch, token queries, token_dim).
         sentence_embeds: (batch, sentences, projection_dim), zero where a report has fewer sentences.
         sentence_mask: (batch, sentences), true for real sentences.
+        sentence_attentions: (batch, sentences, beat queries), which beats support a sentence of the ECG's own report.
         logits: (batch, tokens, vocabulary), position i predicts token i + 1. Left out in training, where the caption
             loss never makes them all at once.
         past_key_values: cache of a generation step.
@@ -88,6 +89,7 @@ class MelpOutput(ModelOutput):
     token_embeds: torch.FloatTensor | None = None
     sentence_embeds: torch.FloatTensor | None = None
     sentence_mask: torch.BoolTensor | None = None
+    sentence_attentions: torch.FloatTensor | None = None
     past_key_values: EncoderDecoderCache | None = None
     ecg_model_output: MelpEcgModelOutput | None = None
 
@@ -341,6 +343,10 @@ class MelpAttentionalPooler(nn.Module):
         return self.layer_norm(self.attention(query, context)[0])
 
 
+class MelpBeatProjection(nn.Linear):
+    """P of the paper, 256 x 256 without bias; a class of its own because it has an initialisation of its own."""
+
+
 # --------------------------------------------------------------------------------------------------- report decoder
 
 
@@ -439,8 +445,8 @@ class MelpPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, MelpAttentionalPooler):
             init.normal_(module.query)
-        elif isinstance(module, MelpEcgModel):
-            init.normal_(module.beat_projection.weight, std=module.config.projection_dim**-0.5)
+        elif isinstance(module, MelpBeatProjection):
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, MelpModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
         else:
@@ -472,18 +478,23 @@ class MelpEcgModel(MelpPreTrainedModel):
         self.encoder = MelpEcgEncoder(config)
         self.token_pooler = MelpAttentionalPooler(config, config.num_token_queries, config.token_dim)
         self.beat_pooler = MelpAttentionalPooler(config, config.num_beat_queries, config.projection_dim)
-        self.beat_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.beat_projection = MelpBeatProjection(config.projection_dim, config.projection_dim, bias=False)
         self.post_init()
 
     @capture_outputs
     def forward(
-        self, input_values: torch.FloatTensor, lead_mask: torch.BoolTensor | None = None, **kwargs
+        self,
+        input_values: torch.FloatTensor,
+        lead_mask: torch.BoolTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
     ) -> MelpEcgModelOutput:
         r"""
         Args:
             input_values: (batch, leads, samples), leads in the order I, II, III, aVR, aVF, aVL, V1..V6, scaled by the
                 processor; a missing lead is a row of zeros. Any length of at least one frame (16 samples).
             lead_mask: (batch, leads), false for leads to read as missing, which zeroes their rows.
+            attention_mask: a report's, which `generate` hands to every encoder; an ECG has no padding to mask.
 
         Raises:
             ValueError: where the shape is not (batch, leads, samples).
@@ -707,18 +718,18 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         if encoder_outputs is None:
             return output
 
-        output.logits_per_ecg = self.logit_scale.exp() * output.ecg_embeds.float() @ output.text_embeds.float().t()
+        output.logits_per_ecg = similarity_logits(output.ecg_embeds, output.text_embeds, self.logit_scale.exp())
         output.logits_per_text = output.logits_per_ecg.t()
         if len(input_ids) == len(output.ecg_embeds):
-            self._caption(output, hidden_states[:, :-1], input_ids, attention_mask, **kwargs)
+            self._describe(output, hidden_states[:, :-1], input_ids, attention_mask, **kwargs)
             if return_loss or (return_loss is None and (self.training or len(input_ids) > 1)):
                 self._sum_losses(output)
         elif return_loss or (return_loss is None and self.training):
             raise ValueError(f"{len(output.ecg_embeds)} ECGs and {len(input_ids)} reports are not pairs.")
         return output
 
-    def _caption(self, output: MelpOutput, hidden_states, input_ids, attention_mask, **kwargs):
-        """Caption loss of the pairs, and outside training all logits (batch, tokens - 1, vocabulary)."""
+    def _describe(self, output: MelpOutput, hidden_states, input_ids, attention_mask, **kwargs):
+        """Caption loss of the pairs, and outside training what explains them: all logits, the sentences' beats."""
         targets = input_ids[:, 1:]
         padding = targets == self.config.pad_token_id if attention_mask is None else attention_mask[:, 1:] == 0
         causal_mask = create_causal_mask(
@@ -728,6 +739,10 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         output.caption_loss = caption_loss(decoded, self.lm_head, targets.masked_fill(padding, -100))
         if not self.training:
             output.logits = self.lm_head(decoded)
+            if output.sentence_embeds is not None:
+                output.sentence_attentions = beat_attention(
+                    output.beat_embeds, output.sentence_embeds, output.sentence_mask, self.config.beat_attention_scale
+                )
 
     def _sum_losses(self, output: MelpOutput):
         config = self.config

@@ -14,6 +14,7 @@ import csv
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -23,13 +24,14 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, DatasetInfo, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from data import STORED_RATE
 from databases import DATABASES, SPLITS, EcgRecord
 from databases.wfdb_record import MISSING, quantise
 from processing_melp import LEADS, canonical_leads, check_sampling_rate, resample_ecg
 
-SAMPLING_RATE = 500  # Hz of every stored recording
 MIN_DURATION = 2.0  # s
 SHARD_RECORDS = 1000
 
@@ -82,16 +84,16 @@ def to_row(record: EcgRecord, features: Features) -> dict:
         raise ValueError(f"{missing.sum()} missing samples (NaN) in lead {names}")
     if (signal.min(axis=1) == signal.max(axis=1)).all():
         raise ValueError("flat: every lead is constant")
-    if rate != SAMPLING_RATE:
+    if rate != STORED_RATE:
         millivolts = (signal - baseline[:, None]) / gain[:, None]
-        signal, gain, baseline = quantise(resample_ecg(millivolts, rate, SAMPLING_RATE))
+        signal, gain, baseline = quantise(resample_ecg(millivolts, rate, STORED_RATE))
     row = {
         "record": record.record,
         "patient": record.patient,
         "report": record.report,
         "signal": signal.astype("<i2").tobytes(),
         "leads": leads,
-        "sampling_rate": SAMPLING_RATE,
+        "sampling_rate": STORED_RATE,
         "gain": gain.astype(np.float32),
         "baseline": baseline.astype(np.float32),
     }
@@ -112,7 +114,11 @@ def write_shard(database: str, items: list[dict], features: Features, path: Path
     module = importlib.import_module(f"databases.{DATABASES[database]}")
     partial = path.with_suffix(".partial")
     rejected = []
-    with ArrowWriter(features=features, path=str(partial), writer_batch_size=100) as writer:
+    # One process a core is the parallelism here: BLAS threads beside it would only spin.
+    with (
+        threadpool_limits(1),
+        ArrowWriter(features=features, path=str(partial), writer_batch_size=100) as writer,
+    ):
         for item in items:
             try:
                 row = to_row(module.read(item), features)
@@ -159,7 +165,8 @@ def run_shards(database, items, features, work: Path, workers: int) -> dict[str,
             for split, chunk, path in todo:
                 finish(split, chunk, path, write_shard(database, chunk, features, path))
         else:
-            with ProcessPoolExecutor(workers) as pool:
+            # Fresh processes: forking one that runs torch's or Arrow's threads can hang.
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
                 futures = [
                     (split, chunk, path, pool.submit(write_shard, database, chunk, features, path))
                     for split, chunk, path in todo
@@ -212,7 +219,9 @@ def prepare(database: str, output: str | Path, *, root=None, workers: int = 1, l
     check_patients(items)
     features = features_of(module, items)
     # The plan is what a resumed run must agree with.
-    fingerprint = hashlib.sha256(json.dumps([database, items, str(features)], default=str).encode()).hexdigest()
+    fingerprint = hashlib.sha256(
+        json.dumps([database, getattr(module, "VERSION", 0), items, str(features)]).encode()
+    ).hexdigest()
     if (output / "dataset_dict.json").exists():
         if _stored_fingerprint(output / "melp.json") == fingerprint:
             print(f"{output} already holds these {len(items):,} recordings.")

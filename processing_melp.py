@@ -857,5 +857,12 @@ class MelpProcessor(ProcessorMixin):
         return data if return_tensors == "pt" else {key: value.numpy() for key, value in data.items()}
 
 
+def with_bos(tokenizer):
+    """A BERT tokenizer with [BOS], which the report decoder starts with, as its last id."""
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": "[BOS]"})
+    return tokenizer
+
+
 MelpFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 MelpProcessor.register_for_auto_class("AutoProcessor")

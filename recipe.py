@@ -62,22 +62,47 @@ def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recip
     if path is not None:
         try:
             values = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise ValueError(f"recipe {path} cannot be read: {error.strerror}.") from error
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"recipe {path} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"recipe {path} must hold `field: value` lines.")
     values |= overrides or {}
     hints = typing.get_type_hints(Recipe)
-    for name, value in values.items():
-        if name not in hints:
-            nearest = difflib.get_close_matches(name, hints, n=1)
-            advice = f"did you mean {nearest[0]!r}?" if nearest else f"fields are {', '.join(hints)}."
-            raise ValueError(f"a recipe has no field {name!r}: {advice}")
-        values[name] = _checked(name, value, hints[name])
-    recipe = Recipe(**values)
+    check_names(values, hints, "a recipe")
+    recipe = Recipe(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
     if recipe.stage not in ("language", "melp"):
         raise ValueError(f"stage is {recipe.stage!r}; it must be 'language' or 'melp'.")
+    if recipe.resume not in (None, "auto"):
+        raise ValueError(f"resume is {recipe.resume!r}; it must be 'auto' or absent.")
+    for name in ("max_steps", "batch_size", "eval_every", "save_every", "log_every"):
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"recipe field {name!r} is {getattr(recipe, name)}; it must be at least 1.")
     return recipe
+
+
+def check_names(values: dict, known, where: str):
+    """Raises ValueError for a key of `values` that `known` lacks, proposing the nearest; descends into dicts."""
+    for name, value in values.items():
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"fields are {', '.join(known)}."
+            raise ValueError(f"{where} has no field {name!r}: {advice}")
+        if isinstance(value, dict) and isinstance(known, dict) and isinstance(known[name], dict) and known[name]:
+            check_names(value, known[name], f"{where}'s {name}")
+
+
+# What may differ between a run and its continuation.
+RESUMABLE = ("output", "resume", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
+
+
+def check_same_run(recipe: Recipe, stored: Recipe):
+    """Raises ValueError naming a setting in which a continuation differs from the run it continues."""
+    for name, value in dataclasses.asdict(stored).items():
+        if name not in RESUMABLE and getattr(recipe, name) != value:
+            raise ValueError(
+                f"{stored.output} was run with {name}={value!r}, not {getattr(recipe, name)!r}: resume with the same "
+                "settings, or choose another --output."
+            )
 
 
 def save_recipe(recipe: Recipe, path: Path):

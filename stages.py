@@ -19,7 +19,6 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DataCollatorForLanguageModeling,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -28,8 +27,8 @@ from data import MelpCollator, get_split, load_prepared, prepare_inputs, with_re
 from losses_melp import beat_loss, contrastive_loss
 from modeling_melp import MelpModel
 from prepare import prepare
-from processing_melp import MelpFeatureExtractor, MelpProcessor
-from recipe import Recipe, load_recipe
+from processing_melp import MelpFeatureExtractor, MelpProcessor, with_bos
+from recipe import Recipe, check_names, load_recipe
 
 CORPUS = "runs/corpus"
 
@@ -53,7 +52,7 @@ class Stage:
         if recipe.data is not None:
             return Path(recipe.data)
         folder = Path(f"{CORPUS}-{recipe.corpus_records}-{recipe.corpus_seed}")
-        return prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed, workers=2)
+        return prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed)
 
     def mean_over_batches(self, losses_of, batch_size: int) -> dict[str, float]:
         """Mean of a dict of losses over the held-out rows, one process's share each; `val_` is put before the names.
@@ -115,12 +114,6 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     return with_bos(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
-def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.bos_token is None:
-        tokenizer.add_special_tokens({"bos_token": "[BOS]"})
-    return tokenizer
-
-
 class LanguageStage(Stage):
     """Masked-language pretraining of the text tower on the reports (paper, section 3.2); leaves a BERT folder."""
 
@@ -130,10 +123,15 @@ class LanguageStage(Stage):
         super().__init__(recipe, accelerator)
         self.rows, self.held_out = self.rows.select_columns(["report"]), self.held_out.select_columns(["report"])
         if recipe.text_model is not None:
+            if recipe.config:
+                raise ValueError(
+                    "config has no effect beside text_model, whose sizes are given: leave one of them out."
+                )
             self.tokenizer = with_bos(AutoTokenizer.from_pretrained(recipe.text_model))
             self.model = AutoModelForMaskedLM.from_pretrained(recipe.text_model, dtype=torch.float32)
             self.model.resize_token_embeddings(len(self.tokenizer))
         else:
+            check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
             self.tokenizer = train_tokenizer(self.rows["report"], recipe.vocab_size)
             sizes = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
             self.model = BertForMaskedLM(BertConfig(**(sizes | recipe.config)))
@@ -152,12 +150,14 @@ class LanguageStage(Stage):
     def model_config(self):
         return self.accelerator.unwrap_model(self.model).config
 
-    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+    def losses(self, batch: dict, model=None) -> dict[str, torch.Tensor]:
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        return {"loss": self.model(**batch).loss}
+        return {"loss": (model or self.model)(**batch).loss}
 
     def validate(self) -> dict[str, float]:
-        metrics = self.mean_over_batches(self.losses, self.recipe.batch_size)
+        # Not the wrapped model: processes may have different numbers of held-out batches.
+        model = self.accelerator.unwrap_model(self.model)
+        metrics = self.mean_over_batches(lambda batch: self.losses(batch, model), self.recipe.batch_size)
         if metrics:
             metrics["val_perplexity"] = math.exp(metrics["val_loss"])
         return metrics
@@ -205,6 +205,8 @@ class MelpStage(Stage):
         columns = ["report", "signal", "leads", "gain", "baseline"]
         self.rows, self.held_out = self.rows.select_columns(columns), self.held_out.select_columns(columns)
         if recipe.model is not None:
+            if recipe.config or recipe.text_model:
+                raise ValueError("config and text_model have no effect beside model: leave them out.")
             self.model = MelpModel.from_pretrained(recipe.model, dtype=torch.float32)
             self.processor = MelpProcessor.from_pretrained(recipe.model)
         elif recipe.text_model is not None:
@@ -295,15 +297,15 @@ class MelpStage(Stage):
 
 def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     """A model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
+    check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
     tokenizer = with_bos(AutoTokenizer.from_pretrained(recipe.text_model))
     text_model = AutoModel.from_pretrained(recipe.text_model, add_pooling_layer=False, dtype=torch.float32)
     text_model.resize_token_embeddings(len(tokenizer))
-    unknown = set(recipe.config) - set(MelpConfig().to_dict())
-    if unknown:
-        raise ValueError(f"the model's configuration has no field {', '.join(sorted(unknown))}.")
+    text_config = text_model.config.to_dict()
+    del text_config["dtype"]  # the whole model has one
     config = MelpConfig(
         **recipe.config,
-        text_config=text_model.config.to_dict(),
+        text_config=text_config,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.sep_token_id,

@@ -7,6 +7,7 @@ A database module offers
 - `read(item) -> EcgRecord`: the recording that one item of the plan stands for (runs in worker processes); raises
   `ValueError` with the reason when the recording cannot be used;
 - `LABEL_SETS`: `{label set: [class, ...]}`, or a function `label_sets(items)` where the table decides;
+- `VERSION`: a number to raise when the same files come to give other rows, where that can happen;
 - `EXTRA`: `{column: dtype}` of the further columns it keeps, where it has any;
 - `add_arguments(parser)`: its own command-line options.
 

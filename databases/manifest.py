@@ -2,7 +2,7 @@
 
 Columns: `record` (path of a WFDB record, relative to the root), `patient`, and any of `split` (train, validation or
 test), `report`, `labels` or `labels_NAME` (class names separated by ";" or a list; an empty cell means "none of them",
-a missing one "not labelled"). Other columns can be named for these with `--column ours=theirs`.
+null in JSON or Parquet "not labelled"). Other columns can be named for these with `--column ours=theirs`.
 """
 
 import hashlib
@@ -97,13 +97,16 @@ def _label_columns(table: pd.DataFrame) -> list[str]:
 
 
 def _text(cell) -> str:
-    return "" if cell is None or cell is pd.NA or (isinstance(cell, float) and pd.isna(cell)) else str(cell).strip()
+    return "" if pd.isna(cell) else str(cell).strip()
 
 
 def _classes(cell) -> list[str] | None:
-    if cell is None or (isinstance(cell, float) and pd.isna(cell)):
+    if pd.api.types.is_list_like(cell):
+        parts = [str(part) for part in cell]
+    elif pd.isna(cell):
         return None
-    parts = cell.split(";") if isinstance(cell, str) else list(cell)
+    else:
+        parts = str(cell).split(";")
     return [part.strip() for part in parts if part.strip()]
 
 

@@ -23,9 +23,15 @@ LABEL_SETS_OF_STATEMENTS = ("superclass", "subclass", "form", "rhythm", "all")
 
 def add_arguments(parser):
     parser.add_argument("--rate", type=int, choices=(500, 100), default=500, help="Hz of the recordings to read")
+    parser.add_argument(
+        "--reports",
+        choices=("original", "statements"),
+        default="original",
+        help="the database's text, mostly German, or the English descriptions of each recording's statements",
+    )
 
 
-def plan(root, *, rate: int = 500) -> list[dict]:
+def plan(root, *, rate: int = 500, reports: str = "original") -> list[dict]:
     """Raises ValueError naming the table that is missing or the statement that `scp_statements.csv` does not have."""
     root = Path(root)
     for table in ("ptbxl_database.csv", "scp_statements.csv"):
@@ -45,7 +51,7 @@ def plan(root, *, rate: int = 500) -> list[dict]:
                 "patient": str(int(row["patient_id"])),
                 "split": SPLIT_OF_FOLD[row["strat_fold"]],
                 "path": str(root / row[path_column]),
-                "report": row["report"] if isinstance(row["report"], str) else "",
+                "report": describe(codes, statements) if reports == "statements" else _text(row["report"]),
                 "labels": labels_of(codes, statements),
                 "extra": {
                     "age": None if pd.isna(row["age"]) else float(row["age"]),
@@ -67,6 +73,15 @@ def labels_of(codes: list[str], statements: pd.DataFrame) -> dict[str, list[str]
         "all": known.index,
     }
     return {name: sorted(set(classes)) for name, classes in sets.items() if len(classes)}
+
+
+def describe(codes: list[str], statements: pd.DataFrame) -> str:
+    """A sentence for each statement: "sinus rhythm. left bundle branch block."."""
+    return " ".join(f"{statements.loc[code, 'description'].strip().lower()}." for code in codes)
+
+
+def _text(cell) -> str:
+    return cell if isinstance(cell, str) else ""
 
 
 def label_sets(items: list[dict]) -> dict[str, list[str]]:

@@ -330,7 +330,7 @@ def _p_waves(heart: Heart) -> np.ndarray:
     """P lobes (2, 7), from P onset on: the right atrium to the front, the left one later and to the back."""
     size = heart.p_voltage
     if heart.atrial_enlargement:  # broad and notched, with a deep terminal part in V1
-        rows = [(0, 0.042, 0.042, 0.085, 0.03, 0.085, -0.05), (0.050, 0.094, 0.094, 0.136, 0.10, 0.085, 0.115)]
+        rows = [(0, 0.042, 0.042, 0.085, 0.03, 0.085, -0.05), (0.050, 0.094, 0.094, 0.136, 0.115, 0.10, 0.145)]
     else:
         rows = [(0, 0.038, 0.038, 0.078, 0.03, 0.080, -0.055), (0.026, 0.062, 0.062, 0.102, 0.055, 0.055, 0.025)]
     waves = np.array(rows)

@@ -46,6 +46,7 @@ from databases.simulator import (
     torso_matrix,
 )
 
+VERSION = 1  # raise it with any change of what is simulated: corpora already made are then made anew
 UNITS_PER_MV = 1000
 # Streams of random numbers: SeedSequence([seed, stream, ...]).
 _PLAN, _PATIENT, _RECORDING = 0, 1, 2
@@ -454,10 +455,10 @@ def _set_voltages(rng: np.random.Generator, heart: Heart, risk: float) -> None:
         heart.limb_voltage *= 0.85
     if draw < 0.115 * risk and heart.conduction == "normal" and not heart.infarcts and abs(heart.axis - 25) < 55:
         heart.sokolow = rng.uniform(3.8, 5.2)
-    elif draw > 1 - 0.05 and heart.conduction in ("normal", "rbbb"):
+    elif draw > 1 - 0.08 and heart.conduction in ("normal", "rbbb"):
         # fluid and fat lie around the limbs' side of the heart more than between it and the chest electrodes
         heart.limb_voltage = rng.uniform(0.28, 0.44)
-        heart.torso[:6] *= rng.uniform(0.45, 0.7)
+        heart.torso[:6] *= rng.uniform(0.7, 0.95)
         heart.p_voltage *= 0.7
 
 
@@ -478,12 +479,12 @@ def _patient(seed: int, index: int) -> _Patient:
         heart.q_depth = rng.uniform(0.45, 0.8)
     heart.axis = _axis(rng, heart, risk)
     heart.p_voltage = float(np.clip(np.exp(0.2 * rng.standard_normal()), 0.7, 1.6))
-    heart.atrial_enlargement = rng.random() < 0.06 * risk
+    heart.atrial_enlargement = rng.random() < 0.10 * risk
     _set_voltages(rng, heart, risk)
     heart.pr = rng.uniform(0.130, 0.186)
     if heart.conduction == "preexcited":
         heart.pr, heart.atrial_enlargement = rng.uniform(0.090, 0.114), False
-    elif rng.random() < 0.08 * risk:
+    elif rng.random() < 0.11 * risk:
         heart.pr = rng.uniform(0.216, 0.310)
     size = float(np.clip(np.exp(0.2 * rng.standard_normal()), 0.75, 1.5))
     size *= min(1.0, heart.limb_voltage / 0.7)  # low voltage lowers T as well

@@ -6,9 +6,7 @@ import numpy as np
 
 from processing_melp import read_ecg, unit_to_millivolt
 
-# Storage formats whose samples fit 16 bits (WFDB signal-file specification).
-INT16_FORMATS = {"8", "16", "61", "80", "160", "212", "310", "311", "508", "516"}
-MISSING = -32768  # how WFDB marks a missing sample in 16 bits
+MISSING = -32768  # how WFDB's format 16 marks a missing sample
 
 
 def quantise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -26,7 +24,8 @@ def quantise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def read_wfdb(path: str | Path) -> dict:
     """A record as `EcgRecord` takes it: `signal`, `leads`, `sampling_rate`, `gain` and `baseline`.
 
-    Samples are kept as stored where they are 16-bit and of one rate; anything else is read in mV and quantised.
+    Samples are kept as stored in format 16 at one rate; anything else (other formats mark missing samples otherwise,
+    frames may hold several samples of a signal) is read in mV and quantised.
 
     Raises:
         ValueError: naming the record, where a file is missing, empty, truncated or of an unknown unit.
@@ -35,7 +34,11 @@ def read_wfdb(path: str | Path) -> dict:
 
     try:
         record = wfdb.rdrecord(str(path), physical=False)
-        plain = record.d_signal is not None and {f.split("+")[0].split("x")[0] for f in record.fmt} <= INT16_FORMATS
+        plain = (
+            record.d_signal is not None
+            and {form.split("+")[0].split("x")[0] for form in record.fmt} == {"16"}
+            and set(record.samps_per_frame) == {1}
+        )
         factors = np.array([unit_to_millivolt(unit) for unit in record.units])
     except Exception:  # read again below by the processor's reader, which says what is wrong
         plain = False

@@ -97,6 +97,7 @@ def test_model_forward_losses_and_gradients(attention, padding):
         "beat_embeds": "ecg_beat_embs",
         "token_embeds": "ecg_caption_tokens",
         "sentence_embeds": "sent_embs",
+        "sentence_attentions": "local_attention_maps",
         "logits_per_ecg": "clip_logits_per_ecg",
         "logits_per_text": "clip_logits_per_text",
     }.items():

@@ -14,7 +14,7 @@ from tiny import tiny_processor
 import prepare as prepare_module
 from data import (
     MelpCollator,
-    ShuffledBatches,
+    TrainingBatches,
     decode,
     label_matrix,
     load_prepared,
@@ -154,11 +154,11 @@ def test_manifest_rejects_each_bad_record_with_its_reason(tmp_path):
     matrix, labelled = label_matrix(split, "labels")
     assert labelled.tolist() == [0, 1, 2] and matrix.tolist() == [[False, False], [True, True], [True, True]]
 
-    signal, present = decode(split[0], 5000)
-    assert present.all() and np.abs(signal - good).max() < 2e-3
-    signal, present = decode(split[1], 5000)
+    signal = np.empty((12, 5000), dtype=np.float32)
+    assert decode(split[0], signal).all() and np.abs(signal - good).max() < 2e-3
+    present = decode(split[1], signal)
     assert present.tolist() == [True] * 6 + [False] * 6 and not signal[6:].any()
-    signal, _ = decode(split[2], 5000)
+    decode(split[2], signal)
     middle = slice(500, 4500)
     assert np.corrcoef(signal[1, middle], good[1, middle])[0, 1] > 0.97
 
@@ -223,18 +223,29 @@ def test_a_stored_record_gives_the_input_that_its_file_gives(ecg_data, tmp_path)
 
 
 def test_batches_are_the_same_for_any_number_of_processes_and_resume_anywhere():
-    def take(count, **options):
-        batches = iter(ShuffledBatches(37, seed=5, **options))
-        return [next(batches) for _ in range(count)]
+    class Rows(list):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
 
-    one = take(12, batch_size=8)
-    halves = [take(12, batch_size=4, rank=rank, world=2) for rank in (0, 1)]
-    assert one == [a + b for a, b in zip(*halves, strict=True)]
-    assert take(5, batch_size=8, start=7) == one[7:]
-    epoch = sum(one[:4], [])
-    assert len(set(epoch)) == 32 and one[4:8] != one[:4]
+    def draws(rows):
+        return rows, torch.rand(()).item()
+
+    def batches(**options):
+        return TrainingBatches(Rows(range(37)), draws, seed=5, **options)
+
+    one = batches(batch_size=8)
+    halves = [batches(batch_size=4, rank=rank, world=2) for rank in (0, 1)]
+    for step in (7, 0, 3, 11):
+        assert one[step][0] == halves[0][step][0] + halves[1][step][0]
+        assert halves[0][step][1] != halves[1][step][1]
+    assert batches(batch_size=8)[9] == one[9]
+    epoch = [row for step in range(4) for row in one[step][0]]
+    assert len(set(epoch)) == 32 and [one[step][0] for step in range(4, 8)] != [one[step][0] for step in range(4)]
+    state = torch.get_rng_state()
+    one[2]
+    assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the training's own stream"
     with pytest.raises(ValueError, match="do not fill one batch"):
-        ShuffledBatches(7, 8, 0)
+        batches(batch_size=38)
 
 
 def test_lead_masking_scales_first_and_keeps_something(tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 from prepare import prepare
 from recipe import Recipe, load_recipe
-from train import main, train
+from train import learning_rate, main, newest_checkpoint, train
 
 REPO = Path(__file__).resolve().parent.parent
 TINY_BERT = {
@@ -102,8 +102,8 @@ def log(run: Path) -> list[dict]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """The full-precision weights of a run's last checkpoint."""
-    newest = max((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    return load_file(newest / "model.safetensors")
+    stored = load_file(newest_checkpoint(run / "checkpoints") / "model.safetensors")
+    return {name.removeprefix("module."): value for name, value in stored.items()}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_frozen_text_layers_and_nothing_else_stay(run, language):
 def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
     """Bit-equal weights after stopping at step 3 of 6, in the middle of an epoch."""
     output = tmp_path / "run"
-    recipe = melp_recipe(corpus, language, output, num_workers=workers)
+    recipe = melp_recipe(corpus, language, output, num_workers=workers, sentence_augmentation=0.5)
     train(recipe)
     whole = weights(output)
     shutil.rmtree(output / "checkpoints" / "step-6")
@@ -262,8 +262,27 @@ def test_errors_end_with_a_sentence(corpus, tmp_path):
         main([str(REPO / "recipes" / "demo.yaml"), "--data", str(corpus), "--output", str(tmp_path / "a")])
     with pytest.raises(SystemExit, match="not a prepared folder"):
         main([str(REPO / "recipes" / "demo.yaml"), "--data", str(tmp_path), "--output", str(tmp_path / "b")])
-    with pytest.raises(SystemExit, match="no field hiden_size|hiden_size"):
-        main(
-            ["--data", str(corpus), "--output", str(tmp_path / "c"), "--config", "{hiden_size: 3}",
-             "--text-model", str(corpus)]
-        )  # fmt: skip
+    with pytest.raises(SystemExit, match="did you mean 'hidden_size'"):
+        arguments = ["--text-model", str(corpus), "--config", "{ecg_config: {hiden_size: 3}}"]
+        main(["--data", str(corpus), "--output", str(tmp_path / "c"), *arguments])
+
+
+def test_a_run_is_neither_overwritten_nor_continued_with_other_settings(run, corpus, language):
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(melp_recipe(corpus, language, run))
+    with pytest.raises(ValueError, match="was run with learning_rate=0.001, not 0.5"):
+        train(melp_recipe(corpus, language, run, learning_rate=0.5, resume="auto"))
+    assert (run / "model" / "config.json").exists() and newest_checkpoint(run / "checkpoints").name == "step-6"
+
+
+def test_learning_rate_warms_up_and_decays():
+    recipe = Recipe(learning_rate=1.0, warmup_steps=10, max_steps=110)
+    rates = [learning_rate(recipe, step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0 and rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0.0) and max(rates) == 1.0
+
+
+def test_mixed_precision_trains(corpus, language, tmp_path):
+    output = train(melp_recipe(corpus, language, tmp_path / "run", mixed_precision="bf16", max_steps=2, save_every=2))
+    assert all(line["loss"] > 0 for line in log(output) if "loss" in line)
+    assert weights(output)["lm_head.weight"].dtype == torch.float32
