@@ -9,8 +9,12 @@ that of a large square matrix product in the same run, so the share compares mac
 
 import argparse
 import json
+import multiprocessing
 import resource
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configuration_melp import MelpConfig
 from modeling_melp import MelpModel
 
+ROOT = Path(__file__).resolve().parent  # whose config.json has the paper's size
 REPORT_TOKENS = (20, 41)  # reports of the usual length, about 30 tokens with [BOS] and [SEP]
 SENTENCE_TOKENS = 8
 
@@ -54,7 +59,8 @@ def peak_memory(device: torch.device) -> float:
     """GB: of the device where it is a GPU, of the process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def count_flops(model: MelpModel, call) -> int:
@@ -98,7 +104,7 @@ def encode_case(model: MelpModel, batch: dict, dtype: torch.dtype):
         with torch.inference_mode():
             model.ecg_model(ecg)
 
-    return call, call
+    return call
 
 
 def train_case(model: MelpModel, batch: dict, dtype: torch.dtype):
@@ -113,22 +119,25 @@ def train_case(model: MelpModel, batch: dict, dtype: torch.dtype):
         loss.backward()
         model.zero_grad(set_to_none=True)
 
-    return call, call
+    return call
 
 
 CASES = {"encode": encode_case, "train": train_case}
 
 
 def measure(task: str, dtype_name: str, options) -> dict:
+    """One case, in a process of its own, whose peak memory is then the case's."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     dtype = getattr(torch, dtype_name)
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model = MelpModel(MelpConfig()).to(device)
+    model = MelpModel(MelpConfig.from_pretrained(options.config)).to(device)
     batch = random_batch(model.config, options.batch_size, device)
-    call, counted = CASES[task](model, batch, dtype)
-    flops = count_flops(model, counted)
+    call = CASES[task](model, batch, dtype)
+    flops = count_flops(model, call)
     if options.compile:
         model.ecg_model.compile()
     seconds = seconds_a_call(call, device, options.seconds)
@@ -157,6 +166,7 @@ def as_row(case: dict) -> str:
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=CASES)
+    parser.add_argument("--config", default=ROOT, help="folder or Hub id of the configuration (the paper's size)")
     parser.add_argument("--json", metavar="FILE", help="write the cases as a JSON list")
     parser.add_argument(
         "--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
@@ -167,13 +177,12 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--seconds", type=float, default=15.0, help="timed a case")
     parser.add_argument("--compile", action="store_true", help="torch.compile the ECG tower (needs a C++ compiler)")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     cases = []
     print("| task | device | dtype | batch | a second | TFLOP/s | peak | share | memory GB |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     for dtype_name in options.dtype:
-        case = measure(options.task, dtype_name, options)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            case = pool.submit(measure, options.task, dtype_name, options).result()
         cases.append(case)
         print(as_row(case), flush=True)
     if options.json:

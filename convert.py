@@ -17,9 +17,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertTokenizer
 
 from configuration_melp import MelpConfig, MelpEcgConfig
 from modeling_melp import MelpEcgModel, MelpModel
+from processing_melp import MelpFeatureExtractor, MelpProcessor, with_bos
 
 Tensors = dict[str, torch.Tensor]
 
@@ -266,18 +268,49 @@ def convert(source: str | Path) -> tuple[MelpModel | MelpEcgModel, list[tuple[st
     return model.to(tensors["ecg_model.beat_pooler.query" if whole else "beat_pooler.query"].dtype).eval(), table
 
 
+def processor_of(
+    source: str | Path, model: MelpModel | MelpEcgModel, tokenizer: str | None
+) -> MelpProcessor | MelpFeatureExtractor:
+    """What prepares the model's inputs: with a tokenizer where the model reads text and its vocabulary is at hand.
+
+    Raises:
+        ValueError: when the vocabulary has not the size of the model's.
+    """
+    if isinstance(model, MelpEcgModel):
+        return MelpFeatureExtractor.for_model(model.config)
+    extractor = MelpFeatureExtractor.for_model(model.config.ecg_config)
+    if tokenizer is not None:
+        words = with_bos(AutoTokenizer.from_pretrained(tokenizer))
+    elif (Path(source) / "vocab.txt").is_file():
+        lines = (Path(source) / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        words = with_bos(BertTokenizer(vocab={word: index for index, word in enumerate(lines)}, do_lower_case=True))
+    else:
+        return extractor
+    if len(words) != model.config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(words)} tokens with [BOS], the model {model.config.text_config.vocab_size}: give "
+            "the one that the model was trained with."
+        )
+    return MelpProcessor(extractor, words, max_text_length=model.config.max_text_length)
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="folder with config.json and weights.safetensors in the original's names")
     parser.add_argument("--output", required=True, help="model folder to write")
+    parser.add_argument("--tokenizer", help="BERT folder or Hub id of the vocabulary (default: SOURCE/vocab.txt)")
     options = parser.parse_args(arguments)
     try:
         model, table = convert(options.source)
+        processor = processor_of(options.source, model, options.tokenizer)
     except ValueError as error:
         sys.exit(f"convert.py: {error}")
     for row in table:
         print(f"{row[0]:<84} -> {row[1]:<72} {row[2]}")
     model.save_pretrained(options.output)
+    processor.save_pretrained(options.output)
+    if isinstance(model, MelpModel) and not isinstance(processor, MelpProcessor):
+        print("\nNo vocabulary was found, so the folder has no tokenizer: give one with --tokenizer to use text.")
     print(f"\n{model.num_parameters():,} parameters written to {options.output}. Load them with")
     print(f'    AutoModel.from_pretrained("{options.output}", trust_remote_code=True)')
 

@@ -507,6 +507,11 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         kwargs.pop("feature_extractor_type", None)
         super().__init__(**kwargs)
 
+    @classmethod
+    def for_model(cls, ecg_config) -> "MelpFeatureExtractor":
+        """The extractor that makes what a model of this `MelpEcgConfig` reads."""
+        return cls(sampling_rate=ecg_config.sampling_rate, duration=ecg_config.duration, scaling=ecg_config.scaling)
+
     def __call__(
         self,
         ecg,

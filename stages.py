@@ -313,11 +313,7 @@ def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     )
     model = MelpModel(config)
     model.text_model.load_state_dict(text_model.state_dict())
-    extractor = MelpFeatureExtractor(
-        sampling_rate=config.ecg_config.sampling_rate,
-        duration=config.ecg_config.duration,
-        scaling=config.ecg_config.scaling,
-    )
+    extractor = MelpFeatureExtractor.for_model(config.ecg_config)
     return model, MelpProcessor(extractor, tokenizer, max_text_length=config.max_text_length)
 
 

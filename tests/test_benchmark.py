@@ -9,11 +9,11 @@ import benchmark
 
 
 @pytest.mark.parametrize("task", ["encode", "train"])
-def test_a_case_has_the_named_fields(task, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "MelpConfig", tiny_config)
-    monkeypatch.setattr(benchmark, "matrix_peak", lambda *_: 1e12)
+def test_a_case_has_the_named_fields(task, tmp_path, capsys):
+    tiny_config().save_pretrained(tmp_path)
     out = tmp_path / "cases.json"
-    benchmark.main([task, "--batch-size", "2", "--device", "cpu", "--seconds", "0.1", "--json", str(out)])
+    options = ["--batch-size", "2", "--device", "cpu", "--seconds", "0.1", "--threads", "1", "--json", str(out)]
+    benchmark.main([task, "--config", str(tmp_path), *options])
     cases = json.loads(out.read_text())
     assert [case["dtype"] for case in cases] == ["float32", "bfloat16"]
     for case in cases:

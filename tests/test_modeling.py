@@ -195,10 +195,27 @@ def test_a_draft_is_closed_and_decodes():
     assert all(isinstance(text, str) for text in processor.batch_decode(ids, skip_special_tokens=True))
 
 
+def test_sentences_point_at_their_beats():
+    outputs = tiny_model()(**tiny_batch())
+    assert outputs.sentence_attentions.shape == (4, 5, 3)
+    torch.testing.assert_close(outputs.sentence_attentions.sum(-1), outputs.sentence_mask.float())
+
+
+def test_losses_keep_their_precision_under_autocast():
+    model, batch = tiny_model(), tiny_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+    assert outputs.logits_per_ecg.dtype == outputs.loss.dtype == torch.float32
+    assert outputs.loss.item() == pytest.approx(model(**batch).loss.item(), rel=0.02)
+
+
 def test_generation_continues_a_prompt():
     model, batch = tiny_model(), tiny_batch()
     prompt = batch["input_ids"][:, :3]
     free = model.generate(batch["input_values"], decoder_input_ids=prompt, max_new_tokens=6)
+    mask = batch["attention_mask"][:, :3]
+    same = model.generate(batch["input_values"], input_ids=prompt, attention_mask=mask, max_new_tokens=6)
+    assert torch.equal(same, free)
     assert torch.equal(free[:, :3], prompt)
     teacher = model(input_values=batch["input_values"], input_ids=free, attention_mask=torch.ones_like(free))
     assert torch.equal(teacher.logits[:, 2].argmax(-1), free[:, 3])
@@ -214,6 +231,7 @@ def test_every_weight_of_a_new_model_is_initialised():
         assert torch.isfinite(parameter).all(), name
         if parameter.ndim > 1:
             assert 1e-3 < parameter.std().item() < 2.0, name
+    assert 0.2 < model.ecg_model.beat_projection.weight.std().item() < 0.3  # 16 ** -0.5
     norm = model.ecg_model.encoder.pos_conv_embed.conv.parametrizations.weight
     torch.testing.assert_close(norm.original0, norm.original1.norm(dim=(0, 1), keepdim=True))
 
@@ -323,6 +341,17 @@ def test_a_missing_head_is_initialised_with_a_warning(tmp_path, caplog):
     torch.testing.assert_close(norm.original0, norm.original1.norm(dim=(0, 1), keepdim=True))
     kept = model.ecg_model.token_pooler.query
     assert torch.equal(kept, weights["ecg_model.token_pooler.query"])
+
+
+def test_attention_and_dtype_given_at_loading_reach_every_tower(tmp_path):
+    tiny_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = MelpModel.from_pretrained(tmp_path, attn_implementation="eager")
+    for part in (model, model.ecg_model, model.text_model):
+        assert part.config._attn_implementation == "eager"
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert dtypes.pop("logit_scale") == torch.float32 and set(dtypes.values()) == {torch.bfloat16}
+    full = MelpModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
 
 
 def test_device_map_auto(tmp_path):

@@ -1,6 +1,7 @@
 """Equality with the original: its weights converted, its inputs, its outputs, losses, gradients and greedy ids."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
 from convert import MODEL_RULES, convert, main, map_state_dict
+from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -193,8 +195,28 @@ def test_command_writes_a_folder(tmp_path, capsys):
     main([str(FIXTURES / "tiny_encoder"), "--output", str(tmp_path / "encoder")])
     printed = capsys.readouterr().out
     assert "dropped: left over from self-supervised pre-training" in printed and "trust_remote_code" in printed
-    assert {"config.json", "model.safetensors", "modeling_melp.py"} <= {
-        p.name for p in (tmp_path / "encoder").iterdir()
-    }
+    assert MelpFeatureExtractor.from_pretrained(tmp_path / "encoder").scaling == "minmax"
+    assert MelpEcgModel.from_pretrained(tmp_path / "encoder").dtype == torch.float32
     with pytest.raises(SystemExit, match="config.json"):
         main([str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
+
+
+def test_command_writes_a_whole_model_with_its_tokenizer(tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURES / "tiny_melp", source)
+    main([str(source), "--output", str(tmp_path / "without")])
+    assert "--tokenizer" in capsys.readouterr().out
+    vocab = json.loads((source / "text.json").read_text())["vocab"]
+    (source / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    main([str(source), "--output", str(tmp_path / "model")])
+    model, processor = MelpModel.from_pretrained(tmp_path / "model"), MelpProcessor.from_pretrained(tmp_path / "model")
+    inputs = tensors("tiny_melp", "inputs")
+    report = json.loads((source / "text.json").read_text())["reports"][1]
+    ids = processor(text=report, return_tensors="pt")
+    assert torch.equal(ids["input_ids"][0], inputs["input_ids"][1, : ids["input_ids"].shape[1]])
+    with torch.no_grad():
+        embedding = model.get_text_features(ids["input_ids"]).pooler_output[0]
+    assert_near(embedding, tensors("tiny_melp", "outputs")["text_latent"][1])
+    (source / "vocab.txt").write_text("\n".join(vocab[:100]) + "\n")
+    with pytest.raises(SystemExit, match="101 tokens with"):
+        main([str(source), "--output", str(tmp_path / "wrong")])

@@ -163,6 +163,35 @@ def test_manifest_rejects_each_bad_record_with_its_reason(tmp_path):
     assert np.corrcoef(signal[1, middle], good[1, middle])[0, 1] > 0.97
 
 
+def test_missing_samples_and_frames_of_other_formats_are_understood(tmp_path):
+    """Format 212 marks a missing sample otherwise than 16, and a frame may hold two samples of every signal."""
+    good = some_ecg()
+    missing = good.copy()
+    missing[1, 50:150] = np.nan
+    for name, signal in (("whole", good), ("missing", missing)):
+        units, fmt = ["mV"] * 12, ["212"] * 12
+        wfdb.wrsamp(
+            name, fs=500, units=units, sig_name=list(LEADS), p_signal=signal.T, fmt=fmt, write_dir=str(tmp_path)
+        )
+    frames = wfdb.Record(
+        record_name="frames", n_sig=12, fs=250, sig_len=2500, samps_per_frame=[2] * 12, fmt=["16"] * 12,
+        file_name=["frames.dat"] * 12, units=["mV"] * 12, sig_name=list(LEADS), adc_gain=[1000.0] * 12,
+        baseline=[0] * 12, e_d_signal=[np.rint(row * 1000).astype(int) for row in good],
+        init_value=[0] * 12, checksum=[0] * 12, block_size=[0] * 12, adc_res=[16] * 12, adc_zero=[0] * 12,
+    )  # fmt: skip
+    frames.wrsamp(expanded=True, write_dir=str(tmp_path))
+    rows = [{"record": name, "patient": name, "split": "train"} for name in ("whole", "missing", "frames")]
+    write_manifest(tmp_path / "table.csv", rows)
+    folder = prepare("manifest", tmp_path / "out", root=tmp_path, csv=str(tmp_path / "table.csv"))
+    split = load_prepared(folder)["train"]
+    assert split["record"] == ["whole", "frames"]
+    assert "NaN) in lead II" in (folder / "rejected.csv").read_text()
+    signal = np.empty((12, 5000), dtype=np.float32)
+    for row, bound in zip(split, (0.01, 0.002), strict=True):
+        decode(row, signal)
+        assert np.abs(signal - good).max() < bound
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
