@@ -54,6 +54,11 @@ class Stage:
         folder = Path(f"{CORPUS}-{recipe.corpus_records}-{recipe.corpus_seed}")
         return prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed)
 
+    @property
+    def unwrapped(self):
+        """The model without what Accelerate puts around it."""
+        return self.accelerator.unwrap_model(self.model)
+
     def mean_over_batches(self, losses_of, batch_size: int) -> dict[str, float]:
         """Mean of a dict of losses over the held-out rows, one process's share each; `val_` is put before the names.
 
@@ -139,16 +144,14 @@ class LanguageStage(Stage):
         self.eval_collate = self.collate
 
     def describe(self) -> str:
-        return f"{len(self.rows):,} reports, {self.model.num_parameters():,} parameters, {len(self.tokenizer)} tokens"
+        return (
+            f"{len(self.rows):,} reports, {self.unwrapped.num_parameters():,} parameters, {len(self.tokenizer)} tokens"
+        )
 
     def collate(self, rows: list[dict]) -> dict:
-        limit = min(self.model_config.max_position_embeddings, 512)
+        limit = min(self.unwrapped.config.max_position_embeddings, 512)
         encoded = self.tokenizer([row["report"] for row in rows], truncation=True, max_length=limit)
         return dict(self.mask([{"input_ids": ids} for ids in encoded["input_ids"]]))
-
-    @property
-    def model_config(self):
-        return self.accelerator.unwrap_model(self.model).config
 
     def losses(self, batch: dict, model=None) -> dict[str, torch.Tensor]:
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
@@ -156,14 +159,13 @@ class LanguageStage(Stage):
 
     def validate(self) -> dict[str, float]:
         # Not the wrapped model: processes may have different numbers of held-out batches.
-        model = self.accelerator.unwrap_model(self.model)
-        metrics = self.mean_over_batches(lambda batch: self.losses(batch, model), self.recipe.batch_size)
+        metrics = self.mean_over_batches(lambda batch: self.losses(batch, self.unwrapped), self.recipe.batch_size)
         if metrics:
             metrics["val_perplexity"] = math.exp(metrics["val_loss"])
         return metrics
 
     def save(self, folder: Path):
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        self.unwrapped.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @staticmethod
@@ -222,7 +224,7 @@ class MelpStage(Stage):
         self.eval_collate = MelpCollator(self.processor)
 
     def describe(self) -> str:
-        return f"{len(self.rows):,} pairs, {self.model.num_parameters():,} parameters"
+        return f"{len(self.rows):,} pairs, {self.unwrapped.num_parameters():,} parameters"
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         """The named losses of the global batch: negatives and the mean over tokens span all processes."""
@@ -230,13 +232,12 @@ class MelpStage(Stage):
         lead_dropout = self.recipe.lead_dropout if self.model.training else 0.0
         batch = prepare_inputs(batch, accelerator.device, config.ecg_config.scaling, lead_dropout)
         outputs = self.model(**batch, return_loss=False)
-        model = accelerator.unwrap_model(self.model)
 
         num_tokens = batch["attention_mask"][:, 1:].sum().float()
         mean_tokens = accelerator.reduce(num_tokens, "mean")
         losses = {
             "contrastive_loss": contrastive_loss(
-                gather(outputs.ecg_embeds), gather(outputs.text_embeds), model.logit_scale.exp()
+                gather(outputs.ecg_embeds), gather(outputs.text_embeds), self.unwrapped.logit_scale.exp()
             ),
             # DDP averages the gradients of the processes, so each weighs its mean by its share of the tokens.
             "caption_loss": outputs.caption_loss * (num_tokens / mean_tokens),
@@ -267,14 +268,14 @@ class MelpStage(Stage):
         return gather(embeds), mask
 
     def after_step(self):
-        self.accelerator.unwrap_model(self.model).clamp_logit_scale()
+        self.unwrapped.clamp_logit_scale()
 
     def extra_metrics(self) -> dict[str, float]:
-        return {"logit_scale": self.accelerator.unwrap_model(self.model).logit_scale.exp().item()}
+        return {"logit_scale": self.unwrapped.logit_scale.exp().item()}
 
     def validate(self) -> dict[str, float]:
         """Mean losses over the held-out pairs, each process on batches of its own."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrapped
 
         def losses_of(batch):
             batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling)
@@ -285,7 +286,7 @@ class MelpStage(Stage):
 
     def save(self, folder: Path):
         """Weights in bfloat16 (the temperature in float32), configuration, code, processor and tokenizer."""
-        model = copy.deepcopy(self.accelerator.unwrap_model(self.model)).to(torch.bfloat16)
+        model = copy.deepcopy(self.unwrapped).to(torch.bfloat16)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

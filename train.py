@@ -165,6 +165,7 @@ def train(recipe: Recipe) -> Path:
         num_workers=recipe.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=recipe.num_workers > 0,
+        generator=torch.Generator(),  # its seed would otherwise be drawn from the stream that dropout resumes
     )
     if accelerator.is_main_process:
         start_run(recipe, step)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
@@ -177,7 +178,7 @@ def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
 
 
 def launch(arguments: list[str], processes: int = 1, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*command, str(REPO / "train.py")] if processes > 1 else [sys.executable, str(REPO / "train.py")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -215,7 +216,8 @@ def test_two_processes_equal_one(corpus, language, tmp_path):
     one, two = weights(runs[1]), weights(runs[2])
     assert log(runs[1])[0]["loss"] == pytest.approx(log(runs[2])[0]["loss"], rel=1e-5)
     for name, value in one.items():
-        assert (two[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+        # Keys' biases drop out of a softmax: they move by rounding alone, some 1e-7.
+        assert (two[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name
 
 
 def test_sigterm_saves_and_resume_goes_on(corpus, language, tmp_path):
@@ -283,6 +285,8 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_mixed_precision_trains(corpus, language, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     output = train(melp_recipe(corpus, language, tmp_path / "run", mixed_precision="bf16", max_steps=2, save_every=2))
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert all(line["loss"] > 0 for line in log(output) if "loss" in line)
     assert weights(output)["lm_head.weight"].dtype == torch.float32
