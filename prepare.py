@@ -224,7 +224,6 @@ def prepare(database: str, output: str | Path, *, root=None, workers: int = 1, l
     ).hexdigest()
     if (output / "dataset_dict.json").exists():
         if _stored_fingerprint(output / "melp.json") == fingerprint:
-            print(f"{output} already holds these {len(items):,} recordings.")
             return output
         raise ValueError(f"{output} already holds another dataset: choose another --output, or delete it.")
     work = output / ".work"

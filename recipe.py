@@ -25,7 +25,7 @@ class Recipe:
     output: str = field(default="runs/melp", metadata={"help": "run folder to write"})
     model: str | None = field(default=None, metadata={"help": "model folder or Hub id to start from"})
     text_model: str | None = field(default=None, metadata={"help": "BERT folder or Hub id for the text tower"})
-    config: dict = field(default_factory=dict, metadata={"help": "fields of the model's configuration, as YAML"})
+    config: dict = field(default_factory=dict, metadata={"help": "fields of a new model's configuration, as YAML"})
     vocab_size: int = field(default=30522, metadata={"help": "of a tokenizer trained on the reports (language stage)"})
     corpus_records: int = field(default=4000, metadata={"help": "size of the embedded synthetic corpus"})
     corpus_seed: int = field(default=0, metadata={"help": "seed of the embedded synthetic corpus"})
@@ -66,7 +66,11 @@ def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recip
             raise ValueError(f"recipe {path} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"recipe {path} must hold `field: value` lines.")
-    values |= overrides or {}
+    overrides = overrides or {}
+    values |= overrides
+    starts_from = "model" if values.get("stage", "melp") == "melp" else "text_model"
+    if overrides.get(starts_from) and "config" not in overrides:
+        values.pop("config", None)  # a recipe's sizes are for a new model
     hints = typing.get_type_hints(Recipe)
     check_names(values, hints, "a recipe")
     recipe = Recipe(**{name: _checked(name, value, hints[name]) for name, value in values.items()})

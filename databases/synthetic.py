@@ -56,18 +56,16 @@ _RECORDINGS = (0.55, 0.20, 0.12, 0.07, 0.04, 0.02)
 
 @dataclass(frozen=True)
 class Finding:
-    """How reports word a finding, and how a prompt does.
+    """How reports word a finding; `prompts.yaml` has how a prompt does.
 
     Attributes:
         wordings: sentences without the final stop; `{where}`, `{rate}`, `{pr}` and `{qtc}` are filled in.
-        prompts: texts for zero-shot classification.
         primary: a report never leaves it out, as it may one of several other findings.
         hedged: a report may put "possible" or the like before it.
         minor: on its own it leaves the ECG "otherwise normal" or "borderline".
     """
 
     wordings: tuple[str, ...]
-    prompts: tuple[str, ...]
     primary: bool = False
     hedged: bool = False
     minor: bool = False
@@ -77,19 +75,16 @@ class Finding:
 FINDINGS: dict[str, Finding] = {
     "sinus rhythm": Finding(
         ("sinus rhythm", "normal sinus rhythm", "sinus rhythm", "regular sinus rhythm"),
-        ("sinus rhythm.", "normal sinus rhythm.", "sinus rhythm with a normal rate."),
         primary=True,
         minor=True,
     ),
     "sinus bradycardia": Finding(
         ("sinus bradycardia", "sinus bradycardia", "sinus brady", "sinus rhythm with slow rate"),
-        ("sinus bradycardia.", "sinus rhythm with slow rate.", "sinus bradycardia, slow heart rate."),
         primary=True,
         minor=True,
     ),
     "sinus tachycardia": Finding(
         ("sinus tachycardia", "sinus tachycardia", "sinus rhythm with rapid rate", "sinus tach"),
-        ("sinus tachycardia.", "sinus rhythm with rapid rate.", "sinus tachycardia, fast heart rate."),
         primary=True,
         minor=True,
     ),
@@ -102,7 +97,6 @@ FINDINGS: dict[str, Finding] = {
             "afib{response}",
             "probable atrial fibrillation",
         ),
-        ("atrial fibrillation.", "afib.", "atrial fibrillation with irregular ventricular response."),
         primary=True,
     ),
     "atrial flutter": Finding(
@@ -114,7 +108,6 @@ FINDINGS: dict[str, Finding] = {
             "a-flutter{conduction}",
             "atrial flutter{response}",
         ),
-        ("atrial flutter.", "a-flutter.", "atrial flutter with av block, flutter waves."),
         primary=True,
     ),
     "supraventricular tachycardia": Finding(
@@ -124,7 +117,6 @@ FINDINGS: dict[str, Finding] = {
             "narrow complex tachycardia, probable svt",
             "probable svt, avnrt",
         ),
-        ("supraventricular tachycardia.", "svt.", "narrow complex tachycardia, probable svt."),
         primary=True,
     ),
     "ventricular pacing": Finding(
@@ -135,12 +127,10 @@ FINDINGS: dict[str, Finding] = {
             "electronic ventricular pacemaker",
             "pacemaker rhythm, ventricular capture",
         ),
-        ("ventricular-paced rhythm.", "ventricular pacing.", "electronic ventricular pacemaker."),
         primary=True,
     ),
     "sinus arrhythmia": Finding(
         ("sinus arrhythmia", "with sinus arrhythmia", "marked sinus arrhythmia", "respiratory sinus arrhythmia"),
-        ("sinus arrhythmia.", "respiratory sinus arrhythmia.", "sinus rhythm with sinus arrhythmia."),
         minor=True,
     ),
     "premature atrial complexes": Finding(
@@ -152,7 +142,6 @@ FINDINGS: dict[str, Finding] = {
             "{number} atrial ectopy",
             "supraventricular extrasystoles",
         ),
-        ("premature atrial complexes.", "pacs.", "atrial premature beats, atrial ectopy."),
         minor=True,
     ),
     "premature ventricular complexes": Finding(
@@ -164,11 +153,9 @@ FINDINGS: dict[str, Finding] = {
             "{number} ventricular ectopy",
             "ventricular extrasystoles",
         ),
-        ("premature ventricular complexes.", "pvcs.", "ventricular premature beats, ventricular ectopy."),
     ),
     "ventricular bigeminy": Finding(
         ("ventricular bigeminy", "pvcs in a pattern of bigeminy", "ventricular bigeminy", "bigeminal pvcs"),
-        ("ventricular bigeminy.", "pvcs in a pattern of bigeminy.", "bigeminal pvcs."),
         primary=True,
     ),
     "first degree av block": Finding(
@@ -180,7 +167,6 @@ FINDINGS: dict[str, Finding] = {
             "with 1st degree av block",
             "pr prolongation, pr {pr} s",
         ),
-        ("first degree av block.", "1st degree a-v block.", "prolonged pr interval."),
         minor=True,
     ),
     "ventricular pre-excitation": Finding(
@@ -191,7 +177,6 @@ FINDINGS: dict[str, Finding] = {
             "short pr interval and delta wave - ventricular preexcitation",
             "preexcitation, wpw type",
         ),
-        ("ventricular pre-excitation.", "wolff-parkinson-white pattern.", "short pr interval and delta wave."),
     ),
     "right bundle branch block": Finding(
         (
@@ -200,7 +185,6 @@ FINDINGS: dict[str, Finding] = {
             "complete right bundle branch block",
             "right bundle-branch block",
         ),
-        ("right bundle branch block.", "rbbb.", "complete right bundle branch block."),
     ),
     "left bundle branch block": Finding(
         (
@@ -209,11 +193,9 @@ FINDINGS: dict[str, Finding] = {
             "complete left bundle branch block",
             "left bundle-branch block",
         ),
-        ("left bundle branch block.", "lbbb.", "complete left bundle branch block."),
     ),
     "left anterior fascicular block": Finding(
         ("left anterior fascicular block", "lafb", "left anterior hemiblock", "lad, left anterior fascicular block"),
-        ("left anterior fascicular block.", "left anterior hemiblock.", "lafb."),
         hedged=True,
     ),
     "left axis deviation": Finding(
@@ -223,17 +205,14 @@ FINDINGS: dict[str, Finding] = {
             "abnormal left axis deviation",
             "axis deviated to the left",
         ),
-        ("left axis deviation.", "leftward axis.", "abnormal left axis deviation."),
         minor=True,
     ),
     "right axis deviation": Finding(
         ("right axis deviation", "rightward axis", "abnormal right axis deviation", "axis deviated to the right"),
-        ("right axis deviation.", "rightward axis.", "abnormal right axis deviation."),
         minor=True,
     ),
     "left atrial enlargement": Finding(
         ("left atrial enlargement", "left atrial abnormality", "lae", "broad p waves, left atrial enlargement"),
-        ("left atrial enlargement.", "left atrial abnormality.", "lae."),
         hedged=True,
         minor=True,
     ),
@@ -244,7 +223,6 @@ FINDINGS: dict[str, Finding] = {
             "low qrs voltages",
             "low voltage, extremity leads",
         ),
-        ("low qrs voltage.", "low voltage in limb leads.", "low voltage, extremity leads."),
         minor=True,
     ),
     "left ventricular hypertrophy": Finding(
@@ -254,11 +232,6 @@ FINDINGS: dict[str, Finding] = {
             "left ventricular hypertrophy by voltage criteria",
             "lvh by voltage",
             "left ventricular hypertrophy{strain}",
-        ),
-        (
-            "left ventricular hypertrophy.",
-            "lvh with secondary repolarization abnormality.",
-            "voltage criteria for left ventricular hypertrophy.",
         ),
         hedged=True,
     ),
@@ -270,11 +243,6 @@ FINDINGS: dict[str, Finding] = {
             "inferior mi{age}",
             "q waves in ii, iii, avf - inferior infarct{age}",
         ),
-        (
-            "inferior infarct - age undetermined.",
-            "inferior myocardial infarction.",
-            "inferior q waves, old infarct.",
-        ),
         hedged=True,
     ),
     "anterior infarction": Finding(
@@ -285,7 +253,6 @@ FINDINGS: dict[str, Finding] = {
             "anteroseptal mi{age}",
             "q waves in v1-v4 - anterior infarct{age}",
         ),
-        ("anterior infarct - age undetermined.", "anteroseptal infarct.", "anterior myocardial infarction."),
         hedged=True,
     ),
     "st elevation": Finding(
@@ -296,7 +263,6 @@ FINDINGS: dict[str, Finding] = {
             "{where} injury pattern, st elevation",
             "st segment elevation, {where} leads",
         ),
-        ("st elevation.", "st elevation, consider acute infarct.", "st segment elevation, injury pattern."),
     ),
     "st depression": Finding(
         (
@@ -306,7 +272,6 @@ FINDINGS: dict[str, Finding] = {
             "{where} st depression, consider ischemia",
             "st depression - possible subendocardial ischemia, {where} leads",
         ),
-        ("st depression.", "st segment depression, consider ischemia.", "st depression in lateral leads."),
     ),
     "t wave inversion": Finding(
         (
@@ -316,19 +281,15 @@ FINDINGS: dict[str, Finding] = {
             "{where} t wave inversion, consider ischemia",
             "abnormal t waves with inversion in {where} leads",
         ),
-        ("t wave inversion.", "inverted t waves.", "t wave inversion, consider ischemia."),
     ),
     "long qt": Finding(
         ("prolonged qt interval", "long qt", "prolonged qtc", "qt prolongation", "long qtc interval, qtc {qtc} s"),
-        ("prolonged qt interval.", "long qtc interval.", "qt prolongation."),
     ),
     "normal ecg": Finding(
         ("normal ecg", "normal ecg", "normal ecg", "within normal limits", "normal tracing"),
-        ("normal ecg.", "sinus rhythm. normal ecg.", "tracing within normal limits."),
         primary=True,
     ),
 }
-PROMPTS: dict[str, list[str]] = {name: list(finding.prompts) for name, finding in FINDINGS.items()}
 LABEL_SETS = {"findings": list(FINDINGS)}
 EXTRA = {
     "age": "float32",

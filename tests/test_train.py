@@ -254,6 +254,22 @@ def test_a_wrong_recipe_is_refused_with_the_nearest_name(tmp_path, values, messa
         load_recipe(path)
 
 
+def test_a_recipe_can_go_on_from_a_model(run, corpus, tmp_path):
+    arguments = ["--model", str(run / "model"), "--data", str(corpus), "--output", str(tmp_path / "on")]
+    main([str(REPO / "recipes" / "demo.yaml"), *arguments, "--max-steps", "2", "--batch-size", "8"])
+    assert (tmp_path / "on" / "model" / "model.safetensors").exists()
+    with pytest.raises(SystemExit, match="no effect beside model"):
+        main(
+            [
+                str(REPO / "recipes" / "demo.yaml"),
+                *arguments[:-1],
+                str(tmp_path / "x"),
+                "--config",
+                "{pad_token_id: 0}",
+            ]
+        )
+
+
 def test_recipes_of_the_repository_are_valid():
     for path in (REPO / "recipes").glob("*.yaml"):
         assert load_recipe(path, {"learning_rate": "1e-5"}).learning_rate == 1e-5
