@@ -216,8 +216,11 @@ def test_two_processes_equal_one(corpus, language, tmp_path):
     one, two = weights(runs[1]), weights(runs[2])
     assert log(runs[1])[0]["loss"] == pytest.approx(log(runs[2])[0]["loss"], rel=1e-5)
     for name, value in one.items():
-        # Keys' biases drop out of a softmax: they move by rounding alone, some 1e-7.
-        assert (two[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name
+        if name.endswith(("k_proj.bias", "key.bias")):
+            # They drop out of a softmax: their gradient is rounding alone, which Adam scales up to some 1e-5 a run.
+            assert (two[name] - value).abs().max() < 1e-3, name
+        else:
+            assert (two[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name
 
 
 def test_sigterm_saves_and_resume_goes_on(corpus, language, tmp_path):
