@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tiny import TINY_ECG
 from transformers import AutoModel, AutoProcessor
 
 from prepare import prepare
@@ -33,22 +34,8 @@ TINY_MELP = {
     "num_frozen_text_layers": 1,
     "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 4,
-    "ecg_config": {
-        "conv_dim": [16, 16, 16],
-        "conv_kernel": [4, 4, 4],
-        "conv_stride": [4, 4, 4],
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 4,
-        "num_beat_queries": 3,
-        "num_token_queries": 4,
-        "token_dim": 32,
-        "pooler_num_attention_heads": 4,
-        "projection_dim": 16,
-    },
+    "ecg_config": TINY_ECG
+    | {"num_hidden_layers": 1, "conv_dim": [16] * 3, "conv_kernel": [4] * 3, "conv_stride": [4] * 3},
 }
 
 

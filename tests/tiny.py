@@ -13,6 +13,21 @@ REPORTS = [
     "ventricular pacing.",
 ]
 
+TINY_ECG = {
+    "conv_dim": [16, 16, 16, 16],
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "num_beat_queries": 3,
+    "num_token_queries": 4,
+    "token_dim": 32,
+    "pooler_num_attention_heads": 4,
+    "projection_dim": 16,
+}
+
 
 def tiny_processor() -> MelpProcessor:
     from stages import train_tokenizer
@@ -24,20 +39,7 @@ def tiny_config(**fields) -> MelpConfig:
     tokenizer = tiny_processor().tokenizer
     return MelpConfig(
         **{
-            "ecg_config": {
-                "conv_dim": [16, 16, 16, 16],
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "intermediate_size": 64,
-                "num_conv_pos_embeddings": 16,
-                "num_conv_pos_embedding_groups": 4,
-                "num_beat_queries": 3,
-                "num_token_queries": 4,
-                "token_dim": 32,
-                "pooler_num_attention_heads": 4,
-                "projection_dim": 16,
-            },
+            "ecg_config": TINY_ECG,
             "text_config": {
                 "vocab_size": len(tokenizer),
                 "hidden_size": 32,
