@@ -825,7 +825,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
 
 
 class MelpForEcgClassification(MelpPreTrainedModel):
-    """The ECG tower with a linear head over `probe_embeds`: fine-tuning on labelled recordings (paper, section 4.2)."""
+    """The ECG tower with a linear head over `probe_embeds`: fine-tuning on labelled recordings."""
 
     config: MelpEcgConfig
     base_model_prefix = "ecg_model"
