@@ -26,11 +26,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig
+    from .functional_melp import ScaleGradient, apply_dropout, fourier_convolution
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig
+    from functional_melp import ScaleGradient, apply_dropout, fourier_convolution
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 
@@ -99,19 +101,6 @@ class MelpOutput(ModelOutput):
 
 
 # -------------------------------------------------------------------------------------------------------- attention
-
-
-def apply_dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Dropout that costs a CPU a quarter of torch's draws: 16 random bits an element, four elements a draw.
-
-    torch draws a CPU mask element by element from one generator, 7 to 10% of a training step at the paper's size.
-    """
-    if not training or p == 0.0 or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(hidden_states, p, training)
-    bits = torch.empty((hidden_states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    dropped = round(p * 2**16)
-    kept = bits[: hidden_states.numel()].view(hidden_states.shape) >= dropped - 2**15
-    return torch.where(kept, hidden_states * (2**16 / (2**16 - dropped)), 0.0)
 
 
 class MelpDropout(nn.Dropout):
@@ -244,19 +233,6 @@ class MelpConvLayer(nn.Module):
         return self.activation(self.norm(self.conv(hidden_states)))
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, hidden_states, scale):
-        ctx.scale = scale
-        return hidden_states.view_as(hidden_states)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        return grad_output * ctx.scale, None
-
-
 class MelpFeatureExtractorLayers(nn.Module):
     """Four strided convolutions: (batch, leads, samples) -> (batch, frames, channels), 5000 samples -> 312 frames."""
 
@@ -270,7 +246,7 @@ class MelpFeatureExtractorLayers(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         if self.gradient_scale != 1.0 and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            hidden_states = _ScaleGradient.apply(hidden_states, self.gradient_scale)
+            hidden_states = ScaleGradient.apply(hidden_states, self.gradient_scale)
         return hidden_states.transpose(1, 2)
 
 
@@ -305,9 +281,15 @@ class MelpPositionalConvEmbedding(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        positions = self.conv(hidden_states.transpose(1, 2))
-        if self.num_surplus:
-            positions = positions[:, :, : -self.num_surplus]
+        hidden_states = hidden_states.transpose(1, 2)
+        if self.training and hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
+            conv = self.conv
+            positions = fourier_convolution(hidden_states, conv.weight, conv.groups, conv.padding[0])
+            positions = positions + conv.bias[:, None]
+        else:
+            positions = self.conv(hidden_states)
+            if self.num_surplus:
+                positions = positions[:, :, : -self.num_surplus]
         return self.activation(positions).transpose(1, 2)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import REPORTS, tiny_batch, tiny_config, tiny_model, tiny_processor
 
 from configuration_melp import MelpConfig, MelpEcgConfig
+from functional_melp import fourier_convolution
 from modeling_melp import MelpEcgModel, MelpModel
 
 
@@ -369,3 +370,18 @@ def test_configuration_round_trip(tmp_path):
     assert loaded.to_dict() == config.to_dict() and loaded.ecg_config.num_beat_queries == 3
     assert isinstance(loaded.ecg_config, MelpEcgConfig) and loaded.text_config.is_decoder
     assert MelpEcgModel(loaded.ecg_config).num_parameters() > 0
+
+
+@pytest.mark.parametrize("kernel, length, batch_size", [(16, 62, 3), (15, 40, 2), (128, 312, 2), (8, 3, 2)])
+def test_fourier_convolution_is_a_convolution(kernel, length, batch_size):
+    groups, channels, padding = 4, 16, kernel // 2
+    torch.manual_seed(0)
+    inputs = torch.randn(batch_size, channels, length, requires_grad=True)
+    weight = torch.randn(channels, channels // groups, kernel, requires_grad=True)
+    expected = torch.nn.functional.conv1d(inputs, weight, padding=padding, groups=groups)[..., :length]
+    found = fourier_convolution(inputs, weight, groups, padding)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    direction = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (inputs, weight), direction)
+    for ours, theirs in zip(torch.autograd.grad(found, (inputs, weight), direction), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
