@@ -29,6 +29,7 @@ class MelpEcgConfig(PreTrainedConfig):
         token_dim (`int`, defaults to 768): width of those tokens, the text tower's.
         pooler_num_attention_heads (`int`, defaults to 8): heads of both attentional poolers.
         projection_dim (`int`, defaults to 256): width of the space shared with text.
+        classifier_dropout (`float`, defaults to 0): before the head of [`MelpForEcgClassification`].
     """
 
     model_type = "melp_ecg"
@@ -58,6 +59,7 @@ class MelpEcgConfig(PreTrainedConfig):
     token_dim: int = 768
     pooler_num_attention_heads: int = 8
     projection_dim: int = 256
+    classifier_dropout: float = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

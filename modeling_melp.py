@@ -4,6 +4,7 @@ Wang, Xu and Yu, "From Token to Rhythm: A Multi-Scale Approach for ECG-Language 
 arXiv 2506.21803. From top to bottom: outputs, attention, ECG encoder, poolers, report decoder, base class, models.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -477,6 +478,12 @@ class MelpPreTrainedModel(PreTrainedModel):
     def _ecg_config(self) -> MelpEcgConfig:
         return getattr(self.config, "ecg_config", self.config)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        # Every folder can also be opened for classification, by whatever class it was saved.
+        entry = {"AutoModelForSequenceClassification": "modeling_melp.MelpForEcgClassification"}
+        self.config.auto_map = entry | (getattr(self.config, "auto_map", None) or {})
+        super().save_pretrained(save_directory, **kwargs)
+
 
 # ----------------------------------------------------------------------------------------------------------- models
 
@@ -817,5 +824,66 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         )
 
 
+class MelpForEcgClassification(MelpPreTrainedModel):
+    """The ECG tower with a linear head over `probe_embeds`: fine-tuning on labelled recordings."""
+
+    config: MelpEcgConfig
+    base_model_prefix = "ecg_model"
+    input_modalities = ("time",)
+    accepts_loss_kwargs = False  # Trainer: the loss is a mean over this batch
+    # What a whole MELP folder holds beside the ECG tower.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(text_model|text_projection|sentence_projection|decoder|lm_head|logit_scale)\b"
+    ]
+
+    def __init__(self, config: MelpEcgConfig):
+        super().__init__(config)
+        self.ecg_model = MelpEcgModel(config)
+        self.dropout = MelpDropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """Also takes a whole MELP folder, whose ECG tower it keeps; see [`~PreTrainedModel.from_pretrained`]."""
+        if hasattr(config, "ecg_config"):  # from AutoModelForSequenceClassification: labels stand on the outer one
+            ecg_config = copy.deepcopy(config.ecg_config)
+            ecg_config.id2label, ecg_config.label2id = config.id2label, config.label2id
+            ecg_config.problem_type = config.problem_type
+            config = ecg_config
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.FloatTensor,
+        lead_mask: torch.BoolTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args:
+            input_values, lead_mask: (batch, leads, samples) and (batch, leads), see [`MelpEcgModel`].
+            labels: (batch, num_labels) 0 or 1, findings that can occur together (binary cross entropy, NaN where a
+                label is unknown); or (batch,) class ids (cross entropy).
+
+        Returns:
+            `logits` (batch, num_labels): the sigmoid of each is a probability, the softmax for class ids; `loss` with
+            labels.
+        """
+        outputs = self.ecg_model(input_values, lead_mask=lead_mask, **kwargs)
+        logits = self.classifier(self.dropout(outputs.probe_embeds))
+        loss = None
+        if labels is not None and labels.ndim == 2:
+            known = ~labels.isnan()
+            loss = F.binary_cross_entropy_with_logits(logits.float()[known], labels.float()[known])
+        elif labels is not None:
+            loss = F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 MelpEcgModel.register_for_auto_class("AutoModel")
 MelpModel.register_for_auto_class("AutoModel")
+MelpForEcgClassification.register_for_auto_class("AutoModelForSequenceClassification")

@@ -12,7 +12,10 @@ from tiny import tiny_model, tiny_processor
 
 from data import load_prepared
 from databases.synthetic import LABEL_SETS
-from evaluate import PROMPTS, class_embeddings, draft_reports, load_prompts, main, score_classes
+from evaluate import main
+from evaluation.metrics import score_classes
+from evaluation.report import draft_reports
+from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
 from prepare import prepare
 
 

@@ -30,7 +30,7 @@ TINY_ECG = {
 
 
 def tiny_processor() -> MelpProcessor:
-    from stages import train_tokenizer
+    from stages.language import train_tokenizer
 
     return MelpProcessor(MelpFeatureExtractor(), train_tokenizer(REPORTS * 4, 200), max_text_length=64)
 
