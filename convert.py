@@ -44,6 +44,7 @@ from original_names import (
     BERT_RULES,
     ECG_RULES,
     FAIRSEQ_RULES,
+    FINETUNED_RULES,
     MODEL_RULES,
     PUBLISHED_RULES,
     Row,
@@ -66,6 +67,7 @@ KINDS = {
     "encoder": "the original's ECG encoder",
     "published": "the published ECG encoder",
     "fairseq": "a fairseq-signals checkpoint (ECG-FM)",
+    "finetuned": "a fine-tuned fairseq-signals checkpoint",
     "bert": "a BERT",
     "melp": "a model folder of this repository",
 }
@@ -74,17 +76,20 @@ RULES = {
     "encoder": ECG_RULES,
     "published": PUBLISHED_RULES,
     "fairseq": FAIRSEQ_RULES,
+    "finetuned": FINETUNED_RULES,
     "bert": BERT_RULES,
 }
-# What an ECG-FM does not have.
+BACKBONES = ("fairseq", "finetuned")
+# What these do not have.
 POOLERS = ("beat_pooler.", "token_pooler.", "beat_projection.")
 
 # What a text source does not have: everything but the two towers.
 DRAWN = ("text_projection.", "sentence_projection.", "decoder.", "lm_head.", "logit_scale")
+INDEX = "model.safetensors.index.json"
 HUB_FILES = [
     "config.json",
     "*.safetensors",
-    "*.safetensors.index.json",
+    INDEX,
     "vocab.txt",
     "tokenizer*.json",
     "special*.json",
@@ -164,16 +169,24 @@ def read_safetensors(path: Path) -> Tensors:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def read_shards(folder: Path, index: Path) -> Tensors:
-    """The tensors of every file that the index names; what it promises and what is there must agree."""
-    weight_map = read_json(index).get("weight_map")
+def read_index(folder: Path) -> dict[str, str]:
+    """File by tensor, from the index of a sharded checkpoint; each file lies in the folder."""
+    path = file_inside(folder, INDEX)
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map of file names.")
-    tensors = {}
+        raise ValueError(f"{path} has no weight_map of file names.")
+    for name in set(weight_map.values()):
+        file_inside(folder, name)
+    return weight_map
+
+
+def read_shards(folder: Path) -> Tensors:
+    """The tensors of every file that the index names; what it promises and what is there must agree."""
+    weight_map, tensors = read_index(folder), {}
     for name in sorted(set(weight_map.values())):
-        shard = read_safetensors(file_inside(folder, name))
-        if set(shard) != (promised := {key for key, value in weight_map.items() if value == name}):
-            raise ValueError(f"{index}: {name} does not hold what it says, e.g. {sorted(set(shard) ^ promised)[0]}.")
+        shard = read_safetensors(folder / name)
+        if wrong := set(shard) ^ {key for key, file in weight_map.items() if file == name}:
+            raise ValueError(f"{folder}: {name} does not hold what {INDEX} says, e.g. {sorted(wrong)[0]}.")
         tensors |= shard
     return tensors
 
@@ -216,7 +229,9 @@ def read_source(source: str | Path, revision: str | None = None) -> Source:
     if path.is_dir():
         folder, options = path, read_json(file_inside(path, "config.json"))
         if options.get("model_type") == "melp_ecg" or "ecg_config" in options:
-            return Source("melp", {}, options, folder)  # transformers reads it
+            if (path / INDEX).is_file():
+                read_index(path)  # transformers, which reads the tensors later, follows any path in it
+            return Source("melp", {}, options, folder)
         tensors = read_folder_weights(path)
     else:
         folder, checkpoint = path.parent, read_checkpoint(path)
@@ -235,11 +250,11 @@ def read_folder_weights(folder: Path) -> Tensors:
     for name in ("model.safetensors", "weights.safetensors"):
         if (folder / name).is_file():
             return read_safetensors(file_inside(folder, name))
-    if (folder / "model.safetensors.index.json").is_file():
-        return read_shards(folder, file_inside(folder, "model.safetensors.index.json"))
+    if (folder / INDEX).is_file():
+        return read_shards(folder)
     if (folder / "pytorch_model.bin").is_file():
         return read_checkpoint(file_inside(folder, "pytorch_model.bin"))
-    raise ValueError(f"{folder} has no model.safetensors, model.safetensors.index.json or weights.safetensors.")
+    raise ValueError(f"{folder} has no model.safetensors, {INDEX}, weights.safetensors or pytorch_model.bin.")
 
 
 def checkpoint_parts(path: Path, checkpoint: dict) -> tuple[Tensors, dict]:
@@ -257,14 +272,17 @@ def checkpoint_parts(path: Path, checkpoint: dict) -> tuple[Tensors, dict]:
 
 
 def kind_of(tensors: Tensors) -> str | None:
-    first_conv = "feature_extractor.conv_layers.0.0.weight"
     if any(key.startswith("lm_model.") for key in tensors):
         return "whole"
-    for prefix, kind in {"ecg_encoder.ecg_encoder.": "published", "ecg_encoder.": "encoder"}.items():
-        if prefix + first_conv in tensors:
+    prefixes = {
+        "ecg_encoder.ecg_encoder.": "published",
+        "ecg_encoder.": "encoder",
+        "encoder.": "finetuned",
+        "": "fairseq",
+    }
+    for prefix, kind in prefixes.items():
+        if f"{prefix}feature_extractor.conv_layers.0.0.weight" in tensors:
             return kind
-    if first_conv in tensors or "encoder." + first_conv in tensors:
-        return "fairseq"
     return "bert" if any(key.endswith("embeddings.word_embeddings.weight") for key in tensors) else None
 
 
@@ -297,7 +315,7 @@ def known_heads(source: Source) -> dict[str, int | None]:
         return {"text": source.options.get("num_attention_heads")}
     options = ecg_options(source.options)
     known = {"ecg": options.get("encoder_attention_heads")}
-    if source.kind != "fairseq":
+    if source.kind not in BACKBONES:
         known["pooler"] = options.get("attn_pooler_heads")
     if source.kind == "whole":
         known["text"] = source.options.get("text_encoder", {}).get("num_attention_heads")
@@ -365,7 +383,7 @@ def assemble(sources: list[Source], heads: dict[str, int], tokenizer: str | None
     elif text is None:
         config, fresh = (
             ecg_config(ecg_options(first.options), tensors, heads),
-            POOLERS if first.kind == "fairseq" else (),
+            POOLERS if first.kind in BACKBONES else (),
         )
     else:
         if text is not first:
@@ -378,7 +396,7 @@ def assemble(sources: list[Source], heads: dict[str, int], tokenizer: str | None
         if text is not first:
             ecg = ecg_config(ecg_options(first.options), ecg_tensors, heads, token_dim=width)
             tensors |= {f"ecg_model.{name}": tensor for name, tensor in ecg_tensors.items()}
-            fresh = (*DRAWN, *(f"ecg_model.{name}" for name in POOLERS if first.kind == "fairseq"))
+            fresh = (*DRAWN, *(f"ecg_model.{name}" for name in POOLERS if first.kind in BACKBONES))
         length = min(MelpConfig().max_text_length, config["max_position_embeddings"])
         config = MelpConfig(
             ecg_config=ecg.to_dict(), text_config=config, max_text_length=length, **special_ids({}, words)
@@ -516,7 +534,8 @@ def write_model(conversion: Conversion, output: Path):
         processor.save_pretrained(folder)
         print(check_same(conversion.tensors, type(model).from_pretrained(folder).state_dict()))
     if conversion.fresh:
-        modules = sorted({re.match(r"(ecg_model\.)?\w+", name)[0] for name in conversion.fresh})
+        part = any(name.startswith("ecg_model.") for name in conversion.tensors)
+        modules = sorted({re.match(r"(ecg_model\.)?\w+" if part else r"\w+", name)[0] for name in conversion.fresh})
         print(f"Drawn afresh, as the source does not have them: {', '.join(modules)}. Train before use.")
     if isinstance(model, MelpModel) and not isinstance(processor, MelpProcessor):
         print("No vocabulary was found, so the folder has no tokenizer: give one with --tokenizer to use text.")

@@ -204,15 +204,11 @@ ECG_RULES += [
 
 PUBLISHED_RULES = _prefixed(ECG_RULES, "ecg_encoder.")
 
-_FAIRSEQ = [
+FAIRSEQ_RULES = [
     Rule("feature_extractor.conv_layers.0.0.weight", "feature_extractor.layers.0.conv.weight", swap_leads),
     *_BACKBONE,
 ]
-FAIRSEQ_RULES = [
-    *_FAIRSEQ,
-    *_prefixed(_FAIRSEQ, "encoder."),  # fine-tuned, under a classification head
-    *_dropped(("proj.{parameter}",), "classification head"),
-]
+FINETUNED_RULES = [*_prefixed(FAIRSEQ_RULES, "encoder."), *_dropped(("proj.{parameter}",), "classification head")]
 
 # ------------------------------------------------------------------------------------------------------ whole model
 
@@ -277,7 +273,7 @@ MODEL_SIZES = {
         "encoder_ffn_embed_dim": 4096,
     },
 }
-CONV_LAYERS = "[(256, 2, 2)] * 4"  # fixed in the original, the default of fairseq-signals
+CONV_LAYERS = "[(256, 2, 2)] * 4"  # fixed there too
 BERT_OPTIONS = (
     "hidden_act",
     "layer_norm_eps",
@@ -294,8 +290,13 @@ def ecg_options(options: dict) -> dict:
     return {**MODEL_SIZES.get(options.get("model_size"), {}), **options}
 
 
-def convolutions(layers: str, tensors: Tensors) -> tuple[list[int], list[int], list[int]]:
-    """Channels, kernels and strides. `layers` is the original's way of writing them: Python, which is not run."""
+def conv_strides(layers: str | None, shapes: list[tuple[int, ...]]) -> list[int]:
+    """Strides of convolutions with weights of these shapes, of which only the options tell the strides.
+
+    `layers` is the original's way of writing them: Python, which is not run. Without it they are its classes' own.
+    """
+    if layers is None and all(shape[2] == 2 for shape in shapes):
+        return [2] * len(shapes)
     blocks = []
     for term in str(layers).split("+"):
         match = re.fullmatch(r" *\[((?:\(\d+, *\d+, *\d+\),? *)+)\] *(?:\* *(\d{1,2}))? *", term)
@@ -303,11 +304,9 @@ def convolutions(layers: str, tensors: Tensors) -> tuple[list[int], list[int], l
             raise ValueError(f"conv_feature_layers is {layers!r}, not of the form [(C, K, S), ...] * N + ...")
         triples = re.findall(r"(\d+), *(\d+), *(\d+)", match[1]) * int(match[2] or 1)
         blocks += [tuple(map(int, triple)) for triple in triples]
-    names = [f"feature_extractor.layers.{i}.conv.weight" for i in range(count(tensors, "feature_extractor.layers."))]
-    shapes = [tuple(tensors[name].shape) for name in names]
     if [block[:2] for block in blocks] != [(shape[0], shape[2]) for shape in shapes]:
         raise ValueError(f"conv_feature_layers is {layers!r}, but the convolutions' weights are {shapes}.")
-    return tuple(map(list, zip(*blocks, strict=True)))
+    return [block[2] for block in blocks]
 
 
 def count(tensors: Tensors, prefix: str) -> int:
@@ -344,12 +343,13 @@ def ecg_config(options: dict, tensors: Tensors, heads: dict[str, int], **poolers
             "pooler_num_attention_heads": heads["pooler"],
             "projection_dim": tensors["beat_projection.weight"].shape[0],
         }
-    conv_dim, conv_kernel, conv_stride = convolutions(options.get("conv_feature_layers", CONV_LAYERS), tensors)
+    blocks = range(count(tensors, "feature_extractor.layers."))
+    shapes = [tuple(tensors[f"feature_extractor.layers.{i}.conv.weight"].shape) for i in blocks]
     return MelpEcgConfig(
-        num_leads=tensors["feature_extractor.layers.0.conv.weight"].shape[1],
-        conv_dim=conv_dim,
-        conv_kernel=conv_kernel,
-        conv_stride=conv_stride,
+        num_leads=shapes[0][1],
+        conv_dim=[shape[0] for shape in shapes],
+        conv_kernel=[shape[2] for shape in shapes],
+        conv_stride=conv_strides(options.get("conv_feature_layers"), shapes),
         feature_gradient_scale=options.get("feature_grad_mult", 0.1),
         hidden_size=sizes["encoder_embed_dim"],
         num_hidden_layers=sizes["encoder_layers"],

@@ -181,7 +181,7 @@ def test_published_encoder_at_full_size(tmp_path, capsys):
     }
     folder = write_folder(tmp_path / "source", source, {**PUBLISHED, "model_size": "small"})
     output = run(folder, "--output", tmp_path / "model")
-    assert "65,067,264 parameters in bfloat16" in capsys.readouterr().out
+    assert "65,083,776 parameters in bfloat16" in capsys.readouterr().out
     config = MelpEcgConfig.from_pretrained(output)
     assert (config.num_beat_queries, config.num_attention_heads, config.dtype) == (13, 12, torch.bfloat16)
     back = run(output, "--to", "original", "--output", tmp_path / "back")
@@ -259,9 +259,8 @@ def test_fairseq_signals_at_its_own_depth_and_with_old_settings(tmp_path):
     assert (config.num_hidden_layers, config.num_attention_heads) == (12, 4)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_bert_starts_the_text_tower(tmp_path, capsys, file):
-    output = run(bert_folder(tmp_path / "bert", file), "--output", tmp_path / "model")
+def test_bert_starts_the_text_tower(tmp_path, capsys):
+    output = run(bert_folder(tmp_path / "bert"), "--output", tmp_path / "model")
     printed = capsys.readouterr().out
     assert "[BOS], row 182" in printed and "decoder, ecg_model, lm_head, logit_scale" in printed
     model, processor = MelpModel.from_pretrained(output), MelpProcessor.from_pretrained(output)
@@ -279,10 +278,11 @@ def test_bert_starts_the_text_tower(tmp_path, capsys, file):
     torch.testing.assert_close(states[real], outputs(WHOLE)["text_token_embs"][real], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["published", "fairseq"])
-def test_text_model_beside_an_ecg_encoder(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "file"), [("published", "model.safetensors"), ("fairseq", "pytorch_model.bin")])
+def test_text_model_beside_an_ecg_encoder(tmp_path, capsys, kind, file):
     ecg = published_folder(tmp_path / "ecg") if kind == "published" else fairseq_checkpoint(tmp_path / "ecg.pt")
-    output = run(ecg, "--text-model", bert_folder(tmp_path / "bert"), "--output", tmp_path / "model")
+    output = run(ecg, "--text-model", bert_folder(tmp_path / "bert", file), "--output", tmp_path / "model")
+    assert ("ecg_model.beat_pooler" in capsys.readouterr().out.split("Drawn afresh")[1]) == (kind == "fairseq")
     model, processor = MelpModel.from_pretrained(output), MelpProcessor.from_pretrained(output)
     assert_encoder(model.ecg_model, ["last_hidden_state"])
     texts = processor(text=["sinus rhythm.", "atrial fibrillation."], return_tensors="pt")
@@ -332,7 +332,8 @@ def test_there_and_back_again(tmp_path, kind, dtype):
     cls = MelpEcgModel if kind == "published" else MelpModel
     models = [cls.from_pretrained(folder) for folder in (ours, again)]
     assert_equal(models[1].state_dict(), models[0].state_dict())
-    assert models[1].config.to_dict() == models[0].config.to_dict() and models[0].dtype == dtype
+    assert models[0].dtype == dtype
+    assert (again / "config.json").read_text() == (ours / "config.json").read_text()
 
 
 def test_what_the_original_cannot_express(tmp_path):
@@ -380,7 +381,7 @@ QUERY = "ecg_encoder.attn_pool_contrast.query"
         (r"ecg_config.hidden_size \(64\) is not a multiple", {"encoder_attention_heads": 5}, {}),
         ("num_attention_heads is 'four'", {"encoder_attention_heads": "four"}, {}),
         ("encoder_embed_dim is 1024 in the configuration, 64 in the weights", {"encoder_embed_dim": 1024}, {}),
-        ("conv_feature_layers is '__import__", {"conv_feature_layers": "__import__('os').abort()"}, {}),
+        ("conv_feature_layers is .__import__", {"conv_feature_layers": "__import__('os').abort()"}, {}),
         ("but the convolutions' weights are", {"conv_feature_layers": "[(32, 2, 2)] * 3"}, {}),
         ("layer_norm_first is True", {"layer_norm_first": True}, {}),
     ],
@@ -461,6 +462,9 @@ def test_index_names_a_file_outside_the_folder(tmp_path, name):
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     message = "has no file" if name == "absent" else "leads out of the folder"
     refused(message, source, "--output", tmp_path / "model")
+    convert(ENCODER).model.config.save_pretrained(tmp_path / "source")
+    refused(message, source, "--to", "original", "--output", tmp_path / "back")
+    (source / "config.json").write_text(json.dumps({**PUBLISHED, **BACKBONE}))
     index.write_text(json.dumps({"weight_map": ["model.safetensors"]}))
     refused("no weight_map", source, "--output", tmp_path / "model")
     index.write_text("[" * 100_000)
@@ -473,7 +477,7 @@ def test_index_that_promises_something_else(tmp_path):
     values = json.loads(index.read_text())
     values["weight_map"].pop("ecg_encoder.proj_contrast")
     index.write_text(json.dumps(values))
-    refused("does not hold what it says, e.g. ecg_encoder.proj_contrast", source, "--output", tmp_path / "model")
+    refused("does not hold what .* says, e.g. ecg_encoder.proj_contrast", source, "--output", tmp_path / "model")
 
 
 ABSURD = [
