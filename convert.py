@@ -24,16 +24,17 @@ import re
 import shutil
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertTokenizer
@@ -80,20 +81,12 @@ RULES = {
     "bert": BERT_RULES,
 }
 BACKBONES = ("fairseq", "finetuned")
-# What these do not have.
+# What a backbone does not have.
 POOLERS = ("beat_pooler.", "token_pooler.", "beat_projection.")
-
-# What a text source does not have: everything but the two towers.
-DRAWN = ("text_projection.", "sentence_projection.", "decoder.", "lm_head.", "logit_scale")
+# What two towers do not have.
+HEADS = ("text_projection.", "sentence_projection.", "decoder.", "lm_head.", "logit_scale")
 INDEX = "model.safetensors.index.json"
-HUB_FILES = [
-    "config.json",
-    "*.safetensors",
-    INDEX,
-    "vocab.txt",
-    "tokenizer*.json",
-    "special*.json",
-]
+HUB_FILES = ["config.json", "*.safetensors", INDEX, "vocab.txt", "tokenizer*.json", "special_tokens_map.json"]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -131,7 +124,7 @@ def local_path(source: str | Path, revision: str | None = None) -> Path:
         if not any(folder.glob("*.safetensors")):
             hf_hub_download(repo_id, "pytorch_model.bin", revision=revision)
         return folder
-    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{source} is not on this disk, and the Hub does not give it: {error}") from error
 
 
@@ -207,7 +200,8 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:  # the unpickler of a damaged file raises anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[:1]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
         raise ValueError(
             f"{path} holds an object of {refused[1]}, and unpickling objects can run code. If you trust it, keep "
             "what is needed of it where its classes are installed: checkpoint = torch.load(FILE, weights_only=False), "
@@ -241,7 +235,10 @@ def read_source(source: str | Path, revision: str | None = None) -> Source:
     kind = kind_of(tensors)
     if kind is None:
         raise ValueError(f"{source}: no known layout has keys like {', '.join(list(tensors)[:4])}.")
-    if kind == "bert":  # names of its first TensorFlow release
+    if kind == "bert":
+        if (model_type := options.get("model_type", "bert")) != "bert":
+            raise ValueError(f"{source} is a {model_type}; the text tower is a BERT.")
+        # Names of the first BERTs, which came from TensorFlow.
         tensors = {re.sub("gamma$", "weight", re.sub("beta$", "bias", key)): value for key, value in tensors.items()}
     return Source(kind, tensors, options, folder)
 
@@ -325,13 +322,14 @@ def known_heads(source: Source) -> dict[str, int | None]:
 
 @dataclass
 class Conversion:
-    """A model, what prepares its inputs, the mapping table, and the tensors that came from the source."""
+    """A model, what prepares its inputs, the mapping table, the tensors that came from the source, and names of the
+    parameters that did not."""
 
     model: MelpModel | MelpEcgModel
     processor: MelpProcessor | MelpFeatureExtractor
     table: list[Row]
     tensors: Tensors
-    fresh: list[str] = field(default_factory=list)
+    fresh: list[str]
 
 
 def convert(
@@ -353,60 +351,73 @@ def convert(
         ValueError: on a source that is missing, damaged, unsafe or of no known kind, a key that no rule knows, a
             parameter that nothing fills, a shape that does not fit, heads that nothing tells.
     """
-    sources = [read_source(source, revision)]
-    if text_model is not None:
-        sources.append(read_source(text_model, text_revision))
-    kinds = [part.kind for part in sources]
-    if kinds[0] == "melp":
+    first, text = read_source(source, revision), None
+    print(f"{source} is {KINDS[first.kind]}.")
+    if first.kind == "melp":
         raise ValueError(f"{source} is {KINDS['melp']} already; --to original writes the original's names.")
-    if len(kinds) == 2 and (kinds[0] in ("whole", "bert") or kinds[1] != "bert"):
-        raise ValueError(
-            f"--text-model goes with an ECG encoder and is a BERT, not {' and '.join(map(KINDS.get, kinds))}."
-        )
+    if text_model is not None:
+        text = read_source(text_model, text_revision)
+        print(f"{text_model} is {KINDS[text.kind]}.")
+        if first.kind in ("whole", "bert") or text.kind != "bert":
+            raise ValueError("--text-model is a BERT, and goes with an ECG encoder.")
+    if first.kind == "bert":
+        first, text = None, first
     try:
-        known = {name: number for part in sources for name, number in known_heads(part).items()}
-        return assemble(sources, attention_heads(known, heads or {}), tokenizer)
+        return assemble(first, text, heads or {}, tokenizer)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         missing = "the configuration or the weights lack " if isinstance(error, KeyError) else ""
         raise ValueError(f"{source}: {missing}{error}") from error
 
 
-def assemble(sources: list[Source], heads: dict[str, int], tokenizer: str | None) -> Conversion:
-    """One model from an ECG source, a text source or both."""
-    first, text = sources[0], next((part for part in sources if part.kind == "bert"), None)
-    words = None
-    if text is not None or first.kind == "whole":
-        words = vocabulary((text or first), tokenizer)
-    tensors, table = map_state_dict(first.tensors, RULES[first.kind])
-    if first.kind == "whole":
-        config, fresh = model_config(first.options, tensors, heads, words), ()
-    elif text is None:
-        config, fresh = (
-            ecg_config(ecg_options(first.options), tensors, heads),
-            POOLERS if first.kind in BACKBONES else (),
-        )
+def assemble(ecg: Source | None, text: Source | None, heads: dict[str, int], tokenizer: str | None) -> Conversion:
+    """One model from the original's (`ecg`, whole or not), from a BERT, or from an ECG encoder and a BERT."""
+    heads = attention_heads({k: v for part in (ecg, text) if part for k, v in known_heads(part).items()}, heads)
+    if text is not None:
+        words = vocabulary(text, tokenizer)
+        config, tensors, table, fresh = two_towers(ecg, text, heads, words)
     else:
-        if text is not first:
-            ecg_tensors, (tensors, rows) = tensors, map_state_dict(text.tensors, BERT_RULES)
-            table += rows
-        extend_vocabulary(tensors, table, words)
-        config = text_config(text.options, tensors, heads)
-        width, fresh = config["hidden_size"], ("ecg_model.", *DRAWN)
-        ecg = MelpEcgConfig(token_dim=width)
-        if text is not first:
-            ecg = ecg_config(ecg_options(first.options), ecg_tensors, heads, token_dim=width)
-            tensors |= {f"ecg_model.{name}": tensor for name, tensor in ecg_tensors.items()}
-            fresh = (*DRAWN, *(f"ecg_model.{name}" for name in POOLERS if first.kind in BACKBONES))
-        length = min(MelpConfig().max_text_length, config["max_position_embeddings"])
-        config = MelpConfig(
-            ecg_config=ecg.to_dict(), text_config=config, max_text_length=length, **special_ids({}, words)
-        )
+        words = vocabulary(ecg, tokenizer)
+        tensors, table = map_state_dict(ecg.tensors, RULES[ecg.kind])
+        fresh = POOLERS if ecg.kind in BACKBONES else ()
+        if ecg.kind == "whole":
+            config = model_config(ecg.options, tensors, heads, words)
+        else:
+            config = ecg_config(ecg_options(ecg.options), tensors, heads)
     model, missing = fill(config, tensors, fresh)
     return Conversion(model, processor_of(model, words), table, tensors, missing)
 
 
+def two_towers(ecg: Source | None, text: Source, heads: dict[str, int], words):
+    """Configuration, tensors, mapping table and what may be drawn, of a BERT beside an ECG encoder or a fresh one."""
+    tensors, table = map_state_dict(text.tensors, BERT_RULES)
+    extend_vocabulary(tensors, table, words)
+    text_options = text_config(text.options, tensors, heads)
+    if ecg is None:
+        encoder, fresh = MelpEcgConfig(token_dim=text_options["hidden_size"]), ("ecg_model.", *HEADS)
+    else:
+        ecg_tensors, rows = map_state_dict(ecg.tensors, RULES[ecg.kind])
+        encoder = ecg_config(ecg_options(ecg.options), ecg_tensors, heads, token_dim=text_options["hidden_size"])
+        tensors |= {f"ecg_model.{name}": tensor for name, tensor in ecg_tensors.items()}
+        table = [
+            *(row._replace(target=row.target if row.target == "-" else f"ecg_model.{row.target}") for row in rows),
+            *table,
+        ]
+        fresh = (*(f"ecg_model.{name}" for name in POOLERS if ecg.kind in BACKBONES), *HEADS)
+    config = MelpConfig(
+        ecg_config=encoder.to_dict(),
+        text_config=text_options,
+        max_text_length=min(MelpConfig.max_text_length, text_options["max_position_embeddings"]),
+        **special_ids({}, words),
+    )
+    return config, tensors, table, fresh
+
+
 def vocabulary(source: Source, tokenizer: str | None):
     """The tokenizer with [BOS], or None where the source has no vocabulary."""
+    if source.kind not in ("whole", "bert"):
+        if tokenizer is not None:
+            raise ValueError("--tokenizer is for a model that reads text, this is an ECG encoder.")
+        return None
     if tokenizer is None and source.kind == "whole":
         if not (source.folder / "vocab.txt").is_file():
             return None
@@ -435,8 +446,10 @@ def extend_vocabulary(tensors: Tensors, table: list[Row], words):
 def fill(config: MelpConfig | MelpEcgConfig, tensors: Tensors, fresh: tuple[str, ...]):
     """A model with these tensors, and the names of its parameters that were drawn: only those that `fresh` allows."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{name} has {tensor.dtype} values, or some that are not finite.")
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise ValueError(f"{name} has values of {tensor.dtype}, which this model has not.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite.")
     torch.manual_seed(0)
     model = MelpModel(config) if isinstance(config, MelpConfig) else MelpEcgModel(config)
     try:
@@ -517,12 +530,13 @@ def check_same(expected: Tensors, found: Tensors) -> str:
     """Compares what was written with what it was made from, and says what the norm over all of it is.
 
     Raises:
-        ValueError: when a tensor is missing or differs in a bit.
+        ValueError: when a tensor differs in a bit.
     """
     for name, tensor in expected.items():
-        if name not in found or not torch.equal(tensor.to(found[name].dtype), found[name]):
-            norms = [float(value.double().norm()) for value in (tensor, found.get(name)) if value is not None]
-            raise ValueError(f"{name} is not what was written: norms {norms}.")
+        dtype = torch.promote_types(tensor.dtype, found[name].dtype)  # the logit scale's, or another tower's, is wider
+        if not torch.equal(tensor.to(dtype), found[name].to(dtype)):
+            norms = [float(value.double().norm()) for value in (tensor, found[name])]
+            raise ValueError(f"{name} is not what was written: its norm was {norms[0]:.6g} and is {norms[1]:.6g}.")
     norm = sum(float(tensor.double().square().sum()) for tensor in expected.values()) ** 0.5
     return f"Loaded again and compared: {len(expected)} tensors are equal bit by bit, their common norm is {norm:.6g}."
 
@@ -594,6 +608,8 @@ def main(arguments: list[str] | None = None):
             )
             table = conversion.table
         print(*table, "", sep="\n")
+        for note, number in Counter(line.note for line in table if line.target == "-").items():
+            print(f"{number} tensors {note}.")
         if options.to == "original":
             write_original(tensors, config, table, options.output)
         else:

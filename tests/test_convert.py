@@ -163,6 +163,7 @@ def test_published_encoder(tmp_path, capsys, shards):
     source = published_folder(tmp_path / "source", shards=shards)
     output = run(source, "--output", tmp_path / "model")
     printed = capsys.readouterr().out
+    assert printed.startswith(f"{source} is the published ECG encoder.\n")
     assert "(5, 32) float32" in printed and "dropped: left over" in printed and "equal bit by bit" in printed
     model = MelpEcgModel.from_pretrained(output)
     assert model.config.num_beat_queries == 5, "read from the tensor, not from n_queries_contrast"
@@ -374,7 +375,7 @@ QUERY = "ecg_encoder.attn_pool_contrast.query"
             {"ecg_encoder.ecg_encoder.conv_pos.pos_conv.0.weight_g": torch.ones(1)},
         ),
         ("size mismatch for beat_pooler.layer_norm", {}, {"ecg_encoder.ln_contrast.weight": torch.zeros(3)}),
-        ("beat_pooler.query has torch.int64 values", {}, {QUERY: torch.zeros(5, 32, dtype=torch.int64)}),
+        ("beat_pooler.query has values of torch.int64", {}, {QUERY: torch.zeros(5, 32, dtype=torch.int64)}),
         ("not finite", {}, {QUERY: torch.full((5, 32), math.nan)}),
         ("attention-heads ecg=N", {"encoder_attention_heads": None}, {}),
         ("attention-heads pooler=N", {"attn_pooler_heads": None}, {}),
@@ -521,9 +522,10 @@ def test_absurd_sizes_of_the_whole_model(message, fields):
 
 def test_text_model_must_be_a_bert_beside_an_ecg_encoder(tmp_path):
     output = ["--output", tmp_path / "model"]
-    refused("goes with an ECG encoder and is a BERT", ENCODER, "--text-model", ENCODER, *output)
-    refused("goes with an ECG encoder and is a BERT", WHOLE, "--text-model", bert_folder(tmp_path / "bert"), *output)
+    refused("is a BERT, and goes with an ECG encoder", ENCODER, "--text-model", ENCODER, *output)
+    refused("is a BERT, and goes with an ECG encoder", WHOLE, "--text-model", bert_folder(tmp_path / "bert"), *output)
     tokenizer_folder(tmp_path / "other", vocabulary()[:100])
+    refused("--tokenizer is for a model that reads text", ENCODER, "--tokenizer", tmp_path / "other", *output)
     refused("101 tokens with", tmp_path / "bert", "--tokenizer", tmp_path / "other", *output)
     BertModel(BertConfig.from_pretrained(tmp_path / "bert", hidden_size=32)).save_pretrained(tmp_path / "narrow")
     tokenizer_folder(tmp_path / "narrow")
