@@ -609,7 +609,7 @@ def main(arguments: list[str] | None = None):
             table = conversion.table
         print(*table, "", sep="\n")
         for note, number in Counter(line.note for line in table if line.target == "-").items():
-            print(f"{number} tensors {note}.")
+            print(f"Not used: {number} tensor(s), {note.removeprefix('dropped: ')}.")
         if options.to == "original":
             write_original(tensors, config, table, options.output)
         else:
