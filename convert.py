@@ -558,7 +558,7 @@ def write_model(conversion: Conversion, output: Path):
     print(f'    AutoModel.from_pretrained("{output}", trust_remote_code=True)')
 
 
-def write_original(tensors: Tensors, options: dict, table: list[Row], output: Path):
+def write_original(tensors: Tensors, options: dict, output: Path):
     with new_folder(output) as folder:
         (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -594,6 +594,10 @@ def main(arguments: list[str] | None = None):
         help="where no config tells them",
     )
     options = parser.parse_args(arguments)
+    if options.to == "original" and (options.text_model or options.tokenizer or options.attention_heads):
+        parser.error("--to original needs nothing but a model folder: no --text-model, --tokenizer, --attention-heads")
+    if options.text_revision and not options.text_model:
+        parser.error("--text-revision belongs to --text-model")
     try:
         if options.to == "original":
             tensors, config, table = to_original(options.source, options.revision)
@@ -611,7 +615,7 @@ def main(arguments: list[str] | None = None):
         for note, number in Counter(line.note for line in table if line.target == "-").items():
             print(f"Not used: {number} tensor(s), {note.removeprefix('dropped: ')}.")
         if options.to == "original":
-            write_original(tensors, config, table, options.output)
+            write_original(tensors, config, options.output)
         else:
             write_model(conversion, options.output)
     except ValueError as error:
