@@ -64,9 +64,11 @@ class MelpEcgConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        _check_sizes(self, "ecg_config.", _ECG_SIZES)
+        _check_transformer(self, "ecg_config.")
         if self.scaling not in ("minmax", "millivolt"):
             raise ValueError(f"ecg_config.scaling is {self.scaling!r}; it must be 'minmax' or 'millivolt'.")
-        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
+        if not 0 < len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) <= _MAX_LAYERS:
             raise ValueError(
                 "ecg_config.conv_dim, conv_kernel and conv_stride need one entry a block and at least one block, got "
                 f"{len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries."
@@ -152,6 +154,13 @@ class MelpConfig(PreTrainedConfig):
         text = self.text_config
         if text.model_type != "bert":
             raise ValueError(f"The text tower must be a BERT, text_config.model_type is {text.model_type!r}.")
+        _check_sizes(text, "text_config.", ("max_position_embeddings", "type_vocab_size"))
+        _check_sizes(text, "text_config.", ("vocab_size",), most=2**22)
+        _check_transformer(text, "text_config.")
+        _check_sizes(self, "", ("text_projection_hidden_size", "max_text_length", "decoder_num_attention_heads"))
+        _check_sizes(self, "", ("decoder_num_hidden_layers",), most=_MAX_LAYERS)
+        if not 0 < self.decoder_mlp_ratio <= 64:
+            raise ValueError(f"decoder_mlp_ratio is {self.decoder_mlp_ratio}; it must be above 0 and at most 64.")
         if text.hidden_size != self.ecg_config.token_dim:
             raise ValueError(
                 f"ecg_config.token_dim ({self.ecg_config.token_dim}) must equal text_config.hidden_size "
@@ -172,6 +181,33 @@ class MelpConfig(PreTrainedConfig):
     def projection_dim(self) -> int:
         """Width of the space that ECGs and reports share."""
         return self.ecg_config.projection_dim
+
+
+# A config.json is input, and its sizes are allocated before a weight is read: absurd ones are refused first.
+_MAX_LAYERS = 1024
+_ECG_SIZES = (
+    *("num_leads", "sampling_rate", "conv_dim", "conv_kernel", "conv_stride", "num_conv_pos_embeddings"),
+    *("num_conv_pos_embedding_groups", "num_beat_queries", "num_token_queries", "token_dim"),
+    *("pooler_num_attention_heads", "projection_dim"),
+)
+
+
+def _check_sizes(config, prefix: str, names: tuple[str, ...], most: int = 2**16):
+    for name in names:
+        values = getattr(config, name)
+        for value in values if isinstance(values, (list, tuple)) else (values,):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{prefix}{name} is {value!r}; it must be a whole number from 1 to {most}.")
+
+
+def _check_transformer(config, prefix: str):
+    _check_sizes(config, prefix, ("num_hidden_layers",), most=_MAX_LAYERS)
+    _check_sizes(config, prefix, ("hidden_size", "num_attention_heads", "intermediate_size"))
+    width = 4 * config.hidden_size + 2 * config.intermediate_size
+    if (weights := config.num_hidden_layers * config.hidden_size * width) > 10**11:
+        raise ValueError(
+            f"{prefix}: its sizes make a transformer of {weights:.1e} weights, more than the 1e11 allowed."
+        )
 
 
 def _check_divides(config, width: str, divisor: str, prefix: str):

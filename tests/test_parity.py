@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from convert import MODEL_RULES, convert, main, map_state_dict
+from convert import convert, main
 from modeling_melp import MelpEcgModel, MelpModel
+from original_names import MODEL_RULES, map_state_dict
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -49,7 +50,7 @@ def hooked(model, names: dict[str, str]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("length", [1000, 5000])
 def test_encoder_forward(attention, length):
-    model, _ = convert(FIXTURES / "tiny_encoder")
+    model = convert(FIXTURES / "tiny_encoder").model
     model.set_attn_implementation(attention)
     inner = hooked(
         model,
@@ -84,7 +85,7 @@ def melp_inputs(padding: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("padding", ["max_length", "longest"])
 def test_model_forward_losses_and_gradients(attention, padding):
-    model, _ = convert(FIXTURES / "tiny_melp")
+    model = convert(FIXTURES / "tiny_melp").model
     model.set_attn_implementation(attention)
     model.freeze_text_layers()
     inputs, expected = melp_inputs(padding), tensors("tiny_melp", "outputs")
@@ -145,7 +146,7 @@ def check_gradient_norms(ours: dict[str, torch.Tensor | None]):
 
 def test_text_tower_hidden_states_and_padding(attention):
     """[CLS] keeps its position, so every text state is the same however the batch was padded."""
-    model, _ = convert(FIXTURES / "tiny_melp")
+    model = convert(FIXTURES / "tiny_melp").model
     model.set_attn_implementation(attention)
     expected = tensors("tiny_melp", "outputs")
     found = {}
@@ -163,7 +164,7 @@ def test_text_tower_hidden_states_and_padding(attention):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_ids(attention, use_cache):
-    model, _ = convert(FIXTURES / "tiny_melp")
+    model = convert(FIXTURES / "tiny_melp").model
     model.set_attn_implementation(attention)
     calls = []
     model.ecg_model.register_forward_hook(lambda *_: calls.append(1))
@@ -177,8 +178,8 @@ def test_greedy_ids(attention, use_cache):
 def test_every_key_is_mapped_or_dropped_by_name(tmp_path):
     weights = tensors("tiny_melp", "weights")
     _, table = map_state_dict(weights, MODEL_RULES)
-    assert {row[0] for row in table} == set(weights)
-    dropped = {row[0] for row in table if row[1] == "-"}
+    assert {row.source for row in table} == set(weights)
+    dropped = {row.source for row in table if row.target == "-"}
     assert {"ecg_encoder.logit_scale", "lm_model.cls.predictions.bias"} <= dropped
 
     with pytest.raises(ValueError, match="proj_x.weight"):
@@ -197,7 +198,7 @@ def test_command_writes_a_folder(tmp_path, capsys):
     assert "dropped: left over from self-supervised pre-training" in printed and "trust_remote_code" in printed
     assert MelpFeatureExtractor.from_pretrained(tmp_path / "encoder").scaling == "minmax"
     assert MelpEcgModel.from_pretrained(tmp_path / "encoder").dtype == torch.float32
-    with pytest.raises(SystemExit, match="config.json"):
+    with pytest.raises(SystemExit, match="nothing is neither on this disk nor a Hub id"):
         main([str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
 
 
