@@ -5,7 +5,9 @@ arXiv 2506.21803. From top to bottom: outputs, attention, ECG encoder, poolers, 
 """
 
 import copy
+import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -428,6 +430,25 @@ class MelpPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """See [`~PreTrainedModel.from_pretrained`], which follows any path that a local folder's index names.
+
+        Raises:
+            ValueError: when the index of sharded weights names a file outside of its folder.
+        """
+        root = os.path.join(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        index = os.path.join(root, "model.safetensors.index.json")
+        if os.path.isfile(index):
+            with open(index, encoding="utf-8") as file:
+                names = set(json.load(file)["weight_map"].values())
+            root = os.path.realpath(root)
+            blobs = os.path.realpath(os.path.join(root, "..", "..", "blobs"))  # where the Hub's cache links to
+            for name in names:
+                if not os.path.realpath(os.path.join(root, name)).startswith((root + os.sep, blobs + os.sep)):
+                    raise ValueError(f"{index} names {name!r}, which leads out of the folder.")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

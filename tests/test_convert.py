@@ -465,6 +465,9 @@ def test_index_names_a_file_outside_the_folder(tmp_path, name):
     refused(message, source, "--output", tmp_path / "model")
     convert(ENCODER).model.config.save_pretrained(tmp_path / "source")
     refused(message, source, "--to", "original", "--output", tmp_path / "back")
+    if name != "absent":
+        with pytest.raises(ValueError, match=message):
+            MelpEcgModel.from_pretrained(source)
     (source / "config.json").write_text(json.dumps({**PUBLISHED, **BACKBONE}))
     index.write_text(json.dumps({"weight_map": ["model.safetensors"]}))
     refused("no weight_map", source, "--output", tmp_path / "model")
