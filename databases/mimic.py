@@ -10,6 +10,7 @@ around them; one of fewer than four words is rejected, as in the published train
 published: a seeded hash of the subject puts 98% into train and 2% into validation.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,37 +58,36 @@ def plan(root, *, validation_share: float = 0.02, seed: int = 0) -> pa.Table:
         raise ValueError(f"--validation-share {validation_share} is not a share between 0 and 1.")
     record_list, measurements = inputs(root)
     records = read_table(record_list, ["subject_id", "study_id", "path"])
-    texts = read_table(measurements, ["study_id", "report_0"], [f"report_{i}" for i in range(1, 18)] + list(_MEASURED))
+    cells = [f"report_{number}" for number in range(1, 18)]
+    texts = read_table(measurements, ["study_id", "report_0"], [*cells, *_MEASURED], _clean)
     row = pc.index_in(records["study_id"], value_set=texts["study_id"])
-    columns = {"report": join_reports(texts), **measure(texts)}
+    columns = {name: texts[name].take(row) for name in ("report", *EXTRA)}
     del texts
-    columns = {name: column.take(row) for name, column in columns.items()}
     words = pc.add(pc.count_substring(columns["report"], " "), 1)
-    reject = pc.case_when(
-        pc.make_struct(
-            pc.is_null(row),
-            pc.equal(columns["report"], ""),
-            pc.less(words, MIN_WORDS),
-        ),
-        f"not in {FILES[1]}",
-        "no report",
-        f"its report has fewer than {MIN_WORDS} words",
-        pa.scalar(None, pa.string()),
-    )
-    patients = pc.cast(records["subject_id"], pa.string())
+    reasons = {
+        f"not in {FILES[1]}": pc.is_null(row),
+        "no report": pc.equal(columns["report"], ""),
+        f"its report has fewer than {MIN_WORDS} words": pc.less(words, MIN_WORDS),
+    }
+    conditions = pc.make_struct(*[pc.fill_null(condition, False) for condition in reasons.values()])
+    subjects = pc.unique(records["subject_id"])
     shares = {"train": 1 - validation_share, "validation": validation_share}
     columns |= {
         "record": pc.cast(records["study_id"], pa.string()),
-        "patient": patients,
-        "split": pa.array(seeded_split(patients.to_pylist(), seed, shares)),
-        "reject": reject,
+        "patient": pc.cast(records["subject_id"], pa.string()),
+        "reject": pc.case_when(conditions, *reasons, pa.scalar(None, pa.string())),
         "path": pc.binary_join_element_wise(str(root), records["path"], "/"),
     }
+    split = pa.array(seeded_split(pc.cast(subjects, pa.string()).to_pylist(), seed, shares))
+    columns["split"] = split.take(pc.index_in(records["subject_id"], value_set=subjects))
     return plan_table(columns, LABEL_SETS)
 
 
-def read_table(path: Path, needed: list[str], optional: list[str] = ()) -> pa.Table:
-    """Columns of a table: ids as integers, measurements as numbers, all else as text; optional ones where they exist."""
+def read_table(path: Path, needed: list[str], optional: Sequence[str] = (), clean: Callable | None = None) -> pa.Table:
+    """Columns of a table, `clean`ed a block at a time: the text of all the report's cells is never held at once.
+
+    Ids are integers, measurements numbers, all else text; optional columns are read where they exist.
+    """
     with open(path, encoding="utf-8") as file:
         header = file.readline().strip().split(",")
     if missing := [name for name in needed if name not in header]:
@@ -95,16 +95,25 @@ def read_table(path: Path, needed: list[str], optional: list[str] = ()) -> pa.Ta
     names = needed + [name for name in optional if name in header]
     types = {name: pa.int64() for name in names if name.endswith("_id")}
     types |= {name: pa.float32() for name in names if name in _MEASURED}
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=names, column_types={name: types.get(name, pa.string()) for name in names}
+    reader = pyarrow.csv.open_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(block_size=1 << 22),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=names, column_types={name: types.get(name, pa.string()) for name in names}
+        ),
     )
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
-    studies = table["study_id"]
-    if pc.count_distinct(studies).as_py() != len(studies):
-        twice = pc.value_counts(studies).filter(pc.field("counts") > 1)
-        raise ValueError(f"{path}: study {twice[0]['values']} stands there twice.")
+    blocks = (pa.Table.from_batches([batch]) for batch in reader)
+    table = pa.concat_tables([clean(block) if clean else block for block in blocks])
+    studies = pc.value_counts(table["study_id"]) if pc.count_distinct(table["study_id"]).as_py() < len(table) else ()
+    for study in studies:
+        if study["counts"].as_py() > 1:
+            raise ValueError(f"{path}: study {study['values']} stands there twice.")
     return table
+
+
+def _clean(texts: pa.Table) -> pa.Table:
+    return pa.table({"study_id": texts["study_id"], "report": join_reports(texts), **measure(texts)})
 
 
 def join_reports(texts: pa.Table) -> pa.ChunkedArray:
@@ -124,16 +133,17 @@ def measure(texts: pa.Table) -> dict[str, pa.ChunkedArray]:
     points = {}
     for name in _MEASURED:
         if name in texts.column_names:
-            values = texts[name]
-            unknown = pc.is_in(values, value_set=pa.array(SENTINELS, pa.float32()))
-            points[name] = pc.if_else(unknown, None, values)
+            unknown = pc.is_in(texts[name], value_set=pa.array(SENTINELS, pa.float32()))
+            points[name] = pc.if_else(unknown, None, texts[name])
         else:
             points[name] = pa.chunked_array([pa.nulls(len(texts), pa.float32())])
     measured = {name: pc.subtract(points[end], points[start]) for name, (start, end) in INTERVALS.items()}
     measured["heart_rate"] = pc.divide(60000.0, points["rr_interval"])
-    positive = {name: pc.if_else(pc.greater(value, 0), value, None) for name, value in measured.items()}
-    finite = {name: pc.if_else(pc.is_finite(value), value, None) for name, value in positive.items()}
-    return {**finite, "qrs_axis": points["qrs_axis"]}
+    # Not positive, or a division by 0: not measured.
+    real = {name: pc.and_(pc.greater(column, 0), pc.is_finite(column)) for name, column in measured.items()}
+    columns = {name: pc.if_else(real[name], column, None) for name, column in measured.items()}
+    columns["qrs_axis"] = points["qrs_axis"]
+    return {name: pc.cast(column, pa.float32()) for name, column in columns.items()}
 
 
 def read(item: dict) -> EcgRecord:
