@@ -63,7 +63,7 @@ def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
         "split": seeded_split(patients, seed),
         "reject": reasons.mask(found),
         "path": rows["path"].to_numpy(),
-        "row": rows["row"].astype("Int64").to_numpy(),
+        "row": pa.array(rows["row"], pa.int64(), from_pandas=True),
         "unit": np.full(len(table), UNITS[unit]),
         "code15": [[name for name, is_one in zip(CLASSES, row, strict=True) if is_one] for row in flags],
         "age": table["age"].astype(float),

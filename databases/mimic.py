@@ -124,8 +124,8 @@ def join_reports(texts: pa.Table) -> pa.ChunkedArray:
         cell = pc.utf8_trim(pc.replace_substring(cell, "ekg", "ecg"), " *=-")
         cell = pc.utf8_rtrim(cell, " .")
         cells.append(pc.if_else(pc.equal(cell, ""), None, cell))
-    report = pc.binary_join_element_wise(*cells, ". ", null_handling="skip")
-    return pc.if_else(pc.equal(report, ""), "", pc.binary_join_element_wise(report, "", "."))
+    # The empty last cell gives the last sentence its stop, and a row of blank cells a result at all.
+    return pc.utf8_rtrim(pc.binary_join_element_wise(*cells, "", ". ", null_handling="skip"), " ")
 
 
 def measure(texts: pa.Table) -> dict[str, pa.ChunkedArray]:
