@@ -10,6 +10,7 @@ around them; one of fewer than four words is rejected, as in the published train
 published: a seeded hash of the subject puts 98% into train and 2% into validation.
 """
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def read_table(path: Path, needed: list[str], optional: Sequence[str] = (), clea
 
     Ids are integers, measurements numbers, all else text; optional columns are read where they exist.
     """
-    with open(path, encoding="utf-8") as file:
-        header = file.readline().strip().split(",")
+    with open(path, encoding="utf-8", newline="") as file:
+        header = next(csv.reader(file), [])
     if missing := [name for name in needed if name not in header]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
     names = needed + [name for name in optional if name in header]
@@ -120,12 +121,12 @@ def join_reports(texts: pa.Table) -> pa.ChunkedArray:
     """The cleaned report of every row; "" where all its cells are blank."""
     cells = []
     for name in (name for name in texts.column_names if name.startswith("report_")):
-        cell = pc.replace_substring_regex(pc.utf8_lower(texts[name]), r"\s+", " ")
-        cell = pc.utf8_trim(pc.replace_substring(cell, "ekg", "ecg"), " *=-")
-        cell = pc.utf8_rtrim(cell, " .")
+        cell = pc.utf8_rtrim(pc.utf8_trim(texts[name], " *=-\t\r\n"), " .")
         cells.append(pc.if_else(pc.equal(cell, ""), None, cell))
     # The empty last cell gives the last sentence its stop, and a row of blank cells a result at all.
-    return pc.utf8_rtrim(pc.binary_join_element_wise(*cells, "", ". ", null_handling="skip"), " ")
+    report = pc.utf8_lower(pc.binary_join_element_wise(*cells, "", ". ", null_handling="skip"))
+    report = pc.replace_substring_regex(report, r"\s+", " ")
+    return pc.utf8_rtrim(pc.replace_substring(report, "ekg", "ecg"), " ")
 
 
 def measure(texts: pa.Table) -> dict[str, pa.ChunkedArray]:
