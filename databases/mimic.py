@@ -98,7 +98,7 @@ def read_table(path: Path, needed: list[str], optional: Sequence[str] = (), clea
     types |= {name: pa.float32() for name in names if name in _MEASURED}
     reader = pyarrow.csv.open_csv(
         path,
-        read_options=pyarrow.csv.ReadOptions(block_size=1 << 22),
+        read_options=pyarrow.csv.ReadOptions(block_size=1 << 22, use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=names, column_types={name: types.get(name, pa.string()) for name in names}
