@@ -55,7 +55,8 @@ def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
     rows = rows.reindex(table["exam_id"])
     found = rows["row"].notna().to_numpy()
     reasons = table["trace_file"].map(broken).fillna("its signal is in none of the parts of this folder")
-    flags = table[CLASSES].map(lambda cell: cell is True or str(cell).strip().lower() == "true").to_numpy()
+    truth = {"true": True, "false": False}  # blanks are unknown
+    flags = table[[*CLASSES, "is_male", "normal_ecg"]].map(lambda cell: truth.get(str(cell).strip().lower()))
     patients = table["patient_id"].astype("Int64").astype(str)
     columns = {
         "record": table["exam_id"].astype(str),
@@ -65,10 +66,12 @@ def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
         "path": rows["path"].to_numpy(),
         "row": pa.array(rows["row"], pa.int64(), from_pandas=True),
         "unit": np.full(len(table), UNITS[unit]),
-        "code15": [[name for name, is_one in zip(CLASSES, row, strict=True) if is_one] for row in flags],
+        "code15": [
+            [name for name, is_one in zip(CLASSES, row, strict=True) if is_one] for row in flags[CLASSES].to_numpy()
+        ],
         "age": table["age"].astype(float),
-        "sex": table["is_male"].astype(str).str.strip().str.lower().map({"true": "male", "false": "female"}),
-        "normal_ecg": table["normal_ecg"].astype(str).str.strip().str.lower().map({"true": True, "false": False}),
+        "sex": flags["is_male"].map({True: "male", False: "female"}),
+        "normal_ecg": flags["normal_ecg"],
     }
     return plan_table(columns, LABEL_SETS)
 
