@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from processing_melp import read_ecg, unit_to_millivolt
+from signal_melp import read_ecg, unit_to_millivolt
 
 MISSING = -32768  # how WFDB's format 16 marks a missing sample
 

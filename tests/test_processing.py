@@ -13,18 +13,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
-from processing_melp import (
+from processing_melp import MelpFeatureExtractor, MelpProcessor, scale_ecg, sentence_numbers
+from signal_melp import (
     LEADS,
     LIMB_LEADS,
-    MelpFeatureExtractor,
-    MelpProcessor,
     canonical_lead,
     ecg_quality,
     interpolate_gaps,
     read_ecg,
     resample_ecg,
-    scale_ecg,
-    sentence_numbers,
     unit_to_millivolt,
 )
 
