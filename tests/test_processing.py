@@ -358,21 +358,25 @@ def test_gaps_are_filled_only_when_asked(extractor):
 def test_quality_of_a_clean_record():
     report = ecg_quality(heart(), LEADS, 500)
     assert report["flat_leads"] == [] and report["clipped_share"] == 0 and report["warnings"] == []
+    assert report["suspected_swap"] is None and not report["implausible_amplitude"]
     assert report["limb_error_mv"] < 1e-6 and 0.5 < report["peak_to_peak_mv"] < 3
 
 
 def test_quality_finds_what_is_doubtful():
     signal = heart()
-    assert "implausible" in ecg_quality(signal * 1000, LEADS, 500)["warnings"][-1]
-    assert "implausible" in ecg_quality(signal / 1000, LEADS, 500)["warnings"][-1]
+    for factor in (1000, 0.001):
+        report = ecg_quality(signal * factor, LEADS, 500)
+        assert "implausible" in report["warnings"][-1] and report["implausible_amplitude"]
     # the two orders confused
-    assert "aVL and aVF look exchanged" in ecg_quality(signal, USUAL_ORDER, 500)["warnings"][0]
+    confused = ecg_quality(signal, USUAL_ORDER, 500)
+    assert "aVL and aVF look exchanged" in confused["warnings"][0] and confused["suspected_swap"] == "aVL/aVF"
     clipped = signal.clip(-0.3, 0.3)
     assert ecg_quality(clipped, LEADS, 500)["clipped_share"] > 0.02
     rows = dict(zip(LEADS, signal, strict=True))
     arms = rows | {"I": -rows["I"], "II": rows["III"], "III": rows["II"], "aVR": rows["aVL"], "aVL": rows["aVR"]}
-    warnings = ecg_quality(np.stack(list(arms.values())), list(arms), 500)["warnings"]
-    assert warnings == ["I and aVR look turned over while V6 does not: arm electrodes exchanged?"]
+    report = ecg_quality(np.stack(list(arms.values())), list(arms), 500)
+    assert report["warnings"] == ["I and aVR look turned over while V6 does not: arm electrodes exchanged?"]
+    assert report["suspected_swap"] == "arms"
     nothing = ecg_quality(np.full((2, 1000), np.nan), ["I", "II"], 500)
     assert nothing["flat_leads"] == ["I", "II"] and nothing["nan_share"] == 1
 
