@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, List, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 
-from processing_melp import LEADS, derive_limb_leads, scale_ecg, split_sentences
+from prepare import STORED_RATE, label_names
+from processing_melp import scale_ecg, split_sentences
+from signal_melp import LEADS, derive_limb_leads
 
-STORED_RATE = 500  # Hz of every recording in a prepared folder
 REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
 
 
@@ -40,11 +41,7 @@ def get_split(splits: DatasetDict, name: str, path: str | Path) -> Dataset:
 
 def label_sets(split: Dataset) -> dict[str, list[str]]:
     """`{label set: [class, ...]}` of a prepared split."""
-    return {
-        name: feature.feature.names
-        for name, feature in split.features.items()
-        if isinstance(feature, List) and isinstance(feature.feature, ClassLabel)
-    }
+    return label_names(split.features)
 
 
 def label_matrix(split: Dataset, label_set: str) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,16 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from databases import SPLITS, EcgRecord
 from databases.wfdb_record import read_wfdb
+
+SOURCE = {"name": "A manifest's recordings"}
+
+
+def inputs(root, *, csv: str, **_) -> list[Path]:
+    return [Path(csv)]
 
 
 def add_arguments(parser):
@@ -21,7 +28,7 @@ def add_arguments(parser):
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient, where the table has none")
 
 
-def plan(root, *, csv: str, column: list[str] | None = None, seed: int = 0) -> list[dict]:
+def plan(root, *, csv: str, column: list[str] | None = None, seed: int = 0) -> pa.Table:
     """One item a row, in the table's order. Raises ValueError naming the table and the row or column."""
     table = _read_table(csv, column or [])
     label_columns = _label_columns(table)
@@ -41,12 +48,13 @@ def plan(root, *, csv: str, column: list[str] | None = None, seed: int = 0) -> l
                 "record": record,
                 "patient": patient,
                 "split": split,
+                "reject": None,
                 "path": str(Path(root) / record),
                 "report": _text(row.get("report")),
                 "labels": {name: _classes(row[name]) for name in label_columns if _classes(row[name]) is not None},
             }
         )
-    return items
+    return pa.Table.from_pylist(items)
 
 
 def read(item: dict) -> EcgRecord:
@@ -59,12 +67,12 @@ def read(item: dict) -> EcgRecord:
     )
 
 
-def label_sets(items: list[dict]) -> dict[str, list[str]]:
+def label_sets(plan: pa.Table) -> dict[str, list[str]]:
     """Every class the table names, in alphabetical order."""
     sets: dict[str, set] = {}
-    for item in items:
+    for item in plan.to_pylist():
         for name, classes in item["labels"].items():
-            sets.setdefault(name, set()).update(classes)
+            sets.setdefault(name, set()).update(classes or [])
     return {name: sorted(classes) for name, classes in sets.items()}
 
 

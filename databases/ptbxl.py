@@ -12,10 +12,12 @@ import ast
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from databases import EcgRecord
 from databases.wfdb_record import read_wfdb
 
+SOURCE = {"name": "PTB-XL", "licence": "CC BY 4.0", "url": "https://physionet.org/content/ptb-xl/1.0.3/"}
 EXTRA = {"age": "float32", "sex": "string"}
 SPLIT_OF_FOLD = {**dict.fromkeys(range(1, 9), "train"), 9: "validation", 10: "test"}
 LABEL_SETS_OF_STATEMENTS = ("superclass", "subclass", "form", "rhythm", "all")
@@ -31,7 +33,7 @@ def add_arguments(parser):
     )
 
 
-def plan(root, *, rate: int = 500, reports: str = "original") -> list[dict]:
+def plan(root, *, rate: int = 500, reports: str = "original") -> pa.Table:
     """Raises ValueError naming the table that is missing or the statement that `scp_statements.csv` does not have."""
     root = Path(root)
     for table in ("ptbxl_database.csv", "scp_statements.csv"):
@@ -50,6 +52,7 @@ def plan(root, *, rate: int = 500, reports: str = "original") -> list[dict]:
                 "record": row[path_column],
                 "patient": str(int(row["patient_id"])),
                 "split": SPLIT_OF_FOLD[row["strat_fold"]],
+                "reject": None,
                 "path": str(root / row[path_column]),
                 "report": describe(codes, statements) if reports == "statements" else _text(row["report"]),
                 "labels": labels_of(codes, statements),
@@ -59,7 +62,7 @@ def plan(root, *, rate: int = 500, reports: str = "original") -> list[dict]:
                 },
             }
         )
-    return items
+    return pa.Table.from_pylist(items)
 
 
 def labels_of(codes: list[str], statements: pd.DataFrame) -> dict[str, list[str]]:
@@ -84,10 +87,11 @@ def _text(cell) -> str:
     return cell if isinstance(cell, str) else ""
 
 
-def label_sets(items: list[dict]) -> dict[str, list[str]]:
+def label_sets(plan: pa.Table) -> dict[str, list[str]]:
     """The classes that occur, in alphabetical order."""
+    items = plan.to_pylist()
     return {
-        name: sorted({label for item in items for label in item["labels"].get(name, [])})
+        name: sorted({label for item in items for label in item["labels"].get(name) or []})
         for name in LABEL_SETS_OF_STATEMENTS
     }
 

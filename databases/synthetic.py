@@ -32,6 +32,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from databases import EcgRecord
 from databases.simulator import (
@@ -336,7 +337,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic patients")
 
 
-def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, **_) -> list[dict]:
+SOURCE = {"name": "Synthetic 12-lead ECGs", "licence": "Apache-2.0"}
+
+
+def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, **_) -> pa.Table:
     """The first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten tests.
 
     Raises:
@@ -353,10 +357,10 @@ def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, **_) ->
         split = {1: "validation", 2: "test"}.get(index % 10, "train")
         for recording in range(min(count, records - len(items))):
             item = {"record": f"{patient}-{recording}", "patient": patient, "split": split}
-            items.append(item | {"seed": seed, "patient_index": index, "recording_index": recording})
+            items.append(item | {"reject": None, "seed": seed, "patient_index": index, "recording_index": recording})
         if len(items) == records:
             break
-    return items
+    return pa.Table.from_pylist(items)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from data import (
 )
 from databases import synthetic
 from prepare import main, prepare
-from processing_melp import LEADS, MelpFeatureExtractor
+from processing_melp import MelpFeatureExtractor
+from signal_melp import LEADS
 
 
 def write_record(folder, name: str, signal: np.ndarray, leads=LEADS, rate=500, **options):
@@ -42,7 +43,7 @@ def write_record(folder, name: str, signal: np.ndarray, leads=LEADS, rate=500, *
 
 def some_ecg(seed: int = 0, seconds: float = 10.0, rate: int = 500) -> np.ndarray:
     """(12, samples) mV that obeys the limb-lead relations."""
-    record = synthetic.read(synthetic.plan(records=seed + 1)[seed])
+    record = synthetic.read(synthetic.plan(records=seed + 1).to_pylist()[seed])
     signal = record.signal / record.gain[:, None]
     return np.tile(signal, (1, 3))[:, : int(seconds * rate)]
 
@@ -62,7 +63,7 @@ def test_synthetic_corpus_comes_back_as_it_was_made(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "train.py --data" in printed
     splits = load_from_disk(str(tmp_path / "corpus"))
-    plan = synthetic.plan(records=60, seed=3)
+    plan = synthetic.plan(records=60, seed=3).to_pylist()
     assert sum(len(split) for split in splits.values()) == 60
     for item in plan[:20]:
         split = splits[item["split"]]
@@ -145,7 +146,7 @@ def test_manifest_rejects_each_bad_record_with_its_reason(tmp_path):
     for name, words in {
         "short": "shorter than 2 s",
         "flat": "constant",
-        "missing": "NaN) in lead aVR",
+        "missing": "NaN): 100 in lead aVR",
         "odd": "pressure",
         "nowhere": "nowhere",
         "empty": "",
@@ -185,7 +186,7 @@ def test_missing_samples_and_frames_of_other_formats_are_understood(tmp_path):
     folder = prepare("manifest", tmp_path / "out", root=tmp_path, csv=str(tmp_path / "table.csv"))
     split = load_prepared(folder)["train"]
     assert split["record"] == ["whole", "frames"]
-    assert "NaN) in lead II" in (folder / "rejected.csv").read_text()
+    assert "NaN): 100 in lead II" in (folder / "rejected.csv").read_text()
     signal = np.empty((12, 5000), dtype=np.float32)
     for row, bound in zip(split, (0.01, 0.002), strict=True):
         decode(row, signal)
