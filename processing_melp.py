@@ -90,6 +90,13 @@ def _one_of(option, value, choices):
 # Feature extractor
 
 
+def crop_start(slack: int, crop: str) -> int:
+    """The first sample of a crop of a record that is `slack` samples too long; `crop` is one of `CROPS`."""
+    if _one_of("crop", crop, CROPS) == "random":
+        return int(torch.randint(slack + 1, ()))
+    return slack // 2 if crop == "center" else 0
+
+
 class MelpFeatureExtractor(FeatureExtractionMixin):
     """Recordings of any source, rate, unit and lead order to `input_values` (batch, 12, 5000) in the model's order.
 
@@ -268,10 +275,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         wanted = round(self.duration * rate)
         if stride is not None or length <= wanted:
             return block.signal
-        slack = length - wanted
-        start = {"first": 0, "center": slack // 2}.get(crop)
-        if start is None:
-            start = int(torch.randint(slack + 1, ()))
+        start = crop_start(length - wanted, crop)
         margin = 0 if rate == self.sampling_rate else math.ceil(0.5 * rate)
         return block.signal[..., start : start + wanted + margin]
 
