@@ -5,6 +5,7 @@ Hub; `MelpCollator` decodes a list of rows to millivolts, `prepare_inputs` scale
 """
 
 import functools
+import math
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from processing_melp import CROPS, crop_start, scale_ecg, split_sentences
 from signal_melp import LEADS, derive_limb_leads
 
 REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
-STREAM_SHARDS = 1024  # at most; by these a folder is shuffled and shared out
+STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled by shards of so many, or of more
 
 
 def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
@@ -64,8 +65,8 @@ def stream_prepared(
     """The rows of one split in a stream, from a folder or, without downloading it first, from the Hub.
 
     Args:
-        seed: of the order, which `set_epoch` of the result changes; None leaves the rows in order. Shards are shuffled
-            (a thousand rows each, or fewer), and rows within a buffer of `buffer_size`.
+        seed: of the order of the shards, and of the rows within a buffer of `buffer_size`; `set_epoch` of the result
+            changes it. None leaves the rows in order.
         rank, world: this process and the number of processes: each row comes to one of them.
 
     A `torch.utils.data.DataLoader` takes the result with a `MelpCollator`, also with workers of its own.
@@ -74,7 +75,9 @@ def stream_prepared(
         rows = load_dataset(str(path), split=split, streaming=True, revision=revision)
     else:
         rows = get_split(load_prepared(path), split, path)
-        rows = rows.to_iterable_dataset(num_shards=min(len(rows), STREAM_SHARDS))
+        shards = min(math.ceil(len(rows) / STREAM_SHARD_RECORDS), STREAM_SHARDS)
+        # As many for every process, or each would read all rows and drop the others'.
+        rows = rows.to_iterable_dataset(num_shards=min(math.ceil(shards / world) * world, len(rows)))
     if seed is not None:
         rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
     return split_dataset_by_node(rows, rank, world)

@@ -244,7 +244,10 @@ def _run_in_processes(job: Job, todo: list[Shard], workers: int, bar: tqdm):
     context = multiprocessing.get_context("spawn")
     counter, stop, before = context.Value("q", 0), context.Event(), bar.n
     with ProcessPoolExecutor(min(workers, len(todo)) or 1, context, _start_worker, (job, counter, stop)) as pool:
+        # Ctrl-C reaches every process of a terminal: they are born deaf to it, and this one tells them.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         pending = {pool.submit(_write_shard_in_worker, shard) for shard in todo}
+        signal.signal(signal.SIGINT, handler)
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -253,13 +256,12 @@ def _run_in_processes(job: Job, todo: list[Shard], workers: int, bar: tqdm):
                     future.result()
         except BaseException:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 
 def _start_worker(job: Job, counter, stop):
     global _in_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(records: int):
@@ -411,6 +413,7 @@ def prepare(
     rejected = refused.select(["record", "split", "reject"]).rename_columns(["record", "split", "reason"]).to_pylist()
     shards = shards_of(plan["split"].take(order), work)
     del plan, order, refused  # workers read the file: nothing of the database's size stays in memory
+    pa.default_memory_pool().release_unused()
 
     label_ids = {name: {label: row for row, label in enumerate(classes)} for name, classes in label_sets.items()}
     summaries = run_shards(Job(database, work / "plan.arrow", features.arrow_schema, label_ids, gap), shards, workers)
