@@ -114,13 +114,13 @@ KILLED = """
 import sys
 sys.path.insert(0, {repo!r})
 import prepare
-prepare.SHARD_RECORDS = 20
-prepare.main(["synthetic", "--records", "120", "--output", {output!r}, "--workers", "2"])
+prepare.SHARD_RECORDS = 10
+prepare.main(["synthetic", "--records", "60", "--output", {output!r}, "--workers", "2"])
 """
 
 
 def test_a_killed_run_leaves_no_process_and_goes_on_without_redoing_or_doubling(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SHARD_RECORDS", 20)
+    monkeypatch.setattr(prepare_module, "SHARD_RECORDS", 10)
     output = tmp_path / "killed"
     repo = str(Path(prepare_module.__file__).parent)
     run = subprocess.Popen(
@@ -138,9 +138,9 @@ def test_a_killed_run_leaves_no_process_and_goes_on_without_redoing_or_doubling(
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < until, "a worker goes on without its parent"
         time.sleep(0.05)
-    prepare("synthetic", output, records=120)
+    prepare("synthetic", output, records=60)
     assert kept <= {path.stat().st_ino for path in output.rglob("*.arrow")}, "finished shards are kept as they are"
-    whole = load_from_disk(str(prepare("synthetic", tmp_path / "whole", records=120)))
+    whole = load_from_disk(str(prepare("synthetic", tmp_path / "whole", records=60)))
     for name, split in load_from_disk(str(output)).items():
         assert split.to_dict() == whole[name].to_dict()
     assert not (output / ".work").exists()
