@@ -6,14 +6,17 @@ needs no torch (lead names, units, resampling, quality, files) is in `signal_mel
 Bad input raises a ValueError that names the record, the reason and what to do; nothing is repaired unless asked for.
 """
 
+import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.utils import cached_file
 
 try:
     from .signal_melp import (
@@ -146,6 +149,32 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         """The extractor that makes what a model of this `MelpEcgConfig` reads."""
         return cls(sampling_rate=ecg_config.sampling_rate, duration=ecg_config.duration, scaling=ecg_config.scaling)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MelpFeatureExtractor":
+        """As any feature extractor; an error where it and the model of the same folder disagree about the input."""
+        extractor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
+        path = cached_file(
+            pretrained_model_name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub
+        )
+        if path is not None:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+            config = config.get("ecg_config", config)
+            for name in ("scaling", "sampling_rate", "duration"):
+                if name in config and config[name] != getattr(extractor, name):
+                    raise ValueError(
+                        f"{pretrained_model_name_or_path}: the processor has {name} {getattr(extractor, name)!r}, the "
+                        f"model's config.json {config[name]!r}; save the processor that the model was trained with"
+                    )
+        return extractor
+
+    @staticmethod
+    def mean_of_windows(embeds: torch.Tensor, window_record: torch.Tensor) -> torch.Tensor:
+        """(windows, dim) embeddings of what `stride` cut, averaged a record: (records, dim)."""
+        window_record = torch.as_tensor(window_record, device=embeds.device)
+        sums = embeds.new_zeros(int(window_record.max()) + 1, embeds.shape[1]).index_add(0, window_record, embeds)
+        return sums / window_record.bincount()[:, None]
+
     def __call__(
         self,
         ecg,
@@ -182,7 +211,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             `input_values` (batch, leads, samples) float32, `lead_mask` (batch, leads) bool; with `stride` also
-            `window_record` (batch,) int64, the index of the record that a window comes from.
+            `window_record` (batch,) int64, the index of the record that a window comes from (`mean_of_windows`).
 
         Raises:
             ValueError: naming the record, what is wrong with it and what to do.
