@@ -2,9 +2,13 @@
 
     python benchmark.py encode --batch-size 4 --dtype float32 bfloat16
     python benchmark.py train --batch-size 4 --dtype bfloat16
+    python benchmark.py generate          greedy drafts of 32 tokens, with the cache
+    python benchmark.py local-loss        the beat loss forward and backward, beside a loop over the reports
+    python benchmark.py data [--data DIR] records read: WFDB files, a prepared folder at random, in order, in a stream
 
 At the paper's size. FLOPs are those the model needs (matrix products and convolutions, counted by torch); the peak is
-that of a large square matrix product in the same run, so the share compares machines: quote it, not the rate.
+that of a large square matrix product in the same run, so the share compares machines: quote it, not the rate. `data`
+and `local-loss` compare ways to the same result in one run: quote their ratio.
 """
 
 import argparse
@@ -13,19 +17,27 @@ import math
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_melp import MelpConfig
+from losses_melp import beat_loss
 from modeling_melp import MelpModel
 
 ROOT = Path(__file__).resolve().parent  # whose config.json has the paper's size
 REPORT_TOKENS = (20, 41)  # reports of the usual length, about 30 tokens with [BOS] and [SEP]
 SENTENCE_TOKENS = 8
+DRAFT_TOKENS = 32
+BEATS, SENTENCES, DIM = 13, 4, 256  # of the beat loss; the original's class has 13 beats
+LARGE_BATCH = 1024  # at which the beat loss's memory is measured
+CORPUS_RECORDS, WFDB_RECORDS = 500, 200  # that `data` makes
 
 
 def synchronise(device: torch.device):
@@ -130,69 +142,232 @@ def train_case(model: MelpModel, batch: dict, dtype: torch.dtype):
     return call
 
 
-CASES = {"encode": encode_case, "train": train_case}
+def generate_case(model: MelpModel, batch: dict, dtype: torch.dtype):
+    """Drafts of `DRAFT_TOKENS` tokens: greedy, with the cache."""
+    model = model.eval().to(dtype)
+    ecg = batch["input_values"].to(dtype)
+
+    def call():
+        model.generate(ecg, max_new_tokens=DRAFT_TOKENS, min_new_tokens=DRAFT_TOKENS, do_sample=False)
+
+    return call
 
 
-def measure(task: str, dtype_name: str, options) -> dict:
-    """One case, in a process of its own, whose peak memory is then the case's."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+CASES = {"encode": encode_case, "train": train_case, "generate": generate_case}
+
+
+def new_case(task: str, device: torch.device, dtype_name: str, batch_size: int, per_second: float, **others) -> dict:
+    """A row; what has no meaning for its task is None."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    case = {"task": task, "device": name, "dtype": dtype_name, "batch_size": batch_size, "per_second": per_second}
+    case |= dict.fromkeys(("tflops", "peak_tflops", "share_of_peak"))
+    return case | {"peak_memory_gb": peak_memory(device)} | others
+
+
+def measure_model(task: str, dtype_name: str, options) -> list[dict]:
     device = torch.device(options.device)
     dtype = getattr(torch, dtype_name)
-    torch.manual_seed(0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     model = MelpModel(MelpConfig.from_pretrained(options.config)).to(device)
     batch = random_batch(model.config, options.batch_size, device)
     call = CASES[task](model, batch, dtype)
-    flops = count_flops(model, call)
+    # Of a draft, whose tokens come one by one, the FLOPs say nothing: it waits for memory.
+    flops = None if task == "generate" else count_flops(model, call)
     if options.compile:
         model.ecg_model.compile()
     seconds = seconds_a_call(call, device, options.seconds)
-    peak = matrix_peak(device, dtype)
+    others = {"compiled": options.compile}
+    if flops:
+        peak = matrix_peak(device, dtype)
+        others |= {
+            "tflops": flops / seconds / 1e12,
+            "peak_tflops": peak / 1e12,
+            "share_of_peak": flops / seconds / peak,
+        }
+    return [new_case(task, device, dtype_name, options.batch_size, options.batch_size / seconds, **others)]
+
+
+# ---------------------------------------------------------------------------------------------------------- beat loss
+
+
+def beat_loss_of_a_loop(beat_embeds: torch.Tensor, sentence_embeds: torch.Tensor, sentence_mask: torch.Tensor):
+    """The beat loss one report after the other, as the original computes it."""
+    columns = []
+    for sentences, mask in zip(sentence_embeds, sentence_mask, strict=True):
+        sentences = sentences[mask].expand(len(beat_embeds), -1, -1)  # (ecgs, sentences, dim)
+        attention = (beat_embeds @ sentences.transpose(1, 2)).softmax(dim=-1)  # (ecgs, beats, sentences)
+        context = (4.0 * attention).softmax(dim=1).transpose(1, 2) @ beat_embeds
+        columns.append(10.0 * (5.0 * F.cosine_similarity(sentences, context, dim=-1)).logsumexp(dim=-1))
+    logits = torch.stack(columns, dim=1)
+    targets = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
+
+
+def measure_local_loss(way: str, batch_size: int, options) -> list[dict]:
+    device = torch.device(options.device)
+    beats = torch.randn(batch_size, BEATS, DIM, device=device, requires_grad=True)
+    sentences = torch.randn(batch_size, SENTENCES, DIM, device=device, requires_grad=True)
+    mask = torch.ones(batch_size, SENTENCES, dtype=torch.bool, device=device)
+    loss = {"melp": beat_loss, "loop": beat_loss_of_a_loop}[way]
+    before = peak_memory(device)
+    seconds = seconds_a_call(lambda: loss(beats, sentences, mask).backward(), device, options.seconds)
+    others = {"way": way, "milliseconds": 1e3 * seconds, "own_memory_gb": peak_memory(device) - before}
+    return [new_case("local-loss", device, "float32", batch_size, batch_size / seconds, **others)]
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def write_wfdb_files(rows, folder: str) -> list[str]:
+    """Stored rows as format-16 records; their paths."""
+    import wfdb
+
+    for number, row in enumerate(rows):
+        digital = np.frombuffer(row["signal"], dtype="<i2").reshape(len(row["leads"]), -1).T
+        width, name = digital.shape[1], f"r{number:05d}"
+        scale = {"adc_gain": row["gain"], "baseline": [int(value) for value in row["baseline"]]}
+        units = {"fs": row["sampling_rate"], "units": ["mV"] * width, "sig_name": row["leads"], "fmt": ["16"] * width}
+        wfdb.wrsamp(name, d_signal=np.ascontiguousarray(digital), write_dir=folder, **units, **scale)
+    return sorted(str(path.with_suffix("")) for path in Path(folder).glob("*.hea"))
+
+
+def wfdb_batch(paths: list[str]) -> torch.Tensor:
+    """The original's way: a record at a time, in mV, its own minimum and maximum."""
+    import wfdb
+
+    records = []
+    for path in paths:
+        signal = wfdb.rdrecord(path).p_signal.T
+        records.append(((signal - signal.min()) / (signal.max() - signal.min() + 1e-8)).astype(np.float32))
+    return torch.from_numpy(np.stack(records))
+
+
+def data_ways(folder, files: str, batch_size: int) -> dict:
+    """`{way: batches}`; every way ends at float32 tensors of scaled records, on the CPU."""
+    from data import MelpCollator, get_split, load_prepared, prepare_inputs, stream_prepared
+    from processing_melp import MelpFeatureExtractor
+
+    rows = get_split(load_prepared(folder), "train", folder)
+    paths = write_wfdb_files(rows.select(range(min(len(rows), WFDB_RECORDS))), files)
+    collate = MelpCollator(MelpFeatureExtractor(), text=False)
+
+    def of_folder(order):
+        for first in range(0, len(order) - batch_size + 1, batch_size):
+            yield prepare_inputs(collate(rows.__getitems__(order[first : first + batch_size])), "cpu", "minmax")
+
+    def of_stream():
+        stream = stream_prepared(folder, "train", seed=0)
+        for batch in torch.utils.data.DataLoader(stream, batch_size, collate_fn=collate, drop_last=True):
+            yield prepare_inputs(batch, "cpu", "minmax")
+
+    def of_wfdb():
+        for first in range(0, len(paths) - batch_size + 1, batch_size):
+            yield wfdb_batch(paths[first : first + batch_size])
+
     return {
-        "task": task,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "dtype": dtype_name,
-        "batch_size": options.batch_size,
-        "compiled": options.compile,
-        "per_second": options.batch_size / seconds,
-        "tflops": flops / seconds / 1e12,
-        "peak_tflops": peak / 1e12,
-        "share_of_peak": flops / seconds / peak,
-        "peak_memory_gb": peak_memory(device),
+        "wfdb": of_wfdb,
+        "shards at random": lambda: of_folder(torch.randperm(len(rows)).tolist()),
+        "shards in order": lambda: of_folder(list(range(len(rows)))),
+        "stream": of_stream,
     }
 
 
+def make_corpus(folder) -> Path:
+    from prepare import prepare
+
+    return prepare("synthetic", Path(folder) / "corpus", records=CORPUS_RECORDS)
+
+
+def measure_data(options) -> list[dict]:
+    device, cases = torch.device("cpu"), []
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or make_corpus(folder)
+        ways = data_ways(data, folder, options.batch_size)
+        for way, batches in ways.items():
+            sum(1 for _ in batches())  # which also warms the cache
+            rates, until = [], time.perf_counter() + options.seconds / len(ways)
+            while not rates or time.perf_counter() < until:
+                started = time.perf_counter()
+                count = sum(options.batch_size for _ in batches())
+                rates.append(count / (time.perf_counter() - started))
+            cases.append(new_case("data", device, "float32", options.batch_size, max(rates), way=way))
+            cases[-1]["times_wfdb"] = cases[-1]["per_second"] / cases[0]["per_second"]
+    return cases
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def measure(job: tuple, options) -> list[dict]:
+    """Cases, in a process of their own, whose peak memory is then theirs."""
+    function, *arguments = job
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if torch.device(options.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return function(*arguments, options)
+
+
+def jobs_of(options) -> list[tuple]:
+    if options.task == "data":
+        return [(measure_data,)]
+    if options.task == "local-loss":
+        sizes = [("melp", options.batch_size), ("loop", options.batch_size), ("melp", LARGE_BATCH)]
+        return [(measure_local_loss, way, size) for way, size in sizes]
+    return [(measure_model, options.task, dtype_name) for dtype_name in options.dtype]
+
+
 def as_row(case: dict) -> str:
-    cells = [case["task"], case["device"], case["dtype"], case["batch_size"], f"{case['per_second']:.2f}"]
-    cells += [f"{case[name]:.3f}" for name in ("tflops", "peak_tflops")]
-    cells += [f"{case['share_of_peak']:.0%}", f"{case['peak_memory_gb']:.1f}"]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    def number(name, form):
+        return "" if case[name] is None else format(case[name], form)
+
+    task = f"{case['task']}, {case['way']}" if "way" in case else case["task"]
+    cells = [task, case["device"], case["dtype"], case["batch_size"], f"{case['per_second']:.2f}"]
+    cells += [number("tflops", ".3f"), number("peak_tflops", ".3f"), number("share_of_peak", ".0%")]
+    return "| " + " | ".join(map(str, [*cells, number("peak_memory_gb", ".1f")])) + " |"
+
+
+def remark(case: dict) -> str | None:
+    """What a ratio task is about, in words."""
+    if "times_wfdb" in case and case["way"] != "wfdb":
+        return f"{case['way']}: {case['times_wfdb']:.0f} times wfdb"
+    if "milliseconds" in case:
+        return (
+            f"{case['way']}, batch {case['batch_size']}: {case['milliseconds']:.1f} ms forward and backward, "
+            f"{case['own_memory_gb']:.2f} GB"
+        )
+    return None
+
+
+BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64}
 
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=CASES)
+    parser.add_argument("task", choices=BATCH_SIZES)
     parser.add_argument("--config", default=ROOT, help="folder or Hub id of the configuration (the paper's size)")
+    parser.add_argument("--data", metavar="DIR", help="prepared folder that `data` reads (default: it makes one)")
     parser.add_argument("--json", metavar="FILE", help="write the cases as a JSON list")
     parser.add_argument(
         "--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
     )
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, help="default 4; 64 of local-loss and data")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--seconds", type=float, default=15.0, help="timed a case")
     parser.add_argument("--compile", action="store_true", help="torch.compile the ECG tower (needs a C++ compiler)")
     options = parser.parse_args(arguments)
+    options.batch_size = options.batch_size or BATCH_SIZES[options.task]
     cases = []
     print("| task | device | dtype | batch | a second | TFLOP/s | peak | share | memory GB |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|")
-    for dtype_name in options.dtype:
+    for job in jobs_of(options):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            case = pool.submit(measure, options.task, dtype_name, options).result()
-        cases.append(case)
-        print(as_row(case), flush=True)
+            measured = pool.submit(measure, job, options).result()
+        cases += measured
+        print("\n".join(map(as_row, measured)), flush=True)
+    if remarks := list(filter(None, map(remark, cases))):
+        print("\n" + "\n".join(remarks))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(cases, file, indent=2)

@@ -1,35 +1,103 @@
 """Prepared folders as batches: what training and evaluation share between the stored rows and the model.
 
-`datasets` hands out rows; `MelpCollator` decodes a list of them to millivolts, `prepare_inputs` scales them and masks
-leads on the device.
+`load_prepared` hands out rows at random access, `stream_prepared` in a shuffled stream, both from a folder or from the
+Hub; `MelpCollator` decodes a list of rows to millivolts, `prepare_inputs` scales them and masks leads on the device.
 """
 
+import functools
+import math
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, List, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.distributed import split_dataset_by_node
+from huggingface_hub import snapshot_download
 
-from processing_melp import LEADS, derive_limb_leads, scale_ecg, split_sentences
+from prepare import STORED_RATE, label_names
+from processing_melp import CROPS, crop_start, scale_ecg, split_sentences
+from signal_melp import LEADS, derive_limb_leads
 
-STORED_RATE = 500  # Hz of every recording in a prepared folder
 REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
+STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled by shards of so many, or of more
 
 
-def load_prepared(path: str | Path) -> DatasetDict:
-    """The splits of a folder that `prepare.py` wrote.
+def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
+    """The splits of a folder that `prepare.py` wrote, or of a dataset on the Hub that is a copy of one.
+
+    One from the Hub is downloaded as it is, and memory-mapped like a folder.
 
     Raises:
         ValueError: naming the folder, and the columns that are missing.
     """
-    if not (Path(path) / "dataset_dict.json").is_file():
+    folder = path
+    if _may_be_on_the_hub(path):
+        try:
+            folder = snapshot_download(str(path), repo_type="dataset", revision=revision)
+        except Exception as error:
+            raise ValueError(f"{path} is no folder, nor a dataset that the Hub gives ({error})") from error
+    if not (Path(folder) / "dataset_dict.json").is_file():
         raise ValueError(f"{path} is not a prepared folder (it has no dataset_dict.json): make one with prepare.py.")
-    splits = load_from_disk(str(path))
+    splits = load_from_disk(str(folder))
     for name, split in splits.items():
         missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
         if missing:
             raise ValueError(f"{path}: split {name!r} has no column {', '.join(missing)}; make it with prepare.py.")
     return splits
+
+
+def _may_be_on_the_hub(path: str | Path) -> bool:
+    return not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) is not None
+
+
+def stream_prepared(
+    path: str | Path,
+    split: str,
+    *,
+    seed: int | None = None,
+    buffer_size: int = 1000,
+    rank: int = 0,
+    world: int = 1,
+    revision: str | None = None,
+) -> IterableDataset:
+    """The rows of one split in a stream, from a folder or, without downloading it first, from the Hub.
+
+    Args:
+        seed: of the order of the shards, and of the rows within a buffer of `buffer_size`; `set_epoch` of the result
+            changes it. None leaves the rows in order.
+        rank, world: this process and the number of processes: each row comes to one of them.
+
+    A `torch.utils.data.DataLoader` takes the result with a `MelpCollator`, also with workers of its own.
+    """
+    if _may_be_on_the_hub(path):
+        rows = load_dataset(str(path), split=split, streaming=True, revision=revision)
+    else:
+        rows = get_split(load_prepared(path), split, path)
+        shards = min(math.ceil(len(rows) / STREAM_SHARD_RECORDS), STREAM_SHARDS)
+        # As many for every process, or each would read all rows and drop the others'.
+        rows = rows.to_iterable_dataset(num_shards=min(math.ceil(shards / world) * world, len(rows)))
+    if seed is not None:
+        rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
+    return split_dataset_by_node(rows, rank, world)
+
+
+def find_record(split: Dataset, record: str) -> dict:
+    """The row of a recording by its name; the first call of a split reads its names, the others are immediate.
+
+    Raises:
+        ValueError: naming the record that this split does not have.
+    """
+    try:
+        return split[_index_of(split).get_loc(record)]
+    except KeyError:
+        raise ValueError(f"this split of {len(split):,} recordings has no record {record!r}.") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _index_of(split: Dataset) -> pd.Index:
+    return pd.Index(split["record"][:])
 
 
 def get_split(splits: DatasetDict, name: str, path: str | Path) -> Dataset:
@@ -40,11 +108,7 @@ def get_split(splits: DatasetDict, name: str, path: str | Path) -> Dataset:
 
 def label_sets(split: Dataset) -> dict[str, list[str]]:
     """`{label set: [class, ...]}` of a prepared split."""
-    return {
-        name: feature.feature.names
-        for name, feature in split.features.items()
-        if isinstance(feature, List) and isinstance(feature.feature, ClassLabel)
-    }
+    return label_names(split.features)
 
 
 def label_matrix(split: Dataset, label_set: str) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +140,7 @@ def with_reports(split: Dataset) -> Dataset:
 def decode(row: dict, signal: np.ndarray, crop: str = "first", derive: bool = True) -> np.ndarray:
     """Writes a stored row as millivolts into `signal` (12, samples) float32, in the model's lead order.
 
-    Longer recordings are cropped (`first`, or `random`), shorter ones padded at their end with 0 mV; limb leads that
+    Longer recordings are cropped (see `crop_start`), shorter ones padded at their end with 0 mV; limb leads that
     follow from two others are derived unless `derive` is false.
 
     Returns:
@@ -85,7 +149,7 @@ def decode(row: dict, signal: np.ndarray, crop: str = "first", derive: bool = Tr
     stored = np.frombuffer(row["signal"], dtype="<i2").reshape(len(row["leads"]), -1)
     slack = stored.shape[1] - signal.shape[1]
     if slack > 0:
-        start = int(torch.randint(slack + 1, ())) if crop == "random" else 0
+        start = crop_start(slack, crop)
         stored = stored[:, start : start + signal.shape[1]]
     gain = np.asarray(row["gain"], dtype=np.float32)[:, None]
     baseline = np.asarray(row["baseline"], dtype=np.float32)[:, None]
@@ -113,6 +177,8 @@ class MelpCollator:
                 f"prepared folders hold {STORED_RATE} Hz, the model reads {extractor.sampling_rate:g} Hz: give its "
                 f"configuration sampling_rate {STORED_RATE}."
             )
+        if crop not in CROPS:
+            raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}.")
         self.num_samples, self.derive = round(extractor.duration * STORED_RATE), extractor.derive_leads
         self.processor, self.crop, self.text = processor, crop, text
         self.sentence_augmentation = sentence_augmentation

@@ -11,7 +11,7 @@ import pandas as pd
 
 from databases import EcgRecord
 from databases.tables import record_of
-from processing_melp import read_ecg, unit_to_millivolt
+from signal_melp import read_ecg, unit_to_millivolt
 
 MISSING = -32768  # how WFDB's format 16 marks a missing sample
 

@@ -1,11 +1,14 @@
 """benchmark.py prints a row and writes an object a case; how fast is not tested."""
 
 import json
+from argparse import Namespace
 
 import pytest
+import torch
 from tiny import tiny_config
 
 import benchmark
+from losses_melp import beat_loss
 
 
 @pytest.mark.parametrize("task", ["encode", "train"])
@@ -21,3 +24,44 @@ def test_a_case_has_the_named_fields(task, tmp_path, capsys):
         for name in ("per_second", "tflops", "peak_tflops", "share_of_peak", "peak_memory_gb"):
             assert case[name] > 0
     assert f"| {task} | cpu" in capsys.readouterr().out
+
+
+FIELDS = ("task", "device", "dtype", "batch_size", "per_second", "tflops", "peak_tflops", "share_of_peak")
+
+
+def options(**others) -> Namespace:
+    return Namespace(**{"device": "cpu", "seconds": 0.05, "compile": False, "data": None, "batch_size": 4} | others)
+
+
+def test_drafts_are_counted(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    (case,) = benchmark.measure_model("generate", "float32", options(config=tmp_path))
+    assert set(FIELDS) < case.keys() and case["per_second"] > 0 and case["tflops"] is None
+    assert "| generate | cpu" in benchmark.as_row(case)
+
+
+def test_the_loop_gives_the_beat_loss():
+    torch.manual_seed(0)
+    beats, sentences = torch.randn(6, 5, 16), torch.randn(6, 3, 16)
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[2, 1:] = False
+    expected = beat_loss(beats, sentences, mask)
+    torch.testing.assert_close(benchmark.beat_loss_of_a_loop(beats, sentences, mask), expected)
+    cases = [benchmark.measure_local_loss(way, 8, options())[0] for way in ("melp", "loop")]
+    for case in cases:
+        assert set(FIELDS) < case.keys() and case["batch_size"] == 8 and case["milliseconds"] > 0
+    assert "loop, batch 8" in benchmark.remark(cases[1])
+
+
+def test_every_way_of_reading_gives_the_same_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "CORPUS_RECORDS", 40)
+    cases = benchmark.measure_data(options())
+    assert [case["way"] for case in cases] == ["wfdb", "shards at random", "shards in order", "stream"]
+    assert all(case["per_second"] > 0 and set(FIELDS) < case.keys() for case in cases)
+    assert cases[1]["times_wfdb"] == cases[1]["per_second"] / cases[0]["per_second"]
+    folder = benchmark.make_corpus(tmp_path)
+    (tmp_path / "files").mkdir()
+    ways = benchmark.data_ways(folder, str(tmp_path / "files"), 4)
+    in_order = next(iter(ways["shards in order"]()))["input_values"]
+    torch.testing.assert_close(next(iter(ways["wfdb"]())), in_order, atol=1e-5, rtol=0)
+    assert next(iter(ways["stream"]()))["input_values"].shape == in_order.shape == (4, 12, 5000)

@@ -2,29 +2,27 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 import tarfile
+import time
+from pathlib import Path
+from signal import SIGKILL
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import wfdb
 from datasets import load_from_disk
-from tiny import tiny_processor
 
 import prepare as prepare_module
-from data import (
-    MelpCollator,
-    TrainingBatches,
-    decode,
-    label_matrix,
-    load_prepared,
-    prepare_inputs,
-    some_sentences,
-    with_reports,
-)
+from data import MelpCollator, decode, label_matrix, load_prepared, prepare_inputs
 from databases import synthetic
-from prepare import main, prepare
-from processing_melp import LEADS, MelpFeatureExtractor
+from prepare import check_plan, main, prepare, rule_of
+from processing_melp import MelpFeatureExtractor
+from signal_melp import LEADS
 
 
 def write_record(folder, name: str, signal: np.ndarray, leads=LEADS, rate=500, **options):
@@ -112,6 +110,171 @@ def test_processes_write_what_one_writes(tmp_path, monkeypatch):
     assert {name: split.to_dict() for name, split in one.items()} == {n: s.to_dict() for n, s in two.items()}
 
 
+KILLED = """
+import sys
+sys.path.insert(0, {repo!r})
+import prepare
+prepare.SHARD_RECORDS = 10
+prepare.main(["synthetic", "--records", "60", "--output", {output!r}, "--workers", "2"])
+"""
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on_without_redoing_or_doubling(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SHARD_RECORDS", 10)
+    output = tmp_path / "killed"
+    repo = str(Path(prepare_module.__file__).parent)
+    run = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(repo=repo, output=str(output))], stderr=subprocess.PIPE
+    )
+    until = time.monotonic() + 60
+    while not (finished := list((output / ".work").glob("*-*.json"))) and time.monotonic() < until:
+        time.sleep(0.01)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    workers = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    run.kill()
+    run.wait()
+    assert finished and run.returncode == -SIGKILL
+    kept = {path.with_suffix(".arrow").stat().st_ino for path in finished}
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < until, "a worker goes on without its parent"
+        time.sleep(0.05)
+    prepare("synthetic", output, records=60)
+    assert kept <= {path.stat().st_ino for path in output.rglob("*.arrow")}, "finished shards are kept as they are"
+    whole = load_from_disk(str(prepare("synthetic", tmp_path / "whole", records=60)))
+    for name, split in load_from_disk(str(output)).items():
+        assert split.to_dict() == whole[name].to_dict()
+    assert not (output / ".work").exists()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_imports_neither_torch_nor_datasets():
+    """Each would cost every worker some hundred megabytes."""
+    code = (
+        "import sys, importlib, prepare, databases\n"
+        "for name in databases.DATABASES.values(): importlib.import_module('databases.' + name)\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    repo = Path(prepare_module.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_whatever_a_reader_runs_into_costs_one_line(tmp_path, monkeypatch, capsys):
+    read, plan = synthetic.read, synthetic.plan(records=40).to_pylist()
+    faults = {
+        plan[3]["record"]: TypeError("no\nsignal"),
+        plan[5]["record"]: ValueError(f"/raw/{plan[5]['record']}: cannot be read (KeyError: 'x'); check it"),
+        plan[6]["record"]: ValueError(f"/raw/{plan[6]['record']}: cannot be read (EOFError: y); check it"),
+    }
+
+    def broken(item):
+        if error := faults.get(item["record"]):
+            raise error
+        return read(item)
+
+    monkeypatch.setattr(synthetic, "read", broken)
+    main(["synthetic", "--records", "40", "--output", str(tmp_path / "out")])
+    with open(tmp_path / "out" / "rejected.csv") as file:
+        reasons = {row["record"]: row["reason"] for row in csv.DictReader(file)}
+    assert reasons == {
+        plan[3]["record"]: "unexpected TypeError: no signal",
+        plan[5]["record"]: "cannot be read (KeyError: 'x'); check it",
+        plan[6]["record"]: "cannot be read (EOFError: y); check it",
+    }
+    printed = capsys.readouterr().out
+    assert "37 recordings kept" in printed and "2  cannot be read" in printed and "1  unexpected TypeError" in printed
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| cannot be read | 2 |" in card and "3 more were rejected" in card
+    faults.update({item["record"]: ImportError("pip install wfdb") for item in plan})
+    with pytest.raises(ImportError):
+        prepare("synthetic", tmp_path / "none", records=40)
+
+
+def test_what_the_plan_refuses_is_listed_once_and_not_read(tmp_path, monkeypatch):
+    plan = synthetic.plan(records=30)
+    reject = pa.array(["report: fewer than 4 words" if row % 10 == 4 else None for row in range(30)])
+    refused = plan.set_column(plan.column_names.index("reject"), "reject", reject)
+    monkeypatch.setattr(synthetic, "plan", lambda root, **_: refused)
+    folder = prepare("synthetic", tmp_path / "out", records=30)
+    with open(folder / "rejected.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["record"] for row in rows] == [plan["record"][row].as_py() for row in (4, 14, 24)]
+    assert {row["reason"] for row in rows} == {"report: fewer than 4 words"} and rule_of(rows[0]["reason"]) == "report"
+    stored = [record for split in load_from_disk(str(folder)).values() for record in split["record"]]
+    assert sorted(stored + [row["record"] for row in rows]) == sorted(plan["record"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"record": ["a", "b", "a"]}, "'a' is planned twice"),
+        ({"split": ["train", "test", "train"]}, "patient 'p' is in the splits 'train' and 'test'"),
+        ({"patient": ["p", None, "q"]}, "'b' has no patient"),
+        ({"split": ["train", "dev", "test"]}, "the split 'dev'"),
+    ],
+)
+def test_a_contradictory_plan_is_refused(change, message):
+    columns = {"record": ["a", "b", "c"], "patient": ["p", "p", "q"], "split": ["train", "train", "test"]} | change
+    with pytest.raises(ValueError, match=message):
+        check_plan(pa.table(columns), pa.table(columns))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
+    """A device that is always full takes the place of the shard."""
+    open_file = pa.OSFile
+    full = lambda path, mode: open_file("/dev/full" if "train" in path else path, mode)  # noqa: E731
+    monkeypatch.setattr(pa, "OSFile", full)
+    arguments = ["synthetic", "--records", "30", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="is full: make room .*the same command goes on"):
+        main(arguments)
+    monkeypatch.undo()
+    main(arguments)
+    assert sum(len(split) for split in load_from_disk(str(tmp_path / "out")).values()) == 30
+
+
+WITHOUT_THIS_CODE = """
+import json, re, sys
+import datasets
+
+folder, cache = sys.argv[1:]
+card = open(folder + "/README.md").read()
+scope = {}
+exec(re.search("```python\\n(.*?)```", card, re.S)[1], scope)
+loaded = datasets.load_dataset(folder, cache_dir=cache)
+streamed = datasets.load_dataset(folder, split="test", streaming=True)
+disk = datasets.load_from_disk(folder)
+assert {name: split.num_rows for name, split in loaded.items()} == {n: s.num_rows for n, s in disk.items()}
+assert loaded["train"][3] == disk["train"][3] and loaded["train"].features == disk["train"].features
+assert [row["record"] for row in streamed] == disk["test"]["record"][:]
+names = disk["train"].features["findings"].feature.names
+print(json.dumps([scope["millivolts"].tolist(), scope["row"]["record"], names]))
+"""
+
+
+def test_a_folder_is_read_without_this_code(tmp_path):
+    """By `load_from_disk`, by `load_dataset`, and its samples by the lines that the card gives."""
+    folder = prepare("synthetic", tmp_path / "corpus", records=30)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-I", "-c", WITHOUT_THIS_CODE, "corpus", str(tmp_path / "cache")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    millivolts, record, names = json.loads(done.stdout)
+    item = next(item for item in synthetic.plan(records=30).to_pylist() if item["record"] == record)
+    expected = synthetic.read(item)
+    np.testing.assert_allclose(millivolts, expected.signal / expected.gain[:, None], atol=1e-6)
+    assert names == synthetic.LABEL_SETS["findings"]
+    size = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
+    assert size <= 30 * 125_000
+
+
 # ----------------------------------------------------------------------------------------------------------- manifest
 
 
@@ -145,12 +308,15 @@ def test_manifest_rejects_each_bad_record_with_its_reason(tmp_path):
     for name, words in {
         "short": "shorter than 2 s",
         "flat": "constant",
-        "missing": "NaN) in lead aVR",
+        "missing": "NaN): 100 in lead aVR",
         "odd": "pressure",
         "nowhere": "nowhere",
         "empty": "",
     }.items():
         assert words in reasons[name] and reasons[name]
+    quality = {row["record"]: row["quality"] for row in split}
+    assert quality["good"]["limb_error_mv"] < 0.01 and quality["good"]["suspected_swap"] == ""
+    assert quality["six_leads"]["flat_leads"] == "" and 0.2 < quality["good"]["peak_to_peak_mv"] < 10
     matrix, labelled = label_matrix(split, "labels")
     assert labelled.tolist() == [0, 1, 2] and matrix.tolist() == [[False, False], [True, True], [True, True]]
 
@@ -185,11 +351,32 @@ def test_missing_samples_and_frames_of_other_formats_are_understood(tmp_path):
     folder = prepare("manifest", tmp_path / "out", root=tmp_path, csv=str(tmp_path / "table.csv"))
     split = load_prepared(folder)["train"]
     assert split["record"] == ["whole", "frames"]
-    assert "NaN) in lead II" in (folder / "rejected.csv").read_text()
+    assert "NaN): 100 in lead II" in (folder / "rejected.csv").read_text()
     signal = np.empty((12, 5000), dtype=np.float32)
     for row, bound in zip(split, (0.01, 0.002), strict=True):
         decode(row, signal)
         assert np.abs(signal - good).max() < bound
+
+
+def test_short_gaps_are_filled_where_that_is_asked_for(tmp_path):
+    good = some_ecg()
+    for name, length in (("short_gap", 40), ("long_gap", 80)):
+        signal = good.copy()
+        signal[3, 1000 : 1000 + length] = np.nan
+        write_record(tmp_path, name, signal)
+    rows = [{"record": name, "patient": name, "split": "train"} for name in ("short_gap", "long_gap")]
+    write_manifest(tmp_path / "table.csv", rows)
+    options = ["--csv", str(tmp_path / "table.csv"), "--root", str(tmp_path), "--output", str(tmp_path / "out")]
+    main(["manifest", *options, "--nan", "interpolate", "--max-gap", "0.1"])
+    split = load_prepared(tmp_path / "out")["train"]
+    assert split["record"][:] == ["short_gap"]
+    signal = np.empty((12, 5000), dtype=np.float32)
+    decode(split[0], signal)
+    expected = good.copy()
+    expected[3, 1000:1040] = np.interp(np.arange(1000, 1040), [999, 1040], good[3, [999, 1040]])
+    assert np.abs(signal - expected).max() < 2e-3
+    assert split[0]["quality"]["nan_share"] == pytest.approx(40 / 60000)
+    assert "a gap of 80 samples is longer" in (tmp_path / "out" / "rejected.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -246,55 +433,3 @@ def test_a_stored_record_gives_the_input_that_its_file_gives(ecg_data, tmp_path)
     stored = prepare_inputs(batch, "cpu", "minmax")["input_values"]
     direct = extractor(str(raw / record), return_tensors="pt")["input_values"]
     torch.testing.assert_close(stored, direct, rtol=0, atol=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------------------ batches
-
-
-def test_batches_are_the_same_for_any_number_of_processes_and_resume_anywhere():
-    class Rows(list):
-        def __getitems__(self, indices):
-            return [self[index] for index in indices]
-
-    def draws(rows):
-        return rows, torch.rand(()).item()
-
-    def batches(**options):
-        return TrainingBatches(Rows(range(37)), draws, seed=5, **options)
-
-    one = batches(batch_size=8)
-    halves = [batches(batch_size=4, rank=rank, world=2) for rank in (0, 1)]
-    for step in (7, 0, 3, 11):
-        assert one[step][0] == halves[0][step][0] + halves[1][step][0]
-        assert halves[0][step][1] != halves[1][step][1]
-    assert batches(batch_size=8)[9] == one[9]
-    epoch = [row for step in range(4) for row in one[step][0]]
-    assert len(set(epoch)) == 32 and [one[step][0] for step in range(4, 8)] != [one[step][0] for step in range(4)]
-    state = torch.get_rng_state()
-    one[2]
-    assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the training's own stream"
-    with pytest.raises(ValueError, match="do not fill one batch"):
-        batches(batch_size=38)
-
-
-def test_lead_masking_scales_first_and_keeps_something(tmp_path):
-    folder = prepare("synthetic", tmp_path / "corpus", records=20)
-    split = load_prepared(folder)["train"]
-    batch = MelpCollator(tiny_processor())(list(split.select(range(8))))
-    assert batch["input_values"].dtype == torch.float32 and batch["input_values"].shape == (8, 12, 5000)
-    torch.manual_seed(0)
-    masked = prepare_inputs(batch, "cpu", "minmax", lead_dropout=0.5)
-    whole = prepare_inputs(batch, "cpu", "minmax")
-    assert torch.equal(masked["input_values"], whole["input_values"])
-    assert 0.3 < masked["lead_mask"].float().mean() < 0.7 and masked["lead_mask"].any(dim=1).all()
-    assert whole["input_values"].amin() == 0.0 and whole["input_values"].amax() == pytest.approx(1.0)
-    assert prepare_inputs(batch, "cpu", "minmax", lead_dropout=1.0)["lead_mask"].all()
-    assert len(with_reports(split)) == len(split)
-
-
-def test_some_sentences_are_whole_sentences_of_the_report():
-    torch.manual_seed(0)
-    report = "sinus rhythm. qtc 0.48 s, prolonged. left axis deviation"
-    found = {some_sentences(report) for _ in range(50)}
-    sentences = {"sinus rhythm.", "qtc 0.48 s, prolonged.", "left axis deviation"}
-    assert sentences <= found and len(found) > 6

@@ -13,18 +13,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
-from processing_melp import (
+from processing_melp import MelpFeatureExtractor, MelpProcessor, scale_ecg, sentence_numbers
+from signal_melp import (
     LEADS,
     LIMB_LEADS,
-    MelpFeatureExtractor,
-    MelpProcessor,
     canonical_lead,
     ecg_quality,
     interpolate_gaps,
     read_ecg,
     resample_ecg,
-    scale_ecg,
-    sentence_numbers,
     unit_to_millivolt,
 )
 
@@ -361,21 +358,25 @@ def test_gaps_are_filled_only_when_asked(extractor):
 def test_quality_of_a_clean_record():
     report = ecg_quality(heart(), LEADS, 500)
     assert report["flat_leads"] == [] and report["clipped_share"] == 0 and report["warnings"] == []
+    assert report["suspected_swap"] is None and not report["implausible_amplitude"]
     assert report["limb_error_mv"] < 1e-6 and 0.5 < report["peak_to_peak_mv"] < 3
 
 
 def test_quality_finds_what_is_doubtful():
     signal = heart()
-    assert "implausible" in ecg_quality(signal * 1000, LEADS, 500)["warnings"][-1]
-    assert "implausible" in ecg_quality(signal / 1000, LEADS, 500)["warnings"][-1]
+    for factor in (1000, 0.001):
+        report = ecg_quality(signal * factor, LEADS, 500)
+        assert "implausible" in report["warnings"][-1] and report["implausible_amplitude"]
     # the two orders confused
-    assert "aVL and aVF look exchanged" in ecg_quality(signal, USUAL_ORDER, 500)["warnings"][0]
+    confused = ecg_quality(signal, USUAL_ORDER, 500)
+    assert "aVL and aVF look exchanged" in confused["warnings"][0] and confused["suspected_swap"] == "aVL/aVF"
     clipped = signal.clip(-0.3, 0.3)
     assert ecg_quality(clipped, LEADS, 500)["clipped_share"] > 0.02
     rows = dict(zip(LEADS, signal, strict=True))
     arms = rows | {"I": -rows["I"], "II": rows["III"], "III": rows["II"], "aVR": rows["aVL"], "aVL": rows["aVR"]}
-    warnings = ecg_quality(np.stack(list(arms.values())), list(arms), 500)["warnings"]
-    assert warnings == ["I and aVR look turned over while V6 does not: arm electrodes exchanged?"]
+    report = ecg_quality(np.stack(list(arms.values())), list(arms), 500)
+    assert report["warnings"] == ["I and aVR look turned over while V6 does not: arm electrodes exchanged?"]
+    assert report["suspected_swap"] == "arms"
     nothing = ecg_quality(np.full((2, 1000), np.nan), ["I", "II"], 500)
     assert nothing["flat_leads"] == ["I", "II"] and nothing["nan_share"] == 1
 
@@ -654,6 +655,28 @@ def test_round_trip(processor, tmp_path):
     kwargs = {"ecg": heart(), "text": "qt 0.48 ecg.", "sampling_rate": 500, "leads": LEADS, "return_tensors": "pt"}
     for name, value in processor(**kwargs).items():
         torch.testing.assert_close(loaded(**kwargs)[name], value)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_processor_that_contradicts_its_model_is_refused(processor, tmp_path, nested):
+    processor.save_pretrained(tmp_path)
+    for scaling in ("minmax", "millivolt"):
+        ecg_config = {"scaling": scaling, "sampling_rate": 500, "duration": 10.0}
+        (tmp_path / "config.json").write_text(json.dumps({"ecg_config": ecg_config} if nested else ecg_config))
+        if scaling == "minmax":
+            assert MelpProcessor.from_pretrained(tmp_path).feature_extractor.scaling == "minmax"
+            continue
+        for load in (MelpProcessor, MelpFeatureExtractor):
+            with pytest.raises(ValueError, match="processor has scaling 'minmax', the model's .* 'millivolt'"):
+                load.from_pretrained(tmp_path)
+
+
+def test_windows_are_averaged_by_record(extractor):
+    out = extractor([heart(25), heart(10)], sampling_rate=500, leads=LEADS, stride=5, return_tensors="pt")
+    assert out.window_record.tolist() == [0, 0, 0, 0, 1]
+    embeds = torch.arange(10.0).reshape(5, 2)
+    means = extractor.mean_of_windows(embeds, out.window_record)
+    assert means.tolist() == [[3.0, 4.0], [8.0, 9.0]]
 
 
 REMOTE = """

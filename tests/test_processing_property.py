@@ -5,14 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_processing import heart
 
-from processing_melp import (
-    LEADS,
-    LIMB_LEADS,
-    MelpFeatureExtractor,
-    canonical_lead,
-    sentence_numbers,
-    unit_to_millivolt,
-)
+from processing_melp import MelpFeatureExtractor, sentence_numbers
+from signal_melp import LEADS, LIMB_LEADS, canonical_lead, unit_to_millivolt
 
 SPELLINGS = [str, str.upper, str.lower, "Lead {}".format, "MDC_ECG_LEAD_{}".format, " {} ".format]
 RATES = st.one_of(
