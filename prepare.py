@@ -314,7 +314,7 @@ def check_plan(plan: pa.Table, kept: pa.Table):
 
 def make_plan(module, root, limit: int | None, options: dict) -> pa.Table:
     """The module's plan: its first `limit` rows, checked, `split` and `reject` as plain strings."""
-    plan = module.plan(root, **options)[:limit].replace_schema_metadata(None)
+    plan = module.plan(root, **options)[:limit]
     for name in ("split", "reject"):
         plan = plan.set_column(plan.column_names.index(name), name, plan[name].cast(pa.string()))
     plan = plan.unify_dictionaries().combine_chunks()
@@ -686,7 +686,7 @@ def main(arguments: list[str] | None = None):
     again = "the same command goes on from here"
     try:
         folder = prepare(database, output, **options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             sys.exit(f"prepare.py: the disk of {output} is full: make room (120 KB a 10 s recording); {again}.")
         sys.exit(f"prepare.py: {error}")

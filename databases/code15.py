@@ -54,7 +54,9 @@ def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
     rows, broken = find_tracings(Path(root))
     rows = rows.reindex(table["exam_id"])
     found = rows["row"].notna().to_numpy()
-    reasons = table["trace_file"].map(broken).fillna("its signal is in none of the parts of this folder")
+    reasons = (
+        table["trace_file"].map(broken).astype(object).fillna("its signal is in none of the parts of this folder")
+    )
     truth = {"true": True, "false": False}  # blanks are unknown
     flags = table[[*CLASSES, "is_male", "normal_ecg"]].map(lambda cell: truth.get(str(cell).strip().lower()))
     patients = table["patient_id"].astype("Int64").astype(str)

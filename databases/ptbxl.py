@@ -75,7 +75,7 @@ def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None
         sentences = statements["description"].str.strip().str.lower() + "."
         frame["report"] = [" ".join(sentences[row]) for row in codes]
     else:
-        frame["report"] = table["report"].fillna("")
+        frame["report"] = table["report"].astype(object).fillna("")
     sets = {}
     for name, class_of in classes_of_statements(statements).items():
         sets[name] = sorted(set(class_of.values()))

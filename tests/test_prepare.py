@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from signal import SIGKILL
@@ -396,29 +395,6 @@ def test_a_contradictory_manifest_is_refused(tmp_path, change, message):
     with pytest.raises(SystemExit, match=message):
         main(["manifest", "--csv", str(tmp_path / "table.csv"), "--root", ".", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.real_data
-def test_ptbxl_counts_agree_with_its_tables(ecg_data, tmp_path):
-    source, raw = ecg_data / "ptbxl", tmp_path / "raw"
-    raw.mkdir()
-    for name in ("ptbxl_database.csv", "scp_statements.csv"):
-        (raw / name).symlink_to(source / name)
-    with tarfile.open(source / "records100_00001-00500.tar.xz") as archive:
-        archive.extractall(raw, filter="data")
-    folder = prepare("ptbxl", tmp_path / "out", root=raw, rate=100)
-    splits = load_prepared(folder)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 353, "validation": 81, "test": 66}
-    expected = {
-        "train": {"NORM": 225, "STTC": 59, "CD": 57, "MI": 49, "HYP": 25},
-        "validation": {"NORM": 36, "STTC": 21, "CD": 10, "MI": 16, "HYP": 8},
-        "test": {"NORM": 36, "STTC": 16, "CD": 11, "MI": 8, "HYP": 7},
-    }
-    for name, counts in expected.items():
-        matrix, _ = label_matrix(splits[name], "superclass")
-        classes = splits[name].features["superclass"].feature.names
-        assert dict(zip(classes, matrix.sum(axis=0).tolist(), strict=True)) == counts
-    assert json.loads((folder / "melp.json").read_text())["rejected"] == 0
 
 
 @pytest.mark.real_data
