@@ -1,9 +1,11 @@
 """What every stage of training has: a recipe, an accelerator, rows to learn from and held-out rows."""
 
+import json
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
 from data import get_split, load_prepared, with_reports
@@ -11,6 +13,7 @@ from prepare import prepare
 from recipe import Recipe
 
 CORPUS = "runs/corpus"
+PAPER_WIDTH = 768  # of both towers
 
 
 class Stage:
@@ -18,13 +21,20 @@ class Stage:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator):
         self.recipe, self.accelerator = recipe, accelerator
-        with accelerator.main_process_first():
-            self.data = self.data_folder(recipe)
-        splits = load_prepared(self.data)
-        self.rows = with_reports(get_split(splits, "train", self.data))
-        self.held_out = with_reports(splits["validation"]) if "validation" in splits else self.rows.select([])
-        if len(self.rows) == 0:
+        self.rows, self.held_out = self.load_rows()
+
+    def load_rows(self) -> tuple[Dataset, Dataset]:
+        """Rows to learn from and held-out rows (maybe none): those with a report."""
+        splits = self.load_splits()
+        rows = with_reports(get_split(splits, "train", self.data))
+        if len(rows) == 0:
             raise ValueError(f"{self.data} has no report to learn from in its split 'train'.")
+        return rows, with_reports(splits["validation"]) if "validation" in splits else rows.select([])
+
+    def load_splits(self) -> DatasetDict:
+        with self.accelerator.main_process_first():
+            self.data = self.data_folder(self.recipe)
+        return load_prepared(self.data)
 
     @staticmethod
     def data_folder(recipe: Recipe) -> Path:
@@ -63,8 +73,21 @@ class Stage:
         totals = self.accelerator.reduce(totals, "sum") / counted
         return {f"val_{name}": value for name, value in zip(names, totals.tolist(), strict=True)}
 
+    def held_out_batches(self) -> DataLoader:
+        """This process's share of the held-out rows in batches; over all processes each row comes once."""
+        rows, size = range(len(self.held_out)), self.recipe.batch_size
+        batches = [rows[first : first + size] for first in rows[::size]]
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        return DataLoader(self.held_out, batch_sampler=mine, collate_fn=self.eval_collate)
+
     def after_step(self):
         """Called after each optimizer step."""
 
     def extra_metrics(self) -> dict[str, float]:
         return {}
+
+
+def recipe_for_width(model: Path) -> str:
+    """The multi-scale recipe whose sizes go with this tower: the paper's, or the demo's."""
+    wide = json.loads((model / "config.json").read_text())["hidden_size"] == PAPER_WIDTH
+    return f"recipes/{'melp' if wide else 'demo'}.yaml"
