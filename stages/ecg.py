@@ -1,7 +1,6 @@
 """ECG stage: self-supervised initialisation of the ECG tower, by wav2vec 2.0 and contrastive multi-segment coding."""
 
 import copy
-import dataclasses
 import typing
 from hashlib import blake2b
 from pathlib import Path
@@ -43,7 +42,7 @@ class EcgStage(Stage):
         self.settings = Wav2VecSettings(**settings)
         if recipe.ecg_model is not None:
             if recipe.config:
-                raise ValueError("config has no effect beside ecg_model, whose sizes are given: leave one of them out.")
+                raise ValueError("config has no effect beside ecg_model, whose sizes are given: leave one out.")
             ecg_model = MelpEcgModel.from_pretrained(recipe.ecg_model, dtype=torch.float32)
         else:
             check_names(recipe.config, MelpEcgConfig().to_dict(), "the ECG tower's configuration")
@@ -129,8 +128,8 @@ class EcgStage(Stage):
 
     def extra_metrics(self) -> dict[str, float]:
         """Of this process's last batch; `code_perplexity` that falls towards the number of groups is a collapse."""
-        temperature = self.unwrapped.quantizer.temperature
-        return {name: value.item() for name, value in self.metrics.items()} | {"gumbel_temperature": temperature.item()}
+        metrics = self.metrics | {"gumbel_temperature": self.unwrapped.quantizer.temperature}
+        return {name: value.item() for name, value in metrics.items()}
 
     def validate(self) -> dict[str, float]:
         """Losses and accuracies over the held-out recordings, the same masks and negatives each time.
@@ -191,9 +190,8 @@ class EcgStage(Stage):
 
 def long_enough(split: Dataset, samples: int) -> Dataset:
     """The recordings with at least `samples` a lead; their signals are not read for it."""
-    table = split.data
-    stored = pc.divide(pc.binary_length(table.column("signal")), pc.list_value_length(table.column("leads"))).to_numpy()
-    kept = (stored >= 2 * samples).nonzero()[0]  # 2 bytes a sample
+    size, leads = pc.binary_length(split.data.column("signal")), pc.list_value_length(split.data.column("leads"))
+    kept = (pc.divide(size, leads).to_numpy() >= 2 * samples).nonzero()[0]  # 2 bytes a sample
     return split if len(kept) == len(split) else split.select(kept)
 
 

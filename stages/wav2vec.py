@@ -44,7 +44,7 @@ class Wav2VecSettings:
             )
         if self.mask_time_length < 2 or not 0 < self.mask_time_prob < 1 or self.num_negatives < 1:
             raise ValueError(
-                "pretraining: mask_time_length must be at least 2 (a masked frame's negatives are other masked frames), "
+                "pretraining: mask_time_length must be at least 2 (negatives are other masked frames), "
                 "mask_time_prob between 0 and 1, num_negatives at least 1."
             )
 
