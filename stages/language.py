@@ -24,7 +24,6 @@ from recipe import Recipe, check_names, load_recipe
 from stages.stage import Stage, recipe_for_width
 
 HELD_OUT_SHARE = 0.05  # of the documents, where a source has no validation split
-TEXT = Features({"text": Value("string")})
 # What a token of a packed sequence is: [CLS] before a document, a word's first token, a later one of it, [SEP] after.
 FIRST, WORD, INSIDE, LAST, PADDING = range(5)
 
@@ -103,10 +102,9 @@ class LanguageStage(Stage):
         recipe = self.recipe
         sources = [read_texts(name.strip(), recipe.text_column) for name in (recipe.text or "").split(",") if name]
         if recipe.data is not None or not sources:
-            reports = [part.select_columns(["report"]).rename_column("report", "text") for part in super().load_rows()]
-            sources.append(reports)
+            sources.append(tuple(only_text(part, "report") for part in super().load_rows()))
         parts = zip(*(hold_out(*source, recipe.seed) for source in sources), strict=True)
-        return tuple(concatenate_datasets([texts.cast(TEXT, keep_in_memory=True) for texts in part]) for part in parts)
+        return tuple(concatenate_datasets(part) for part in parts)
 
     def describe(self) -> str:
         tokens = f"{len(self.rows):,} sequences of up to {self.recipe.sequence_length} tokens"
@@ -238,8 +236,14 @@ def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
         raise ValueError(f"{source} has no column {column!r}, only {names}: name its texts with --text-column.")
     if len(train) == 0:
         raise ValueError(f"{source} holds no document.")
-    parts = [splits.get(name) for name in ("train", "validation")]
-    return tuple(part and part.select_columns([column]).rename_column(column, "text") for part in parts)
+    return only_text(train, column), only_text(splits["validation"], column) if "validation" in splits else None
+
+
+def only_text(texts: Dataset, column: str) -> Dataset:
+    """Its one column is `text`, of the same type whatever the source."""
+    texts = texts.select_columns([column])
+    texts = texts if column == "text" else texts.rename_column(column, "text")
+    return texts.cast(Features({"text": Value("string")}), keep_in_memory=True)
 
 
 def hold_out(train: Dataset, held_out: Dataset | None, seed: int) -> tuple[Dataset, Dataset]:
