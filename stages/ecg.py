@@ -19,6 +19,7 @@ from stages.melp import gather
 from stages.stage import Stage, recipe_for_width
 from stages.wav2vec import (
     EcgPretrainingModel,
+    EcgPretrainingOutput,
     Wav2VecSettings,
     cmsc_correct,
     cmsc_logits,
@@ -92,35 +93,8 @@ class EcgStage(Stage):
         return segments * lead_mask[..., None], batch["patients"]
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The named losses of the global batch: CMSC's negatives, the use of codes and the mean over frames are."""
-        settings, accelerator = self.settings, self.accelerator
         segments, patients = self.segments(batch, self.recipe.lead_dropout)
-        outputs = self.model(segments)
-
-        num_masked = outputs.mask.sum().float()
-        mean_masked = accelerator.reduce(num_masked, "mean")
-        in_mask = outputs.mask[..., None, None]
-        use = gather((outputs.code_probs * in_mask).sum(dim=(0, 1))[None]).mean(dim=0) / mean_masked
-        halves = cmsc_logits(*(gather(part) for part in outputs.pooled.chunk(2)), settings.cmsc_temperature)
-        patients = accelerator.gather(patients)
-        codes_in_use = perplexity(use)
-        losses = {
-            "contrastive_loss": contrastive_loss_sum(outputs.logits, outputs.mask) / mean_masked,
-            "diversity_loss": 1 - codes_in_use / use.numel(),
-            "feature_penalty": outputs.feature_penalty,
-            "cmsc_loss": cmsc_loss(halves, patients),
-        }
-        losses["loss"] = (
-            losses["contrastive_loss"]
-            + settings.diversity_loss_weight * losses["diversity_loss"]
-            + settings.feature_penalty_weight * losses["feature_penalty"]
-            + settings.cmsc_loss_weight * losses["cmsc_loss"]
-        )
-        self.metrics = {
-            "code_perplexity": codes_in_use.detach(),
-            "contrastive_accuracy": contrastive_correct(outputs.logits, outputs.mask) / num_masked,
-            "cmsc_accuracy": cmsc_correct(halves, patients) / (2 * len(patients)),
-        }
+        losses, self.metrics = global_losses(self.model(segments), patients, self.settings, self.accelerator)
         return losses
 
     def after_step(self):
@@ -186,6 +160,44 @@ class EcgStage(Stage):
             f"accelerate launch train.py {recipe_for_width(output / 'model')} --ecg-model {output / 'model'} "
             f"--text-model BERT_DIR_OR_ID --data {data}"
         )
+
+
+def global_losses(
+    outputs: EcgPretrainingOutput, patients: torch.Tensor, settings: Wav2VecSettings, accelerator: Accelerator
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Losses and metrics of the batch of all processes.
+
+    CMSC's negatives, the use of the codes and the mean over masked frames span the processes, so that the gradients
+    which distributed training averages are those of one process with the whole batch.
+
+    Args:
+        outputs: of this process's first halves, then second halves; patients: (records,) ids.
+    """
+    num_masked = outputs.mask.sum().float()
+    mean_masked = accelerator.reduce(num_masked, "mean")
+    probs = (outputs.code_probs * outputs.mask[..., None, None]).sum(dim=(0, 1))
+    use = gather(probs[None]).mean(dim=0) / mean_masked
+    halves = cmsc_logits(*(gather(part) for part in outputs.pooled.chunk(2)), settings.cmsc_temperature)
+    patients = accelerator.gather(patients)
+    codes_in_use = perplexity(use)
+    losses = {
+        "contrastive_loss": contrastive_loss_sum(outputs.logits, outputs.mask) / mean_masked,
+        "diversity_loss": 1 - codes_in_use / use.numel(),
+        "feature_penalty": outputs.feature_penalty,
+        "cmsc_loss": cmsc_loss(halves, patients),
+    }
+    losses["loss"] = (
+        losses["contrastive_loss"]
+        + settings.diversity_loss_weight * losses["diversity_loss"]
+        + settings.feature_penalty_weight * losses["feature_penalty"]
+        + settings.cmsc_loss_weight * losses["cmsc_loss"]
+    )
+    metrics = {
+        "code_perplexity": codes_in_use.detach(),
+        "contrastive_accuracy": contrastive_correct(outputs.logits, outputs.mask) / num_masked,
+        "cmsc_accuracy": cmsc_correct(halves, patients) / (2 * len(patients)),
+    }
+    return losses, metrics
 
 
 def long_enough(split: Dataset, samples: int) -> Dataset:

@@ -1,7 +1,9 @@
 """The language and ECG stages: their parts against transformers, and the chain of stages as a user starts it."""
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,11 @@ from configuration_melp import MelpEcgConfig
 from modeling_melp import MelpEcgModel
 from prepare import prepare
 from recipe import Recipe, load_recipe
-from stages.ecg import long_enough, patient_id
+from stages.ecg import global_losses, long_enough, patient_id
 from stages.language import LanguageStage, pack, train_tokenizer
 from stages.wav2vec import (
     EcgPretrainingModel,
+    EcgPretrainingOutput,
     GumbelQuantizer,
     Wav2VecSettings,
     cmsc_correct,
@@ -209,6 +212,46 @@ def test_gradients_reach_all_but_the_poolers_and_bfloat16_agrees():
     for name, parameter in model.named_parameters():
         pooler = name.startswith(("ecg_model.token_pooler", "ecg_model.beat_"))
         assert (parameter.grad is None) == pooler, name
+
+
+def gradient_of_losses(rank: int, world: int, port: int, folder: str):
+    """Loss and gradient of this process's share of four records, as distributed training averages them."""
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == world
+    torch.manual_seed(0)
+    records, frames, settings = 4, 30, Wav2VecSettings(**SMALL)
+    mask = sample_spans(2 * records, frames, 0.5, 4)
+    logits, pooled = torch.randn(2 * records, frames, 6), torch.randn(2 * records, 7)
+    code_logits, features = torch.randn(2 * records, frames, 2, 6), torch.rand(2 * records, frames, 5)
+    parameters = [torch.ones(n, requires_grad=True) for n in (6, 7, 6, 5)]
+    share = torch.arange(records).chunk(world)[rank]
+    mine = torch.cat([share, share + records])
+    outputs = EcgPretrainingOutput(
+        logits=logits[mine] * parameters[0],
+        mask=mask[mine],
+        codes=code_logits[mine].argmax(-1),
+        code_probs=(code_logits[mine] * parameters[2]).softmax(-1),
+        feature_penalty=(features[mine] * parameters[3]).square().mean(),
+        pooled=pooled[mine] * parameters[1],
+    )
+    losses, _ = global_losses(outputs, torch.tensor([3, 5, 3, 8])[share], settings, accelerator)
+    losses["loss"].backward()
+    found = torch.cat([losses["loss"].detach()[None], *(parameter.grad for parameter in parameters)])
+    torch.save(accelerator.reduce(found, "mean"), Path(folder) / f"{world}-{rank}.pt")
+
+
+def test_losses_over_two_processes_are_those_of_one(tmp_path):
+    """Different numbers of masked frames on each, and a patient with a recording on both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(gradient_of_losses, args=(2, port, str(tmp_path)), nprocs=2)
+    gradient_of_losses(0, 1, port, str(tmp_path))
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-1.pt"))
+    assert torch.allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_recordings_that_do_not_fill_the_window_are_left_out():
