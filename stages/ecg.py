@@ -15,8 +15,9 @@ from data import STORED_RATE, MelpCollator, drop_leads, get_split, prepare_input
 from modeling_melp import MelpEcgModel
 from processing_melp import MelpFeatureExtractor
 from recipe import Recipe, check_names, check_type, load_recipe
+from stages.language import recipe_for_width
 from stages.melp import gather
-from stages.stage import Stage, recipe_for_width
+from stages.stage import Stage
 from stages.wav2vec import (
     EcgPretrainingModel,
     EcgPretrainingOutput,
@@ -117,7 +118,7 @@ class EcgStage(Stage):
         sums = torch.zeros(6, device=device)
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.recipe.seed)
-            for batch in self.held_out_batches():
+            for batch in self.held_out_loader():
                 segments, patients = self.segments(batch, lead_dropout=0.0)
                 outputs = model(segments)
                 halves = cmsc_logits(*outputs.pooled.chunk(2), settings.cmsc_temperature)

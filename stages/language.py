@@ -1,6 +1,7 @@
 """Language stage: masked-language pretraining of the text tower."""
 
 import itertools
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -21,8 +22,9 @@ from transformers import (
 from data import get_split
 from processing_melp import with_bos
 from recipe import Recipe, check_names, load_recipe
-from stages.stage import Stage, recipe_for_width
+from stages.stage import Stage
 
+PAPER_WIDTH = 768  # of both towers
 HELD_OUT_SHARE = 0.05  # of the documents, where a source has no validation split
 # What a token of a packed sequence is: [CLS] before a document, a word's first token, a later one of it, [SEP] after.
 FIRST, WORD, INSIDE, LAST, PADDING = range(5)
@@ -101,6 +103,7 @@ class LanguageStage(Stage):
         """Documents in a column `text`: of `recipe.text`, and the reports of `recipe.data` where both are given."""
         recipe = self.recipe
         sources = [read_texts(name.strip(), recipe.text_column) for name in (recipe.text or "").split(",") if name]
+        self.data = None
         if recipe.data is not None or not sources:
             sources.append(tuple(only_text(part, "report") for part in super().load_rows()))
         parts = zip(*(hold_out(*source, recipe.seed) for source in sources), strict=True)
@@ -144,10 +147,13 @@ class LanguageStage(Stage):
         logits = self.logits(batch, model)[masked].float()
         return F.cross_entropy(logits, batch["labels"][masked], reduction="sum"), masked.sum()
 
+    def num_targets(self, batch: dict) -> torch.Tensor:
+        """Masked tokens, over which `losses` is a mean."""
+        return (batch["labels"] != -100).sum()
+
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The mean over the masked tokens of all processes."""
         loss, count = self.loss_sum(batch, self.model)
-        return {"loss": loss / self.accelerator.reduce(count.float(), "mean").clamp(min=1)}
+        return {"loss": loss / count.clamp(min=1)}
 
     def validate(self) -> dict[str, float]:
         """Loss and perplexity of the held-out documents' masked tokens, the same ones each time."""
@@ -155,7 +161,7 @@ class LanguageStage(Stage):
         sums = torch.zeros(2, device=device)
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.recipe.seed)
-            for batch in self.held_out_batches():
+            for batch in self.held_out_loader():
                 # Not the wrapped model: processes may have different numbers of held-out batches.
                 sums += torch.stack(self.loss_sum(batch, self.unwrapped))
         loss, count = self.accelerator.reduce(sums, "sum").tolist()
@@ -171,7 +177,9 @@ class LanguageStage(Stage):
     @torch.no_grad()
     def fill_in_table(self, examples: int = 8, guesses: int = 5) -> str:
         """A Markdown table of held-out documents with one word masked, and what the model takes it for."""
-        tokenizer, model = self.tokenizer, self.unwrapped.eval()
+        tokenizer, model = self.tokenizer, self.unwrapped
+        training = model.training
+        model.eval()
         lines = ["| text | masked | guesses |", "|---|---|---|"]
         generator = torch.Generator().manual_seed(self.recipe.seed)
         for ids, marks in itertools.islice(self._documents_with_words(generator), examples):
@@ -184,6 +192,7 @@ class LanguageStage(Stage):
             named = ", ".join(f"{tokenizer.decode([token])} {share:.0%}" for token, share in pairs)
             text = tokenizer.decode(masked[1:-1][max(0, place - 13) : place + 12]).replace("|", "/")
             lines.append(f"| {text} | {tokenizer.decode([ids[place]])} | {named} |")
+        model.train(training)
         return "\n".join(lines) + "\n"
 
     def _documents_with_words(self, generator: torch.Generator):
@@ -213,6 +222,12 @@ class LanguageStage(Stage):
             f"accelerate launch train.py {melp} --text-model {model}{data}\n"
             f"or first, to initialise the ECG tower:\n    accelerate launch train.py {ecg}{data}"
         )
+
+
+def recipe_for_width(model: Path) -> str:
+    """The multi-scale recipe whose sizes go with this tower: the paper's, or the demo's."""
+    wide = json.loads((model / "config.json").read_text())["hidden_size"] == PAPER_WIDTH
+    return f"recipes/{'melp' if wide else 'demo'}.yaml"
 
 
 def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:

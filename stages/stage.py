@@ -1,6 +1,5 @@
 """What every stage of training has: a recipe, an accelerator, rows to learn from and held-out rows."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from prepare import prepare
 from recipe import Recipe
 
 CORPUS = "runs/corpus"
-PAPER_WIDTH = 768  # of both towers
 
 
 class Stage:
@@ -73,7 +71,7 @@ class Stage:
         totals = self.accelerator.reduce(totals, "sum") / counted
         return {f"val_{name}": value for name, value in zip(names, totals.tolist(), strict=True)}
 
-    def held_out_batches(self) -> DataLoader:
+    def held_out_loader(self) -> DataLoader:
         """This process's share of the held-out rows in batches; over all processes each row comes once."""
         rows, size = range(len(self.held_out)), self.recipe.batch_size
         batches = [rows[first : first + size] for first in rows[::size]]
@@ -85,9 +83,3 @@ class Stage:
 
     def extra_metrics(self) -> dict[str, float]:
         return {}
-
-
-def recipe_for_width(model: Path) -> str:
-    """The multi-scale recipe whose sizes go with this tower: the paper's, or the demo's."""
-    wide = json.loads((model / "config.json").read_text())["hidden_size"] == PAPER_WIDTH
-    return f"recipes/{'melp' if wide else 'demo'}.yaml"

@@ -383,6 +383,15 @@ def test_the_language_stage_shows_what_it_learnt(chain):
     assert all(line.count("%") == 5 and "[MASK]" in line for line in table[2:])
 
 
+def test_the_language_stage_needs_no_prepared_folder(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("\n".join(REPORTS * 20))
+    recipe = write(tmp_path / "recipe.yaml", stage="language", config=BERT, vocab_size=60, batch_size=4)
+    arguments = [recipe, "--text", str(tmp_path / "text.txt"), "--output", str(tmp_path / "run"), "--max-steps", "2"]
+    main([*arguments, "--whole-word-mask", "true"])
+    assert log(tmp_path / "run")[-1]["val_perplexity"] > 1
+    assert "--data DIR" in capsys.readouterr().out
+
+
 def test_the_ecg_stage_leaves_an_encoder_without_its_heads(chain):
     model = AutoModel.from_pretrained(chain / "ecg" / "model", trust_remote_code=True)
     assert type(model).__name__ == "MelpEcgModel"
