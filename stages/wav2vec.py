@@ -207,7 +207,7 @@ class EcgPretrainingModel(nn.Module):
 
     def __init__(self, ecg_model: MelpEcgModel, settings: Wav2VecSettings):
         super().__init__()
-        config = ecg_model.config
+        self.config = config = ecg_model.config
         self.ecg_model, self.settings = ecg_model, settings
         self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.dropout_features = nn.Dropout(settings.feat_quantizer_dropout)
@@ -217,6 +217,10 @@ class EcgPretrainingModel(nn.Module):
         # No loss of this stage reaches the poolers: without this, distributed training would wait for their gradient.
         for pooler in (ecg_model.token_pooler, ecg_model.beat_pooler, ecg_model.beat_projection):
             pooler.requires_grad_(False)
+
+    def set_attn_implementation(self, name: str):
+        """As of a transformers model: counting operations needs the attention that shows them."""
+        self.ecg_model.set_attn_implementation(name)
 
     def forward(self, input_values: torch.Tensor) -> EcgPretrainingOutput:
         """(batch, leads, samples), scaled, missing leads zero."""
