@@ -211,9 +211,14 @@ def prepare_inputs(batch: dict, device, scaling: str, lead_dropout: float = 0.0)
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     batch["input_values"] = scale_ecg(batch["input_values"], batch["lead_mask"], scaling)
     if lead_dropout > 0:
-        kept = batch["lead_mask"] & (torch.rand(batch["lead_mask"].shape, device=device) >= lead_dropout)
-        batch["lead_mask"] = torch.where(kept.any(dim=1, keepdim=True), kept, batch["lead_mask"])
+        batch["lead_mask"] = drop_leads(batch["lead_mask"], lead_dropout)
     return batch
+
+
+def drop_leads(lead_mask: torch.Tensor, probability: float) -> torch.Tensor:
+    """(batch, leads) without the leads drawn; a record whose every lead was drawn keeps all of them."""
+    kept = lead_mask & (torch.rand(lead_mask.shape, device=lead_mask.device) >= probability)
+    return torch.where(kept.any(dim=1, keepdim=True), kept, lead_mask)
 
 
 class TrainingBatches(torch.utils.data.Dataset):

@@ -18,7 +18,7 @@ import yaml
 class Recipe:
     """Every setting of a run. The defaults are the paper's where it states one."""
 
-    stage: str = field(default="melp", metadata={"help": "language or melp"})
+    stage: str = field(default="melp", metadata={"help": "language, ecg or melp"})
     data: str | None = field(
         default=None, metadata={"help": "prepared folder; the embedded synthetic corpus if absent"}
     )
@@ -50,6 +50,15 @@ class Recipe:
     log_every: int = field(default=10, metadata={"help": "steps between lines of metrics.jsonl"})
     seed: int = field(default=0, metadata={"help": "of initialisation, order and dropout"})
     resume: str | None = field(default=None, metadata={"help": "auto: go on from the newest checkpoint of the output"})
+    ecg_model: str | None = field(default=None, metadata={"help": "ECG tower to start from: folder or Hub id"})
+    pretraining: dict = field(default_factory=dict, metadata={"help": "masks, heads and weights of the ecg stage"})
+    text: str | None = field(
+        default=None,
+        metadata={"help": "language stage: text files (a document a line), datasets folders or Hub ids, by commas"},
+    )
+    text_column: str = field(default="text", metadata={"help": "of the datasets in --text"})
+    sequence_length: int = field(default=128, metadata={"help": "tokens that texts are packed to (language stage)"})
+    whole_word_mask: bool = field(default=False, metadata={"help": "mask whole words in the language stage"})
 
 
 def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recipe:
@@ -68,14 +77,17 @@ def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recip
             raise ValueError(f"recipe {path} must hold `field: value` lines.")
     overrides = overrides or {}
     values |= overrides
-    starts_from = "model" if values.get("stage", "melp") == "melp" else "text_model"
+    stage = values.get("stage", "melp")
+    starts_from = {"language": "text_model", "ecg": "ecg_model"}.get(stage, "model")
     if overrides.get(starts_from) and "config" not in overrides:
         values.pop("config", None)  # a recipe's sizes are for a new model
+    elif stage == "melp" and overrides.get("ecg_model") and "config" not in overrides and values.get("config"):
+        values["config"] = {name: value for name, value in values["config"].items() if name != "ecg_config"}
     hints = typing.get_type_hints(Recipe)
     check_names(values, hints, "a recipe")
-    recipe = Recipe(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
-    if recipe.stage not in ("language", "melp"):
-        raise ValueError(f"stage is {recipe.stage!r}; it must be 'language' or 'melp'.")
+    recipe = Recipe(**{name: check_type(name, value, hints[name]) for name, value in values.items()})
+    if recipe.stage not in ("language", "ecg", "melp"):
+        raise ValueError(f"stage is {recipe.stage!r}; it must be 'language', 'ecg' or 'melp'.")
     if recipe.resume not in (None, "auto"):
         raise ValueError(f"resume is {recipe.resume!r}; it must be 'auto' or absent.")
     for name in ("max_steps", "batch_size", "eval_every", "save_every", "log_every"):
@@ -113,7 +125,7 @@ def save_recipe(recipe: Recipe, path: Path):
     path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
 
 
-def _checked(name: str, value, hint):
+def check_type(name: str, value, hint):
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in allowed and type(value) in (int, str):  # YAML reads 1e-4 as a string
         try:
@@ -135,7 +147,7 @@ def add_recipe_options(parser: argparse.ArgumentParser):
         parser.add_argument(
             "--" + name.replace("_", "-"),
             dest=name,
-            type=yaml.safe_load if kind is dict else kind,
+            type=yaml.safe_load if kind in (dict, bool) else kind,
             default=argparse.SUPPRESS,
             metavar=kind.__name__.upper() if kind is not dict else "YAML",
             help=info.metadata["help"] + default,

@@ -3,7 +3,8 @@
 The loop in `train.py` knows none of this; it asks a stage for rows, a collate function and a dict of named losses.
 """
 
+from stages.ecg import EcgStage
 from stages.language import LanguageStage
 from stages.melp import MelpStage
 
-STAGES = {"language": LanguageStage, "melp": MelpStage}
+STAGES = {"language": LanguageStage, "ecg": EcgStage, "melp": MelpStage}

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 from configuration_melp import MelpConfig
 from data import MelpCollator, prepare_inputs
 from losses_melp import beat_loss, contrastive_loss
-from modeling_melp import MelpModel
+from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, with_bos
 from recipe import Recipe, check_names, load_recipe
 from stages.stage import Stage
@@ -48,8 +48,8 @@ class MelpStage(Stage):
         columns = ["report", "signal", "leads", "gain", "baseline"]
         self.rows, self.held_out = self.rows.select_columns(columns), self.held_out.select_columns(columns)
         if recipe.model is not None:
-            if recipe.config or recipe.text_model:
-                raise ValueError("config and text_model have no effect beside model: leave them out.")
+            if recipe.config or recipe.text_model or recipe.ecg_model:
+                raise ValueError("config, text_model and ecg_model have no effect beside model: leave them out.")
             self.model = MelpModel.from_pretrained(recipe.model, dtype=torch.float32)
             self.processor = MelpProcessor.from_pretrained(recipe.model)
         elif recipe.text_model is not None:
@@ -145,8 +145,17 @@ def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     text_model.resize_token_embeddings(len(tokenizer))
     text_config = text_model.config.to_dict()
     del text_config["dtype"]  # the whole model has one
+    sizes = dict(recipe.config)
+    ecg_model = None
+    if recipe.ecg_model is not None:
+        if "ecg_config" in sizes:
+            raise ValueError("config's ecg_config has no effect beside ecg_model, whose sizes are given.")
+        ecg_model = MelpEcgModel.from_pretrained(recipe.ecg_model, dtype=torch.float32)
+        sizes["ecg_config"] = ecg_model.config.to_dict() | {"token_dim": text_config["hidden_size"]}
+        for name in ("dtype", "architectures", "auto_map"):  # the whole model's are its own
+            sizes["ecg_config"].pop(name, None)
     config = MelpConfig(
-        **recipe.config,
+        **sizes,
         text_config=text_config,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -155,5 +164,16 @@ def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     )
     model = MelpModel(config)
     model.text_model.load_state_dict(text_model.state_dict())
+    if ecg_model is not None:
+        load_ecg_tower(model.ecg_model, ecg_model)
     extractor = MelpFeatureExtractor.for_model(config.ecg_config)
     return model, MelpProcessor(extractor, tokenizer, max_text_length=config.max_text_length)
+
+
+def load_ecg_tower(ecg_model: MelpEcgModel, source: MelpEcgModel):
+    """Weights of a pretrained tower; where the token pooler's width is another text tower's, its own stay."""
+    weights = ecg_model.state_dict()
+    for name, value in source.state_dict().items():
+        if value.shape == weights[name].shape or not name.startswith("token_pooler."):
+            weights[name] = value
+    ecg_model.load_state_dict(weights)

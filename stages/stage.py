@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
 from data import get_split, load_prepared, with_reports
@@ -18,13 +19,20 @@ class Stage:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator):
         self.recipe, self.accelerator = recipe, accelerator
-        with accelerator.main_process_first():
-            self.data = self.data_folder(recipe)
-        splits = load_prepared(self.data)
-        self.rows = with_reports(get_split(splits, "train", self.data))
-        self.held_out = with_reports(splits["validation"]) if "validation" in splits else self.rows.select([])
-        if len(self.rows) == 0:
+        self.rows, self.held_out = self.load_rows()
+
+    def load_rows(self) -> tuple[Dataset, Dataset]:
+        """Rows to learn from and held-out rows (maybe none): those with a report."""
+        splits = self.load_splits()
+        rows = with_reports(get_split(splits, "train", self.data))
+        if len(rows) == 0:
             raise ValueError(f"{self.data} has no report to learn from in its split 'train'.")
+        return rows, with_reports(splits["validation"]) if "validation" in splits else rows.select([])
+
+    def load_splits(self) -> DatasetDict:
+        with self.accelerator.main_process_first():
+            self.data = self.data_folder(self.recipe)
+        return load_prepared(self.data)
 
     @staticmethod
     def data_folder(recipe: Recipe) -> Path:
@@ -62,6 +70,13 @@ class Stage:
         totals = torch.tensor([sums.get(name, 0.0) for name in names], device=self.accelerator.device)
         totals = self.accelerator.reduce(totals, "sum") / counted
         return {f"val_{name}": value for name, value in zip(names, totals.tolist(), strict=True)}
+
+    def held_out_loader(self) -> DataLoader:
+        """This process's share of the held-out rows in batches; over all processes each row comes once."""
+        rows, size = range(len(self.held_out)), self.recipe.batch_size
+        batches = [rows[first : first + size] for first in rows[::size]]
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        return DataLoader(self.held_out, batch_sampler=mine, collate_fn=self.eval_collate)
 
     def after_step(self):
         """Called after each optimizer step."""
