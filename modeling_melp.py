@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,9 @@ except ImportError:
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
+
+if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
+    from .pipeline_melp import MelpFeatureExtractionPipeline  # noqa: F401
 
 
 # ---------------------------------------------------------------------------------------------------------- outputs
@@ -479,9 +483,16 @@ class MelpPreTrainedModel(PreTrainedModel):
         return getattr(self.config, "ecg_config", self.config)
 
     def save_pretrained(self, save_directory, **kwargs):
-        # Every folder can also be opened for classification, by whatever class it was saved.
-        entry = {"AutoModelForSequenceClassification": "modeling_melp.MelpForEcgClassification"}
+        # Every folder can be opened for embeddings and for classification, by whatever class it was saved.
+        whole = self._ecg_config is not self.config
+        entry = {
+            "AutoModel": f"modeling_melp.{'MelpModel' if whole else 'MelpEcgModel'}",
+            "AutoModelForSequenceClassification": "modeling_melp.MelpForEcgClassification",
+        }
         self.config.auto_map = entry | (getattr(self.config, "auto_map", None) or {})
+        # transformers' own pipeline of this name tokenises a text.
+        pipeline = {"impl": "pipeline_melp.MelpFeatureExtractionPipeline", "pt": ["AutoModel"]}
+        self.config.custom_pipelines = {"feature-extraction": pipeline}
         super().save_pretrained(save_directory, **kwargs)
 
 
