@@ -172,7 +172,7 @@ def introduction(model, database: str | None) -> str:
     size = f"{model.num_parameters() / 1e6:.1f}M parameters"
     what = {
         "MelpModel": f"ECG encoder, cardiology text encoder and report decoder ({size}), aligned at three scales: "
-        "token, beat and rhythm. It gives embeddings of 12-lead ECGs and reports, zero-shot findings and drafted reports.",
+        "token, beat and rhythm: embeddings of 12-lead ECGs and of reports, zero-shot findings, drafted reports.",
         "MelpEcgModel": f"The ECG encoder ({size}) of MELP: embeddings of 12-lead ECGs, for probes and fine-tuning.",
         "MelpForEcgClassification": f"The ECG encoder of MELP with a linear head ({size}).",
     }[type(model).__name__]

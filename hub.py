@@ -158,7 +158,7 @@ def explained(repo_id: str):
                 "only reads. Choose an ID under your own name, or a token that may write"
             )
         else:
-            advice = "the upload did not finish; give the same command again, what has arrived is not sent twice"
+            advice = "the push did not finish; repeat it (python hub.py push), what has arrived is not sent twice"
         raise ValueError(f"{repo_id}: {advice} ({error}).") from error
 
 

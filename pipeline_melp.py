@@ -6,7 +6,7 @@ from transformers import Pipeline
 
 
 class MelpFeatureExtractionPipeline(Pipeline):
-    """A recording, or a list of them, to its embedding: the L2-normalised rhythm embedding that texts are compared with.
+    """A recording, or a list of them, to its L2-normalised rhythm embedding, the one that texts are compared with.
 
         extractor = pipeline("feature-extraction", model=ID, revision=COMMIT, trust_remote_code=True)
         extractor("path/to/wfdb_record")            # a list of projection_dim numbers

@@ -515,8 +515,8 @@ def _refuse_contradictions(pairs: dict, folder):
     for name, (stored, expected) in pairs.items():
         if stored != expected:
             raise ValueError(
-                f"{folder}: the processor's {name} is {stored!r}, but config.json says {expected!r}: the model would not "
-                "read what it was trained on. Take both files from the same model, or correct the wrong one."
+                f"{folder}: the processor's {name} is {stored!r}, but config.json says {expected!r}: the model would "
+                "not read what it was trained on. Take both files from the same model, or correct the wrong one."
             )
 
 

@@ -140,7 +140,7 @@ RESULTS = {
 
 
 def write_run(folder: Path, seed: int = 0) -> Path:
-    """A run folder as train.py and evaluate.py leave it; returns its model folder, with what must not leave it in it."""
+    """A run folder as train.py and evaluate.py leave it; returns its model folder, with what must not leave it."""
     model = tiny_model(seed).to(torch.bfloat16)
     model.save_pretrained(folder / "model")
     tiny_processor().save_pretrained(folder / "model")
@@ -239,12 +239,12 @@ def test_a_broken_upload_goes_on(server, hub, tmp_path):
     server.blobs.clear()
     server.refuse_lfs_after = 1
     _, error = hub("push", folder, "doctor/broken")
-    assert "give the same command again" in error and server.files("doctor/broken") == {}
+    assert "what has arrived is not sent twice" in error and server.files("doctor/broken") == {}
     arrived = set(server.blobs)
     assert len(arrived) == 1
     server.refuse_lfs_after, server.fail_commits, sent = None, 1, len(puts(server))
     _, error = hub("push", folder, "doctor/broken")
-    assert "give the same command again" in error and server.files("doctor/broken") == {}
+    assert "what has arrived is not sent twice" in error and server.files("doctor/broken") == {}
     again = {path.rsplit("/", 1)[1] for path in puts(server)[sent:]}
     assert again and not again & arrived
     sent = len(puts(server))
@@ -380,3 +380,27 @@ def test_a_processor_that_contradicts_the_configuration_is_refused(tmp_path, fie
     extractor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{field}.*config.json"):
         MelpFeatureExtractor.from_pretrained(tmp_path)
+
+
+TRAIN = """
+import sys
+import train
+train.main(sys.argv[1:])
+"""
+
+
+def test_training_ends_with_a_push(server, tmp_path):
+    """Asked for before the training whether it may, afterwards for the model."""
+    folder = write_run(tmp_path / "start")
+    arguments = [str(REPO / "recipes" / "demo.yaml"), "--model", str(folder), "--corpus-records", "24", "--batch-size"]
+    arguments += ["4", "--max-steps", "1", "--output", "trained", "--push-to-hub"]
+    env = environment(server, tmp_path / "home", PYTHONPATH=os.pathsep.join([*sys.path[1:], str(REPO)]))
+    command = [sys.executable, "-c", TRAIN, *arguments]
+    refused = subprocess.run(
+        [*command, "doctor/taught"], cwd=tmp_path, env=env | {"HF_TOKEN": "hf_other"}, capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "belongs to someone else" in refused.stderr
+    assert not (tmp_path / "trained").exists()
+    subprocess.run([*command, "taught"], cwd=tmp_path, env=env | {"HF_TOKEN": "hf_doctor"}, check=True)
+    assert set(server.files("doctor/taught", "trained-step-1")) == LISTED
+    assert server.repositories["doctor/taught"].private
