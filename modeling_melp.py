@@ -485,9 +485,10 @@ class MelpPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, **kwargs):
         # Every folder can be opened for embeddings and for classification, by whatever class it was saved.
         whole = self._ecg_config is not self.config
+        model, classifier = ("MelpModel", "MelpTower") if whole else ("MelpEcgModel", "Melp")
         entry = {
-            "AutoModel": f"modeling_melp.{'MelpModel' if whole else 'MelpEcgModel'}",
-            "AutoModelForSequenceClassification": "modeling_melp.MelpForEcgClassification",
+            "AutoModel": f"modeling_melp.{model}",
+            "AutoModelForSequenceClassification": f"modeling_melp.{classifier}ForEcgClassification",
         }
         self.config.auto_map = entry | (getattr(self.config, "auto_map", None) or {})
         # transformers' own pipeline of this name tokenises a text.
@@ -854,16 +855,6 @@ class MelpForEcgClassification(MelpPreTrainedModel):
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """Also takes a whole MELP folder, whose ECG tower it keeps; see [`~PreTrainedModel.from_pretrained`]."""
-        if hasattr(config, "ecg_config"):  # from AutoModelForSequenceClassification: labels stand on the outer one
-            ecg_config = copy.deepcopy(config.ecg_config)
-            ecg_config.id2label, ecg_config.label2id = config.id2label, config.label2id
-            ecg_config.problem_type = config.problem_type
-            config = ecg_config
-        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-
     @can_return_tuple
     def forward(
         self,
@@ -892,6 +883,24 @@ class MelpForEcgClassification(MelpPreTrainedModel):
             loss = F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MelpTowerForEcgClassification(MelpForEcgClassification):
+    """What AutoModelForSequenceClassification finds in a whole MELP folder, since it wants a class of `MelpConfig`.
+
+    Loading it gives a [`MelpForEcgClassification`] over the folder's ECG tower.
+    """
+
+    config: MelpConfig
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config: MelpConfig, **kwargs):
+        ecg_config = copy.deepcopy(config.ecg_config)
+        ecg_config.id2label, ecg_config.label2id = config.id2label, config.label2id
+        ecg_config.problem_type = config.problem_type
+        return MelpForEcgClassification.from_pretrained(
+            pretrained_model_name_or_path, *args, config=ecg_config, **kwargs
         )
 
 
