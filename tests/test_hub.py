@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from hub_server import HubServer
+from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,8 @@ from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
 from transformers.dynamic_module_utils import check_imports, get_imports
 
 from card import make_card
+from evaluation.models import load_model
+from hub import export
 from modeling_melp import MelpModel
 from processing_melp import MelpFeatureExtractor
 
@@ -401,3 +403,40 @@ def test_training_ends_with_a_push(server, tmp_path):
     subprocess.run([*command, "taught"], cwd=tmp_path, env=env | {"HF_TOKEN": "hf_doctor"}, check=True)
     assert set(server.files("doctor/taught", "trained-step-1")) == LISTED
     assert server.repositories["doctor/taught"].private
+
+
+DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download("other/hostile", local_dir="target", token=False)
+"""
+
+
+def test_pulling_writes_nothing_outside_and_runs_nothing(server, tmp_path):
+    """A repository whose file list climbs out of the folder, with code that would leave a mark."""
+    repository = server.repositories["other/hostile"] = Repository("other", private=False)
+    mark = tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w')".encode()
+    repository.commit("main", {"../outside.txt": b"out", "config.json": b"{}", "modeling_melp.py": code})
+    (tmp_path / "here").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", DOWNLOAD],
+        cwd=tmp_path / "here",
+        env=environment(server, tmp_path / "home"),
+        capture_output=True,
+    )
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(tmp_path / "home")]
+    assert all(path.is_relative_to(tmp_path / "here" / "target") for path in written)
+    assert not any(path.name == "outside.txt" for path in tmp_path.rglob("*")) and not mark.exists()
+
+
+def test_our_commands_never_run_a_folders_code(tmp_path):
+    """evaluate.py, train.py and hub.py read weights and configuration with this repository's own classes."""
+    folder = write_run(tmp_path)
+    for name in CODE:
+        (folder / name).write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    load_model(str(folder), torch.device("cpu"))
+    export(folder, tmp_path / "export")
+    assert not (tmp_path / "mark").exists()
+    for name in CODE:
+        assert (tmp_path / "export" / name).read_text() == (REPO / name).read_text()
