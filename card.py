@@ -176,24 +176,22 @@ def introduction(model, database: str | None) -> str:
         "MelpEcgModel": f"The ECG encoder ({size}) of MELP: embeddings of 12-lead ECGs, for probes and fine-tuning.",
         "MelpForEcgClassification": f"The ECG encoder of MELP with a linear head ({size}).",
     }[type(model).__name__]
-    synthetic = (
-        "\n- It was trained on simulated recordings: it shows that the path works, not what the method reaches."
-        if database == "synthetic"
-        else ""
-    )
-    return f"""# MELP: Multi-scale ECG-Language Pretraining
-
-{what} The method is that of [Wang, Xu and Yu, ICML 2025](https://arxiv.org/abs/2506.21803).
-
-## Intended use and limits
-
-For research on 12-lead ECGs: features, probes, fine-tuning, retrieval. It is research software, not a medical device,
-and must not be used to diagnose or treat anyone.
-{synthetic}
-- Results hold for recordings like those it was trained and measured on; other devices, populations and findings need a
-  measurement of their own.
-- A drafted report can be wrong in every sentence; a score is not a calibrated probability.""".replace(
-        "\n\n\n", "\n\n"
+    limits = [
+        "Results hold for recordings like those it was trained and measured on; other devices, populations and "
+        "findings need a measurement of their own.",
+        "A drafted report can be wrong in every sentence; a score is not a calibrated probability.",
+    ]
+    if database == "synthetic":
+        limits.insert(0, "It was trained on simulated recordings: it shows that the path works, nothing more.")
+    return "\n".join(
+        [
+            "# MELP: Multi-scale ECG-Language Pretraining\n",
+            f"{what} The method is that of [Wang, Xu and Yu, ICML 2025](https://arxiv.org/abs/2506.21803).\n",
+            "## Intended use and limits\n",
+            "For research on 12-lead ECGs: features, probes, fine-tuning, retrieval. It is research software, not a",
+            "medical device, and must not be used to diagnose or treat anyone.\n",
+            *(f"- {limit}" for limit in limits),
+        ]
     )
 
 

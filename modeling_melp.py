@@ -490,7 +490,7 @@ class MelpPreTrainedModel(PreTrainedModel):
             "AutoModel": f"modeling_melp.{model}",
             "AutoModelForSequenceClassification": f"modeling_melp.{classifier}ForEcgClassification",
         }
-        self.config.auto_map = entry | (getattr(self.config, "auto_map", None) or {})
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
         # transformers' own pipeline of this name tokenises a text.
         pipeline = {"impl": "pipeline_melp.MelpFeatureExtractionPipeline", "pt": ["AutoModel"]}
         self.config.custom_pipelines = {"feature-extraction": pipeline}

@@ -333,7 +333,14 @@ def test_card_from_a_run(server, hub, tmp_path):
         "min",
     ):
         assert expected in text
-    for expected in ("not a medical device", "simulated", "0.931 to 0.948", "| 607 |", "Wang, Fuying", "20 optimizer"):
+    for expected in (
+        "medical device, and must not be used",
+        "simulated",
+        "0.931 to 0.948",
+        "| 607 |",
+        "Wang, Fuying",
+        "20 optimizer",
+    ):
         assert expected in text
     for unwanted in ("/home/someone", str(tmp_path), "ore information needed", "TODO", "None", "12345"):
         assert unwanted not in text
