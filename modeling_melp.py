@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,9 @@ except ImportError:
     from configuration_melp import MelpConfig, MelpEcgConfig
     from functional_melp import ScaleGradient, apply_dropout, fourier_convolution
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
+
+if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
+    from .pipeline_melp import MelpFeatureExtractionPipeline  # noqa: F401
 
 
 # ---------------------------------------------------------------------------------------------------------- outputs
@@ -482,9 +486,17 @@ class MelpPreTrainedModel(PreTrainedModel):
         return getattr(self.config, "ecg_config", self.config)
 
     def save_pretrained(self, save_directory, **kwargs):
-        # Every folder can also be opened for classification, by whatever class it was saved.
-        entry = {"AutoModelForSequenceClassification": "modeling_melp.MelpForEcgClassification"}
-        self.config.auto_map = entry | (getattr(self.config, "auto_map", None) or {})
+        # Every folder can be opened for embeddings and for classification, by whatever class it was saved.
+        whole = self._ecg_config is not self.config
+        model, classifier = ("MelpModel", "MelpTower") if whole else ("MelpEcgModel", "Melp")
+        entry = {
+            "AutoModel": f"modeling_melp.{model}",
+            "AutoModelForSequenceClassification": f"modeling_melp.{classifier}ForEcgClassification",
+        }
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
+        # transformers' own pipeline of this name tokenises a text.
+        pipeline = {"impl": "pipeline_melp.MelpFeatureExtractionPipeline", "pt": ["AutoModel"]}
+        self.config.custom_pipelines = {"feature-extraction": pipeline}
         super().save_pretrained(save_directory, **kwargs)
 
 
@@ -846,16 +858,6 @@ class MelpForEcgClassification(MelpPreTrainedModel):
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """Also takes a whole MELP folder, whose ECG tower it keeps; see [`~PreTrainedModel.from_pretrained`]."""
-        if hasattr(config, "ecg_config"):  # from AutoModelForSequenceClassification: labels stand on the outer one
-            ecg_config = copy.deepcopy(config.ecg_config)
-            ecg_config.id2label, ecg_config.label2id = config.id2label, config.label2id
-            ecg_config.problem_type = config.problem_type
-            config = ecg_config
-        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-
     @can_return_tuple
     def forward(
         self,
@@ -884,6 +886,24 @@ class MelpForEcgClassification(MelpPreTrainedModel):
             loss = F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MelpTowerForEcgClassification(MelpForEcgClassification):
+    """What AutoModelForSequenceClassification finds in a whole MELP folder, since it wants a class of `MelpConfig`.
+
+    Loading it gives a [`MelpForEcgClassification`] over the folder's ECG tower.
+    """
+
+    config: MelpConfig
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config: MelpConfig, **kwargs):
+        ecg_config = copy.deepcopy(config.ecg_config)
+        ecg_config.id2label, ecg_config.label2id = config.id2label, config.label2id
+        ecg_config.problem_type = config.problem_type
+        return MelpForEcgClassification.from_pretrained(
+            pretrained_model_name_or_path, *args, config=ecg_config, **kwargs
         )
 
 

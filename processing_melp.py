@@ -19,6 +19,13 @@ from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedTokeniz
 from transformers.utils import cached_file
 
 try:
+    from .configuration_melp import MelpConfig, MelpEcgConfig
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from configuration_melp import MelpConfig, MelpEcgConfig
+
+try:
     from .signal_melp import (
         LEADS,
         LIMB_LEADS,
@@ -100,6 +107,54 @@ def crop_start(slack: int, crop: str) -> int:
     return slack // 2 if crop == "center" else 0
 
 
+def stored_config(folder, **options) -> MelpConfig | MelpEcgConfig | None:
+    """The configuration that lies beside a processor's files in a folder or Hub repository; None without one.
+
+    `options` may hold more than where to look (`revision`, `token`, `cache_dir`, ...).
+    """
+    where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+    options = {name: options[name] for name in where if options.get(name) is not None}
+    if os.path.isfile(folder):
+        return None
+    path = cached_file(str(folder), "config.json", _raise_exceptions_for_missing_entries=False, **options)
+    values = json.loads(Path(path).read_text()) if path else {}
+    for config_class in (MelpConfig, MelpEcgConfig):
+        if values.get("model_type") == config_class.model_type:
+            return config_class.from_dict(values)
+    return None
+
+
+def check_extractor(extractor: "MelpFeatureExtractor", config: MelpConfig | MelpEcgConfig, folder):
+    """Raises ValueError where recordings would be prepared otherwise than for the model of `config`."""
+    config = getattr(config, "ecg_config", config)
+    pairs = {
+        name: (getattr(extractor, name), getattr(config, name)) for name in ("sampling_rate", "duration", "scaling")
+    }
+    _refuse_contradictions(pairs | {"number of leads": (len(extractor.leads), config.num_leads)}, folder)
+
+
+def check_tokenizer(tokenizer, max_text_length: int, config: MelpConfig, folder):
+    """Raises ValueError where reports would get other ids, or more of them, than the model of `config` reads."""
+    pairs = {name: (getattr(tokenizer, name), getattr(config, name)) for name in _SPECIAL_IDS}
+    if len(tokenizer) > config.text_config.vocab_size:
+        pairs["vocabulary size"] = (len(tokenizer), config.text_config.vocab_size)
+    if max_text_length > config.max_text_length:
+        pairs["max_text_length"] = (max_text_length, config.max_text_length)
+    _refuse_contradictions(pairs, folder)
+
+
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "cls_token_id")
+
+
+def _refuse_contradictions(pairs: dict, folder):
+    for name, (stored, expected) in pairs.items():
+        if stored != expected:
+            raise ValueError(
+                f"{folder}: the processor's {name} is {stored!r}, but config.json says {expected!r}: the model would "
+                "not read what it was trained on. Take both files from the same model, or correct the wrong one."
+            )
+
+
 class MelpFeatureExtractor(FeatureExtractionMixin):
     """Recordings of any source, rate, unit and lead order to `input_values` (batch, 12, 5000) in the model's order.
 
@@ -115,6 +170,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
     """
 
     model_input_names = ["input_values", "lead_mask"]
+    padding_value = 0.0  # transformers' pipelines ask for it to batch; here all recordings are equally long
 
     def __init__(
         self,
@@ -150,23 +206,12 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         return cls(sampling_rate=ecg_config.sampling_rate, duration=ecg_config.duration, scaling=ecg_config.scaling)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MelpFeatureExtractor":
-        """As any feature extractor; an error where it and the model of the same folder disagree about the input."""
-        extractor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        hub = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
-        path = cached_file(
-            pretrained_model_name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub
-        )
-        if path is not None:
-            config = json.loads(Path(path).read_text(encoding="utf-8"))
-            config = config.get("ecg_config", config)
-            for name in ("scaling", "sampling_rate", "duration"):
-                if name in config and config[name] != getattr(extractor, name):
-                    raise ValueError(
-                        f"{pretrained_model_name_or_path}: the processor has {name} {getattr(extractor, name)!r}, the "
-                        f"model's config.json {config[name]!r}; save the processor that the model was trained with"
-                    )
-        return extractor
+    def get_feature_extractor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        # What is stored is checked here, before the caller's own options: every way of loading comes by.
+        values, rest = super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
+        if (config := stored_config(pretrained_model_name_or_path, **kwargs)) is not None:
+            check_extractor(cls(**values), config, pretrained_model_name_or_path)
+        return values, rest
 
     @staticmethod
     def mean_of_windows(embeds: torch.Tensor, window_record: torch.Tensor) -> torch.Tensor:
@@ -435,7 +480,12 @@ class MelpProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # The mixin asks the Auto classes, which know a MELP folder only as remote code; this also works without.
         parts = (MelpFeatureExtractor, PreTrainedTokenizerFast)
-        return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
+        extractor, tokenizer = [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
+        config = stored_config(pretrained_model_name_or_path, **kwargs)
+        if isinstance(config, MelpConfig):
+            length = (processor_dict or {}).get("max_text_length", config.max_text_length)
+            check_tokenizer(tokenizer, length, config, pretrained_model_name_or_path)
+        return [extractor, tokenizer]
 
     @property
     def model_input_names(self) -> list[str]:

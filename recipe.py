@@ -59,6 +59,7 @@ class Recipe:
     text_column: str = field(default="text", metadata={"help": "of the datasets in --text"})
     sequence_length: int = field(default=128, metadata={"help": "tokens that texts are packed to (language stage)"})
     whole_word_mask: bool = field(default=False, metadata={"help": "mask whole words in the language stage"})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push the model to at the end, private"})
 
 
 def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recipe:
@@ -90,6 +91,8 @@ def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recip
         raise ValueError(f"stage is {recipe.stage!r}; it must be 'language', 'ecg' or 'melp'.")
     if recipe.resume not in (None, "auto"):
         raise ValueError(f"resume is {recipe.resume!r}; it must be 'auto' or absent.")
+    if recipe.push_to_hub is not None and recipe.stage == "language":
+        raise ValueError("push_to_hub is for MELP models; push the language stage's BERT with `hf upload`.")
     for name in ("max_steps", "batch_size", "eval_every", "save_every", "log_every"):
         if getattr(recipe, name) < 1:
             raise ValueError(f"recipe field {name!r} is {getattr(recipe, name)}; it must be at least 1.")
@@ -108,7 +111,7 @@ def check_names(values: dict, known, where: str):
 
 
 # What may differ between a run and its continuation.
-RESUMABLE = ("output", "resume", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
+RESUMABLE = ("output", "resume", "push_to_hub", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
 
 
 def check_same_run(recipe: Recipe, stored: Recipe):

@@ -26,6 +26,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import hub
 from data import TrainingBatches
 from recipe import Recipe, add_recipe_options, check_same_run, load_recipe, save_recipe
 from stages import STAGES
@@ -168,6 +169,8 @@ def train(recipe: Recipe) -> Path:
         generator=torch.Generator(),  # its seed would otherwise be drawn from the stream that dropout resumes
     )
     if accelerator.is_main_process:
+        if recipe.push_to_hub is not None:
+            hub.open_repository(recipe.push_to_hub)  # a refusal is said now, not after the training
         start_run(recipe, step)
         resumed = f", from step {step}" if step else ""
         processes = f"{accelerator.num_processes} process(es) on {accelerator.device}"
@@ -275,6 +278,9 @@ def main(arguments: list[str] | None = None):
             output = whole_path(overrides)
         else:
             output = train(load_recipe(path, overrides))
+        repo_id = load_recipe(output / "recipe.yaml").push_to_hub
+        if repo_id is not None and Accelerator().is_main_process:
+            hub.push(output / "model", repo_id)  # after the whole path's evaluation, which the card tells
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     if Accelerator().is_main_process:

@@ -758,5 +758,7 @@ def test_remote_code_in_a_fresh_process(tokenizer, tmp_path, form):
     saved = "processor_config.json" if form == "processor" else "preprocessor_config.json"
     config = json.loads((tmp_path / "model" / saved).read_text())
     assert "auto_map" in config and "auto_map" in config.get("feature_extractor", config)
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "melp"}')
+    fitting = {"model_type": "melp", "ecg_config": {"scaling": "millivolt"}}
+    fitting |= {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "cls_token_id")}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(fitting))
     assert "transformers_modules" in python(REMOTE, "model", form, "without")

@@ -1,0 +1,215 @@
+"""Model folders to the Hub.
+
+    python hub.py push runs/demo/model ID    # create or update the model repository ID, private unless --public
+    python hub.py push runs/demo/model ID --public --tag v1 --results results/zero-shot
+    python hub.py card runs/demo/model       # only write the model card, to read and edit it first
+
+What is uploaded is made anew from the model, processor and code, beside the card: nothing else of the folder leaves
+this machine. An interrupted push goes on with the same command. The token is that of `hf auth login` or HF_TOKEN.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+from card import CARD_FILE, make_card, read_run
+from evaluation.models import read_config
+from modeling_melp import MelpEcgModel, MelpForEcgClassification, MelpModel, MelpPreTrainedModel
+from processing_melp import MelpFeatureExtractor, MelpProcessor
+
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+# All that a repository may receive.
+FILES = (
+    *WEIGHTS,
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "*_melp.py",
+    CARD_FILE,
+)
+
+
+def export(folder: Path, target: Path, run: Path | None = None, results: list[Path] | tuple = ()):
+    """What a repository holds: bfloat16 weights (the temperature in float32), configuration, processor, code, card.
+
+    Args:
+        folder: a model folder (whole model, ECG tower or classifier); a card in it is taken as it is.
+        target: an empty folder.
+        run, results: what a new card is made of, see `card.make_card`.
+
+    Raises:
+        ValueError: where weights are missing, or the processor does not fit the configuration.
+    """
+    model = load_whole(folder)
+    model.save_pretrained(target)
+    processor_class = MelpProcessor if isinstance(model, MelpModel) else MelpFeatureExtractor
+    processor_class.from_pretrained(folder).save_pretrained(target)
+    if (folder / CARD_FILE).exists():
+        (target / CARD_FILE).write_text((folder / CARD_FILE).read_text())
+    else:
+        make_card(model, folder, run, results).save(target / CARD_FILE)
+
+
+def load_whole(folder: Path) -> MelpPreTrainedModel:
+    """The model of a folder in bfloat16, by the class that it was saved from, with nothing drawn anew."""
+    names = read_config(str(folder)).architectures or ["no class"]
+    model_class = {kind.__name__: kind for kind in (MelpModel, MelpEcgModel, MelpForEcgClassification)}.get(names[0])
+    if model_class is None:
+        raise ValueError(f"{folder}/config.json names {names[0]} as the model's class, which is none of MELP's.")
+    model, info = model_class.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{folder} lacks weights ({', '.join(sorted(info['missing_keys'])[:5])}): it is incomplete.")
+    return model
+
+
+def open_repository(repo_id: str, private: bool = True) -> str:
+    """Creates the repository unless it is there; returns its full id, with the user's name where that was left out.
+
+    Raises:
+        ValueError: without a token, or where the token may not write there.
+    """
+    if get_token() is None:
+        raise ValueError("there is no Hub token: run `hf auth login`, or set HF_TOKEN to a token that may write.")
+    with explained(repo_id):
+        return HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str = "main",
+    tag: str | None = None,
+    run: Path | None = None,
+    results: list[Path] | tuple = (),
+) -> CommitInfo:
+    """Creates or updates a model repository in one commit, so that nobody pulls half of it; see `export`.
+
+    Files already there with the same content are not sent again, nor large ones that an interrupted push had sent.
+    Weights of an earlier push that this one does not have are deleted; other files in the repository stay.
+
+    Args:
+        private: of a new repository; that of an existing one stays as it is.
+        revision: branch, made where it does not exist.
+        tag: name for the commit; by default the run's name and step, where there is a run.
+
+    Raises:
+        ValueError: saying what to do, where the upload is refused or broke off, or the tag names another commit.
+    """
+    run = run or run_of(folder)
+    if tag is None and run is not None:
+        tag = read_run(run).tag
+    api, repo_id = HfApi(), open_repository(repo_id, private)
+    with tempfile.TemporaryDirectory() as staging:
+        export(folder, Path(staging), run, results)
+        names = sorted(name for name in (path.name for path in Path(staging).iterdir()) if _matches(name, FILES))
+        with explained(repo_id):
+            if revision != "main":
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            stale = set(api.list_repo_files(repo_id, revision=revision)) - set(names)
+            operations = [CommitOperationDelete(name) for name in sorted(stale) if _matches(name, WEIGHTS)]
+            operations += [CommitOperationAdd(name, Path(staging) / name) for name in names]
+            commit = api.create_commit(repo_id, operations, commit_message="Upload MELP", revision=revision)
+            if tag is not None:
+                api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
+            named = commit.oid if tag is None else api.model_info(repo_id, revision=tag).sha
+    if named != commit.oid:
+        raise ValueError(
+            f"uploaded to {repo_id} as commit {commit.oid}, but the tag {tag!r} already names {named}: give another "
+            "--tag."
+        )
+    return commit
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run folder that a model folder lies in, if it does."""
+    run = folder.resolve().parent
+    return run if (run / "recipe.yaml").exists() else None
+
+
+def _matches(name: str, patterns) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+@contextlib.contextmanager
+def explained(repo_id: str):
+    """Turns a refusal or a broken connection, whichever HTTP library reports it, into a ValueError with advice."""
+    try:
+        yield
+    except ValueError:  # an invalid id, an invalid card: says what is wrong
+        raise
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 401:
+            advice = "the Hub does not accept the token: run `hf auth login` again, or correct HF_TOKEN"
+        elif status == 403:
+            advice = (
+                "this token may not write there: the repository or its name belongs to someone else, or the token "
+                "only reads. Choose an ID under your own name, or a token that may write"
+            )
+        else:
+            advice = "the push did not finish; repeat it (python hub.py push), what has arrived is not sent twice"
+        raise ValueError(f"{repo_id}: {advice} ({error}).") from error
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    commands = {
+        "push": "create or update a model repository",
+        "card": "write the model card into the model folder, where push takes it as it is",
+    }
+    for name, text in commands.items():
+        command = tasks.add_parser(name, help=text, description=text)
+        command.add_argument("folder", type=Path, help="model folder, such as runs/demo/model")
+        if name == "push":
+            command.add_argument("id", help="repository: NAME, or OWNER/NAME")
+            command.add_argument("--public", action="store_true", help="a new repository is visible to everyone")
+            command.add_argument("--revision", default="main", help="branch (main)")
+            command.add_argument("--tag", help="name for this version (default: the run's name and step)")
+        command.add_argument("--run", type=Path, help="run folder of train.py (default: the one the model lies in)")
+        command.add_argument(
+            "--results", type=Path, nargs="*", default=[], help="output folders of evaluate.py, for the card"
+        )
+    options = parser.parse_args(arguments)
+    try:
+        (push_command if options.task == "push" else card_command)(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"hub.py: {error}")
+
+
+def push_command(options):
+    commit = push(
+        options.folder,
+        options.id,
+        private=not options.public,
+        revision=options.revision,
+        tag=options.tag,
+        run=options.run,
+        results=options.results,
+    )
+    info = HfApi().model_info(commit.repo_url.repo_id, revision=commit.oid)
+    print(
+        f"{info.id}: commit {info.sha} on {options.revision}, {'private' if info.private else 'public'}. Load it with"
+    )
+    print(f'    AutoModel.from_pretrained("{info.id}", revision="{info.sha}", trust_remote_code=True)')
+
+
+def card_command(options):
+    folder, path = options.folder, options.folder / CARD_FILE
+    make_card(load_whole(folder), folder, options.run or run_of(folder), options.results).save(path)
+    print(f"Written to {path}. Next: python hub.py push {folder} ID")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,449 @@
+"""Pushing to and pulling from a server that speaks the Hub's endpoints, each side in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from hub_server import HubServer, Repository
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from safetensors.torch import load_file, save_file
+from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
+from transformers.dynamic_module_utils import check_imports, get_imports
+
+from card import make_card
+from evaluation.models import load_model
+from hub import export
+from modeling_melp import MelpModel
+from processing_melp import MelpFeatureExtractor
+
+REPO = Path(__file__).resolve().parent.parent
+CODE = sorted(path.name for path in REPO.glob("*_melp.py"))
+LISTED = {
+    *CODE,
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+JUNK = [
+    "metrics.jsonl",
+    "events.out.tfevents.1",
+    "data-00000-of-00001.arrow",
+    ".env",
+    "predictions.parquet",
+    "notes_melp.txt",
+]
+
+# Calls hub.main once a line of its standard input.
+PUSHER = """
+import contextlib, io, json, os, sys
+import hub
+from huggingface_hub import ModelCard
+for line in sys.stdin:
+    job = json.loads(line)
+    os.environ.pop("HF_TOKEN", None)
+    if job["token"]:
+        os.environ["HF_TOKEN"] = job["token"]
+    printed, error = io.StringIO(), None
+    try:
+        with contextlib.redirect_stdout(printed):
+            if job["arguments"][0] == "validate":
+                ModelCard.load(job["arguments"][1]).validate()
+            else:
+                hub.main(job["arguments"])
+    except SystemExit as stopped:
+        error = str(stopped.code)
+    except ValueError as refused:
+        error = str(refused)
+    print(json.dumps({"printed": printed.getvalue(), "error": error}), flush=True)
+"""
+
+# Somewhere else: no repository on the path, an empty cache.
+PULLER = """
+import json, sys, torch
+from transformers import AutoModel, AutoProcessor
+inputs = torch.load("inputs.pt", weights_only=True)
+found = {}
+for revision in sys.argv[1:]:
+    processor = AutoProcessor.from_pretrained("doctor/melp", revision=revision, trust_remote_code=True)
+    model = AutoModel.from_pretrained("doctor/melp", revision=revision, trust_remote_code=True)
+    texts = processor(text=inputs["reports"], return_tensors="pt")
+    with torch.no_grad():
+        found[revision] = model(input_values=inputs["input_values"], **texts).logits_per_ecg
+assert not any(name == "modeling_melp" for name in sys.modules)
+torch.save(found, "found.pt")
+"""
+
+
+def environment(server: HubServer, home: Path, **more) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return (
+        kept
+        | {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        | more
+    )
+
+
+@pytest.fixture(scope="module")
+def server():
+    with HubServer({"hf_doctor": "doctor", "hf_other": "other"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hub(server, tmp_path_factory):
+    """`hub(*arguments, token=...)` runs hub.py's command in another process; gives what it printed and its error."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPO)]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUSHER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(server, tmp_path_factory.mktemp("pusher"), PYTHONPATH=path),
+    )
+
+    def call(*arguments, token: str | None = "hf_doctor") -> tuple[str, str | None]:
+        job = {"arguments": [str(argument) for argument in arguments], "token": token}
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        return answer["printed"], answer["error"]
+
+    yield call
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+RESULTS = {
+    "task": "zero-shot",
+    "model": "/home/someone/runs/demo/model",
+    "data": "/home/someone/data",
+    "database": "synthetic",
+    "label_set": "findings",
+    "split": "test",
+    "records": 607,
+    "patients": 500,
+    "metrics": {
+        "macro_auroc": {"value": 0.94, "low": 0.931, "high": 0.948},
+        "macro_auprc": {"value": 0.61, "low": 0.58, "high": 0.64},
+        "macro_auroc_untrained": {"value": 0.525, "low": None, "high": None},
+        "macro_f1": {"value": None, "low": None, "high": None},
+    },
+    "classes": [],
+}
+
+
+def write_run(folder: Path, seed: int = 0) -> Path:
+    """A run folder as train.py and evaluate.py leave it; returns its model folder, with what must not leave it."""
+    model = tiny_model(seed).to(torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    tiny_processor().save_pretrained(folder / "model")
+    recipe = {
+        "stage": "melp",
+        "data": None,
+        "text_model": "/home/someone/bert",
+        "corpus_records": 240,
+        "batch_size": 8,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"config": {"max_text_length": 64}}))
+    lines = [
+        {"step": 10, "loss": 3.0, "rows_per_second": 8.0},
+        {"step": 20, "loss": 2.5, "rows_per_second": 8.0},
+        {"step": 20, "val_loss": 2.6},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    info = {"git_revision": "0123abc", "versions": {"torch": "2.13.0"}, "device": "a test CPU", "processes": 2}
+    (folder / "run.json").write_text(json.dumps(info | {"device_power_watts": 100}))
+    (folder / "zero-shot").mkdir()
+    (folder / "zero-shot" / "results.json").write_text(json.dumps(RESULTS))
+    for name in JUNK:
+        (folder / "model" / name).write_text("patient 12345")
+    return folder / "model"
+
+
+def logits(folder: Path, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return MelpModel.from_pretrained(folder)(**batch).logits_per_ecg
+
+
+def puts(server: HubServer) -> list[str]:
+    return [path for method, path in server.log if method == "PUT"]
+
+
+def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
+    folder = write_run(tmp_path / "demo")
+    printed, error = hub("push", folder, "melp")
+    assert error is None, error
+    repository = server.repositories["doctor/melp"]
+    assert repository.private and set(server.files("doctor/melp")) == LISTED
+    first = repository.refs["main"]
+    assert repository.refs["demo-step-20"] == first and f'"doctor/melp", revision="{first}"' in printed
+    assert len(puts(server)) == len(set(puts(server))) > 1  # the large files, through LFS
+    stored = tmp_path / "stored.safetensors"
+    stored.write_bytes(server.files("doctor/melp")["model.safetensors"])
+    dtypes = {name: value.dtype for name, value in load_file(stored).items()}
+    assert dtypes.pop("logit_scale") == torch.float32 and set(dtypes.values()) == {torch.bfloat16}
+    assert not any(b"12345" in content for content in server.files("doctor/melp").values())
+
+    batch = tiny_batch()
+    before = logits(folder, batch)
+    weights = load_file(folder / "model.safetensors")
+    weights["ecg_model.beat_projection.weight"] *= -1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sent = len(puts(server))
+    printed, error = hub("push", folder, "doctor/melp", "--public")
+    assert "the tag 'demo-step-20' already names" in error  # uploaded, but a tag never moves by itself
+    assert len(puts(server)) == sent + 1  # the weights; nothing else changed
+    assert repository.private  # of an existing repository nothing is made public
+    second = repository.refs["main"]
+    printed, error = hub("push", folder, "doctor/melp", "--tag", "turned")
+    assert error is None and repository.refs["main"] == repository.refs["turned"] == second != first
+    printed, error = hub("push", folder, "doctor/melp", "--revision", "experiment", "--tag", "other")
+    assert error is None and set(server.files("doctor/melp", "experiment")) == LISTED
+
+    (tmp_path / "elsewhere").mkdir()
+    torch.save({"input_values": batch["input_values"], "reports": REPORTS}, tmp_path / "elsewhere" / "inputs.pt")
+    revisions = ["main", "turned", second, first, "demo-step-20", "experiment"]
+    subprocess.run(
+        [sys.executable, "-c", PULLER, *revisions],
+        check=True,
+        cwd=tmp_path / "elsewhere",
+        env=environment(server, tmp_path / "home", HF_TOKEN="hf_doctor"),
+    )
+    found = torch.load(tmp_path / "elsewhere" / "found.pt", weights_only=True)
+    after = logits(folder, batch)
+    assert not torch.equal(before, after)
+    for revision, expected in zip(revisions, [after, after, after, before, before, after], strict=True):
+        assert torch.equal(found[revision], expected), revision
+
+
+def test_a_broken_upload_goes_on(server, hub, tmp_path):
+    folder = write_run(tmp_path / "run", seed=3)
+    for name in ("other.safetensors", "model-00001-of-00002.safetensors"):
+        (folder / name).write_bytes(b"")  # left over, and not part of what the model's index names
+    server.blobs.clear()
+    server.refuse_lfs_after = 1
+    _, error = hub("push", folder, "doctor/broken")
+    assert "what has arrived is not sent twice" in error and server.files("doctor/broken") == {}
+    arrived = set(server.blobs)
+    assert len(arrived) == 1
+    server.refuse_lfs_after, server.fail_commits, sent = None, 1, len(puts(server))
+    _, error = hub("push", folder, "doctor/broken")
+    assert "what has arrived is not sent twice" in error and server.files("doctor/broken") == {}
+    again = {path.rsplit("/", 1)[1] for path in puts(server)[sent:]}
+    assert again and not again & arrived
+    sent = len(puts(server))
+    _, error = hub("push", folder, "doctor/broken")
+    assert error is None and len(puts(server)) == sent  # everything large was there, only the commit was missing
+    assert set(server.files("doctor/broken")) == LISTED
+
+
+def test_shards_of_an_earlier_push_go_and_foreign_files_stay(server, hub, tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert hub("push", folder, "shards")[1] is None
+    repository = server.repositories["doctor/shards"]
+    old = server.files("doctor/shards") | {"model-00001-of-00002.safetensors": b"old", "figure.png": b"theirs"}
+    repository.commit("main", old)
+    assert hub("push", folder, "shards", "--tag", "v2")[1] is None
+    assert set(server.files("doctor/shards")) == LISTED | {"figure.png"}
+
+
+@pytest.mark.parametrize(
+    "token, repo_id, message",
+    [
+        (None, "doctor/new", "run `hf auth login`"),
+        ("hf_expired", "doctor/new", "does not accept the token"),
+        ("hf_other", "doctor/taken", "belongs to someone else"),
+        ("hf_other", "doctor/new", "belongs to someone else"),
+        ("hf_doctor", "a/b/c", "Repo id"),
+    ],
+)
+def test_refusals_say_what_to_do(server, hub, tmp_path, token, repo_id, message):
+    folder = write_run(tmp_path / "run")
+    if "doctor/taken" not in server.repositories:
+        assert hub("push", folder, "doctor/taken", "--public")[1] is None
+        assert not server.repositories["doctor/taken"].private
+    before = server.repositories["doctor/taken"].refs.copy()
+    _, error = hub("push", folder, repo_id, token=token)
+    assert message in error and "Traceback" not in error
+    assert "doctor/new" not in server.repositories and server.repositories["doctor/taken"].refs == before
+
+
+def test_an_incomplete_or_contradicting_folder_is_not_pushed(server, hub, tmp_path):
+    folder = write_run(tmp_path / "run")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("lm_head.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _, error = hub("push", folder, "doctor/never")
+    assert "lacks weights (lm_head.weight)" in error
+    contradict(write_run(tmp_path / "other"), scaling="millivolt")
+    _, error = hub("push", tmp_path / "other" / "model", "doctor/never")
+    assert "scaling" in error and server.files("doctor/never") == {}
+
+
+def contradict(folder: Path, **extractor):
+    path = folder / "processor_config.json"
+    stored = json.loads(path.read_text())
+    stored["feature_extractor"] |= extractor
+    path.write_text(json.dumps(stored))
+
+
+def test_card_from_a_run(server, hub, tmp_path):
+    folder = write_run(tmp_path / "demo")
+    assert hub("card", folder)[1] is None
+    text = (folder / "README.md").read_text()
+    if huggingface_hub.__version__ >= "2":  # the older one asks huggingface.co, whatever the endpoint
+        assert hub("validate", folder / "README.md")[1] is None
+    assert hub("push", folder, "doctor/card")[1] is None  # asks the server too
+    assert server.files("doctor/card")["README.md"].decode() == text
+    (folder / "README.md").write_text(text.replace("license: apache-2.0", "license: [1]"))
+    assert "license" in hub("push", folder, "doctor/card")[1]
+
+    (folder / "README.md").write_text(text)
+    metadata = metadata_load(folder / "README.md")
+    assert metadata["library_name"] == "transformers" and metadata["pipeline_tag"] == "feature-extraction"
+    assert metadata["license"] == "apache-2.0" and metadata["datasets"] == ["synthetic"] and "ecg" in metadata["tags"]
+    card = ModelCard(text)
+    figures = {result.metric_name: result for result in card.data.eval_results}
+    assert set(figures) == {"macro_auroc", "macro_auprc", "macro_auroc_untrained"}
+    auroc = figures["macro_auroc"]
+    assert auroc.metric_value == 0.94 and auroc.metric_args == {"ci95_low": 0.931, "ci95_high": 0.948}
+    assert auroc.task_type == "zero-shot" and auroc.dataset_config == "findings" and auroc.dataset_split == "test"
+    again = ModelCard(str(card)).data.eval_results
+    assert again == card.data.eval_results
+
+    # 20 steps of 2 x 8 recordings at 8 a second are 40 s; 2 devices of 100 W use 2.2 Wh in that time
+    for expected in (
+        "0.0022 kWh",
+        "0.011 hours",
+        "2 x a test CPU",
+        "0123abc",
+        "torch 2.13.0",
+        "max_text_length",
+        "min",
+    ):
+        assert expected in text
+    for expected in (
+        "medical device, and must not be used",
+        "simulated",
+        "0.931 to 0.948",
+        "| 607 |",
+        "Wang, Fuying",
+        "20 optimizer",
+    ):
+        assert expected in text
+    for unwanted in ("/home/someone", str(tmp_path), "ore information needed", "TODO", "None", "12345"):
+        assert unwanted not in text
+
+
+def test_card_without_a_run_says_so_once(tmp_path):
+    model = tiny_model()
+    model.ecg_model.save_pretrained(tmp_path)
+    text = str(make_card(model.ecg_model, tmp_path))
+    for said in ("is not recorded", "not measured", "Not evaluated"):
+        assert text.count(said) == 1
+    assert "AutoFeatureExtractor" in text and "datasets:" not in text and "model-index" not in text
+
+
+def test_card_refuses_results_that_lack_something(tmp_path):
+    model = tiny_model().ecg_model
+    (tmp_path / "results.json").write_text(json.dumps({"task": "zero-shot"}))
+    with pytest.raises(ValueError, match="has no database, split, records, metrics"):
+        make_card(model, tmp_path, results=[tmp_path])
+    with pytest.raises(ValueError, match="cannot be read"):
+        make_card(model, tmp_path, results=[tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="is not a run folder"):
+        make_card(model, tmp_path, run_folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_hub_files_need_only_what_every_user_has(name):
+    needed = set(get_imports(REPO / name))
+    assert needed <= {"torch", "numpy", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
+    assert all(relative in [Path(other).stem for other in CODE] for relative in check_imports(REPO / name))
+
+
+EXTRACTOR = {"sampling_rate": 250, "duration": 5.0, "scaling": "millivolt", "leads": ["I", "II"]}
+
+
+@pytest.mark.parametrize("field", EXTRACTOR)
+def test_a_processor_that_contradicts_the_configuration_is_refused(tmp_path, field):
+    tiny_model().ecg_model.save_pretrained(tmp_path)
+    extractor = tiny_processor().feature_extractor
+    extractor.save_pretrained(tmp_path)
+    assert MelpFeatureExtractor.from_pretrained(tmp_path).to_dict() == extractor.to_dict()
+    setattr(extractor, field, EXTRACTOR[field])
+    extractor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{field}.*config.json"):
+        MelpFeatureExtractor.from_pretrained(tmp_path)
+
+
+TRAIN = """
+import sys
+import train
+train.main(sys.argv[1:])
+"""
+
+
+def test_training_ends_with_a_push(server, tmp_path):
+    """Asked for before the training whether it may, afterwards for the model."""
+    folder = write_run(tmp_path / "start")
+    arguments = [str(REPO / "recipes" / "demo.yaml"), "--model", str(folder), "--corpus-records", "24", "--batch-size"]
+    arguments += ["4", "--max-steps", "1", "--output", "trained", "--push-to-hub"]
+    env = environment(server, tmp_path / "home", PYTHONPATH=os.pathsep.join([*sys.path[1:], str(REPO)]))
+    command = [sys.executable, "-c", TRAIN, *arguments]
+    refused = subprocess.run(
+        [*command, "doctor/taught"], cwd=tmp_path, env=env | {"HF_TOKEN": "hf_other"}, capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "belongs to someone else" in refused.stderr
+    assert not (tmp_path / "trained").exists()
+    subprocess.run([*command, "taught"], cwd=tmp_path, env=env | {"HF_TOKEN": "hf_doctor"}, check=True)
+    assert set(server.files("doctor/taught", "trained-step-1")) == LISTED
+    assert server.repositories["doctor/taught"].private
+
+
+DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download("other/hostile", local_dir="target", token=False)
+"""
+
+
+def test_pulling_writes_nothing_outside_and_runs_nothing(server, tmp_path):
+    """A repository whose file list climbs out of the folder, with code that would leave a mark."""
+    repository = server.repositories["other/hostile"] = Repository("other", private=False)
+    mark = tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w')".encode()
+    repository.commit("main", {"../outside.txt": b"out", "config.json": b"{}", "modeling_melp.py": code})
+    (tmp_path / "here").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", DOWNLOAD],
+        cwd=tmp_path / "here",
+        env=environment(server, tmp_path / "home"),
+        capture_output=True,
+    )
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(tmp_path / "home")]
+    assert all(path.is_relative_to(tmp_path / "here" / "target") for path in written)
+    assert not any(path.name == "outside.txt" for path in tmp_path.rglob("*")) and not mark.exists()
+
+
+def test_our_commands_never_run_a_folders_code(tmp_path):
+    """evaluate.py, train.py and hub.py read weights and configuration with this repository's own classes."""
+    folder = write_run(tmp_path)
+    for name in CODE:
+        (folder / name).write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    load_model(str(folder), torch.device("cpu"))
+    export(folder, tmp_path / "export")
+    assert not (tmp_path / "mark").exists()
+    for name in CODE:
+        assert (tmp_path / "export" / name).read_text() == (REPO / name).read_text()
