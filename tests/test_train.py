@@ -19,7 +19,8 @@ from transformers import AutoModel, AutoProcessor
 
 from prepare import prepare
 from recipe import Recipe, load_recipe
-from train import learning_rate, main, newest_checkpoint, train
+from train import learning_rate, main, train
+from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
 TINY_BERT = {
@@ -59,6 +60,7 @@ def language(corpus, tmp_path_factory) -> Path:
             learning_rate=1e-3,
             warmup_steps=2,
             log_every=4,
+            measure_peak=False,
             eval_every=6,
             save_every=6,
         )
@@ -77,6 +79,7 @@ def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
             "learning_rate": 1e-3,
             "warmup_steps": 2,
             "log_every": 1,
+            "measure_peak": False,
             "eval_every": 6,
             "save_every": 3,
             **fields,
