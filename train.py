@@ -23,7 +23,7 @@ from tqdm import tqdm
 from recipe import Recipe, add_recipe_options, load_recipe
 from stages import STAGES
 from training.batches import StepBatches
-from training.health import Collapse, Guard, Interrupt, note_skipped
+from training.health import Collapse, Guard, Interrupt, write_skipped
 from training.logs import RunLog, check_packages
 from training.run_folder import (
     Progress,
@@ -65,26 +65,131 @@ def parameter_groups(recipe: Recipe, model: torch.nn.Module) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    tracker = recipe.tracker if recipe.tracker != "jsonl" else None
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=recipe.output)
-    if accelerator.state.deepspeed_plugin is not None:  # it cannot read the batch size from a loader: ours is its own
-        config = accelerator.state.deepspeed_plugin.deepspeed_config
-        config["train_micro_batch_size_per_gpu"] = recipe.batch_size
-    return accelerator
+class Run:
+    """A stage, its optimizer and its batches on this process's device, and how far it has come."""
 
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.output = recipe, Path(recipe.output)
+        tracker = recipe.tracker if recipe.tracker != "jsonl" else None
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=recipe.output
+        )
+        if self.accelerator.state.deepspeed_plugin is not None:  # which would read it from a loader of Accelerate's
+            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            settings["train_micro_batch_size_per_gpu"] = recipe.batch_size
+        set_seed(recipe.seed)
+        self.stage = STAGES[recipe.stage](recipe, self.accelerator)
+        groups, betas = parameter_groups(recipe, self.stage.model), (recipe.adam_beta1, recipe.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
+        self.stage.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
+        self.parameters = [parameter for parameter in self.stage.model.parameters() if parameter.requires_grad]
+        set_seed(recipe.seed, device_specific=True)  # each process draws its own dropout and lead masks
+        self.batches = StepBatches(
+            self.stage.rows,
+            self.stage.collate,
+            recipe.batch_size,
+            recipe.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            recipe.accumulation_steps,
+            self.stage.lengths() if recipe.bucket_by_length else None,
+        )
+        self.stage.model.train()
 
-def make_batches(recipe: Recipe, stage, accelerator: Accelerator) -> StepBatches:
-    return StepBatches(
-        stage.rows,
-        stage.collate,
-        recipe.batch_size,
-        recipe.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        recipe.accumulation_steps,
-        stage.lengths() if recipe.bucket_by_length else None,
-    )
+    def begin(self, checkpoint: Path | None):
+        """The run folder, what the checkpoint holds, and what is measured or compiled before the first step."""
+        recipe, accelerator, stage = self.recipe, self.accelerator, self.stage
+        check_space(accelerator, recipe, stage.model)
+        self.progress = load_checkpoint(accelerator, checkpoint) if checkpoint else Progress()
+        if accelerator.is_main_process:
+            start_run(recipe, accelerator, self.progress.step, stage.data)
+        accelerator.wait_for_everyone()
+        resumed = f", from step {self.progress.step}" if self.progress.step else ""
+        processes = f"{accelerator.num_processes} process(es) on {accelerator.device}"
+        accelerator.print(f"{recipe.stage}: {stage.describe()}, {processes}{resumed}")
+        if recipe.select_metric == "val_auroc":
+            accelerator.print("model/ is chosen by val_auroc, on labels of the validation split, as in the paper.")
+        self.log, self.collapse = RunLog(accelerator, recipe), Collapse(recipe.warmup_steps)
+        self.meter = Meter(self.batches.global_batch, accelerator.device)
+        if recipe.measure_peak and self.progress.step < recipe.max_steps:
+            self.meter.measure(stage, self.batches[self.progress.step], recipe)
+        if recipe.compile:
+            stage.compile()
+
+    def loader(self) -> DataLoader:
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.progress.step, self.recipe.max_steps),
+            num_workers=self.recipe.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=self.recipe.num_workers > 0,
+            generator=torch.Generator(),  # its seed would otherwise be drawn from the stream that dropout resumes
+        )
+
+    def step(self, micro_batches: list[dict], guard: Guard) -> dict[str, torch.Tensor]:
+        """One optimizer step; the named losses and the gradient's norm before clipping, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.progress.step)
+        figures = self.stage.backward(micro_batches)
+        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        if hasattr(grad_norm, "full_tensor"):  # of sharded gradients
+            grad_norm = grad_norm.full_tensor()
+        guard.check(self.progress.step, figures["loss"], grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.stage.after_step()
+        self.progress.step += 1
+        return figures if grad_norm is None else figures | {"grad_norm": grad_norm}
+
+    def note_skipped(self, steps: list[int]):
+        """Names the records of steps that the guard left out.
+
+        Raises:
+            ValueError: when there are more than `max_skipped_steps`.
+        """
+        path = self.output / "skipped.jsonl"
+        for step in steps:
+            self.progress.skipped += 1
+            if self.accelerator.is_main_process:
+                write_skipped(path, step + 1, self.stage.record_names(self.batches.global_indices(step)))
+            self.log.warning(step + 1, f"the loss or its gradient is not finite: step left out, records in {path}.")
+        if self.progress.skipped > self.recipe.max_skipped_steps:
+            raise ValueError(
+                f"{self.progress.skipped} steps had no finite loss and gradient: {path} names their records. Look at "
+                "these, or lower --learning-rate."
+            )
+
+    def log_step(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Writes the step's figures, over all processes, and what they warn of."""
+        step = self.progress.step
+        named = {name: self.accelerator.reduce(value.detach(), "mean").item() for name, value in figures.items()}
+        values = named | {
+            "learning_rate": learning_rate(self.recipe, step - 1),
+            "skipped_steps": self.progress.skipped,
+            **self.meter.metrics(),
+            **self.stage.extra_metrics(),
+        }
+        self.log.metrics(step, values)
+        for text in self.collapse.warnings(step, values | self.stage.bounds()):
+            self.log.warning(step, text)
+        return named
+
+    def validate(self) -> bool:
+        """Logs a validation and its pictures; returns whether the model is the best so far."""
+        self.stage.model.eval()
+        metrics = self.stage.validate()
+        self.log.metrics(self.progress.step, metrics)
+        if self.recipe.sample_pictures:
+            self.log.pictures(self.progress.step, self.stage.pictures(self.recipe.sample_pictures))
+        self.stage.model.train()
+        return self.progress.note(metrics, self.recipe.select_metric)
+
+    def save_model(self):
+        save_model(self.accelerator, self.stage, self.output / "model", self.progress, self.recipe.select_metric)
+
+    def save_checkpoint(self):
+        save_checkpoint(self.accelerator, self.output / "checkpoints", self.progress, self.recipe.keep_checkpoints)
 
 
 def train(recipe: Recipe, dry_run: bool = False) -> Path:
@@ -94,126 +199,45 @@ def train(recipe: Recipe, dry_run: bool = False) -> Path:
         ValueError: on a recipe, data or a folder that do not fit, and after too many steps without a finite loss.
         SystemExit: after Ctrl-C or SIGTERM, with a checkpoint saved.
     """
-    output = Path(recipe.output)
     check_packages(recipe)
-    resume_from = None if dry_run else open_run(recipe)
-    accelerator = make_accelerator(recipe)
-    set_seed(recipe.seed)
-    stage = STAGES[recipe.stage](recipe, accelerator)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(recipe, stage.model), betas=(recipe.adam_beta1, recipe.adam_beta2), fused=True
-    )
-    stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
-    parameters = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
-    set_seed(recipe.seed, device_specific=True)  # each process draws its own dropout and lead masks
-    batches = make_batches(recipe, stage, accelerator)
-    stage.model.train()
+    checkpoint = None if dry_run else open_run(recipe)
+    run = Run(recipe)
     if dry_run:
-        text = estimate(recipe, stage, optimizer, batches, accelerator)
-        accelerator.print(text)
-        return output
-
-    with accelerator.main_process_first():
-        check_space(recipe, stage.model)
-    progress = load_checkpoint(accelerator, resume_from) if resume_from else Progress()
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(progress.step, recipe.max_steps),
-        num_workers=recipe.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=recipe.num_workers > 0,
-        generator=torch.Generator(),  # its seed would otherwise be drawn from the stream that dropout resumes
-    )
-    if accelerator.is_main_process:
-        start_run(recipe, accelerator, progress.step, stage.data)
-        resumed = f", from step {progress.step}" if progress.step else ""
-        processes = f"{accelerator.num_processes} process(es) on {accelerator.device}"
-        print(f"{recipe.stage}: {stage.describe()}, {processes}{resumed}")
-        if recipe.select_metric == "val_auroc":
-            print("The model is chosen by val_auroc, which uses the labels of the validation split, as in the paper.")
-    accelerator.wait_for_everyone()
-    log, collapse = RunLog(accelerator, recipe), Collapse(recipe.warmup_steps)
-    meter = Meter(batches.global_batch, accelerator.device)
-    if recipe.measure_peak and progress.step < recipe.max_steps:
-        meter.measure(stage, batches[progress.step], recipe)
-    if recipe.compile:
-        stage.compile()
-
-    def save():
-        save_checkpoint(accelerator, output / "checkpoints", progress, recipe.keep_checkpoints)
-
-    shown = {"desc": recipe.stage, "unit": "step", "disable": not accelerator.is_main_process}
-    bar = tqdm(total=recipe.max_steps, initial=progress.step, **shown)
-    with Interrupt() as interrupt, bar:
-        guard = Guard(accelerator, optimizer, interrupt)
-        for micro_batches in meter.timed(loader):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, progress.step)
-            losses = stage.backward(micro_batches)
-            grad_norm = accelerator.clip_grad_norm_(parameters, recipe.max_grad_norm)
-            guard.check(progress.step, losses["loss"], grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            stage.after_step()
-            progress.step += 1
-            last = progress.step == recipe.max_steps
+        text = estimate(recipe, run.stage, run.optimizer, run.batches)
+        run.accelerator.print(text)
+        return run.output
+    run.begin(checkpoint)
+    progress = run.progress
+    shown = {"desc": recipe.stage, "unit": "step", "disable": not run.accelerator.is_main_process}
+    with Interrupt() as interrupt, tqdm(total=recipe.max_steps, initial=progress.step, **shown) as bar:
+        guard = Guard(run.accelerator, run.optimizer, interrupt)
+        for micro_batches in run.meter.timed(run.loader()):
+            figures = run.step(micro_batches, guard)
             bar.update()
-            to_log, to_save = (last or progress.step % every == 0 for every in (recipe.log_every, recipe.save_every))
-            to_validate = last or progress.step % recipe.eval_every == 0
-
-            skipped, interrupted = guard.settle(all_steps=to_save or to_validate)
-            for step in skipped:
-                progress.skipped += 1
-                if accelerator.is_main_process:
-                    records = stage.record_names(batches.global_indices(step))
-                    note_skipped(output / "skipped.jsonl", step + 1, records)
-                    log.warning(step + 1, "the loss or its gradient is not finite: step left out, see skipped.jsonl.")
-            if progress.skipped > recipe.max_skipped_steps:
-                raise ValueError(
-                    f"{progress.skipped} steps had no finite loss and gradient: {output / 'skipped.jsonl'} names their "
-                    "records. Look at these, or lower --learning-rate."
-                )
+            last = progress.step == recipe.max_steps
+            to_log, to_validate, to_save = (
+                last or progress.step % every == 0
+                for every in (recipe.log_every, recipe.eval_every, recipe.save_every)
+            )
+            skipped, interrupted = guard.settle(all_steps=to_validate or to_save)
+            run.note_skipped(skipped)
             if to_log:
-                named = {name: accelerator.reduce(value, "mean").item() for name, value in losses.items()}
-                values = {
-                    **named,
-                    "grad_norm": float(grad_norm),
-                    "learning_rate": learning_rate(recipe, progress.step - 1),
-                    "skipped_steps": progress.skipped,
-                    **meter.metrics(),
-                    **stage.extra_metrics(),
-                }
-                log.metrics(progress.step, values)
-                for text in collapse.warnings(progress.step, values | stage.bounds()):
-                    log.warning(progress.step, text)
+                named = run.log_step(figures)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in named.items()})
-            if to_validate:
-                if validate(recipe, accelerator, stage, progress, log):
-                    save_model(accelerator, stage, output / "model", progress, recipe.select_metric)
-                    to_save = True
+            if to_validate and run.validate():
+                run.save_model()
+                to_save = True
             if to_save or interrupted:
-                save()
+                run.save_checkpoint()
             if to_log or to_validate or to_save:
-                meter.restart()
+                run.meter.restart()
             if interrupted and not last:
                 bar.close()
                 sys.exit(f"Interrupted at step {progress.step}, saved: the same command with --resume auto goes on.")
-    if progress.best_step is None:
-        save_model(accelerator, stage, output / "model", progress, "last")
-    log.close()
-    return output
-
-
-def validate(recipe: Recipe, accelerator: Accelerator, stage, progress: Progress, log: RunLog) -> bool:
-    """Logs a validation and its pictures; returns whether the model is the best so far."""
-    stage.model.eval()
-    metrics = stage.validate()
-    log.metrics(progress.step, metrics)
-    if recipe.sample_pictures and accelerator.is_main_process:
-        log.pictures(progress.step, stage.pictures(recipe.sample_pictures))
-    stage.model.train()
-    return progress.note(metrics, recipe.select_metric)
+    if progress.best_step is None:  # chosen is the last, or nothing was held out
+        run.save_model()
+    run.log.close()
+    return run.output
 
 
 # -------------------------------------------------------------------------------------------------------- whole path

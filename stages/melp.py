@@ -1,5 +1,6 @@
 """Multi-scale stage: ECG tower, text tower and report decoder aligned by the three losses."""
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -19,7 +20,7 @@ from data import MelpCollator, label_matrix, label_sets, prepare_inputs
 from evaluation.metrics import macro, score_classes
 from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
-from modeling_melp import MelpModel
+from modeling_melp import MelpAttention, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences, with_bos
 from recipe import Recipe, check_names, load_recipe
 from stages.stage import Stage
@@ -49,6 +50,19 @@ class _Gather(torch.autograd.Function):
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """(batch, ...) of this process to (world * batch, ...); equally many rows a process."""
     return _Gather.apply(tensor) if dist.is_initialized() and dist.get_world_size() > 1 else tensor
+
+
+@contextlib.contextmanager
+def attention_weights(attention: MelpAttention):
+    """Collects the weights of an attention, (batch, heads, queries, keys) a call, which fused kernels do not give."""
+    found, config = [], attention.config
+    implementation, config._attn_implementation = config._attn_implementation, "eager"
+    handle = attention.register_forward_hook(lambda module, inputs, outputs: found.append(outputs[1]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+        config._attn_implementation = implementation
 
 
 def _pad_sentences(embeds, mask, sentences: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,6 +353,37 @@ class MelpStage(Stage):
             texts = class_embeddings(self.unwrapped, self.processor, load_prompts(PROMPTS, label_set, classes))
             values.append(macro(score_classes(targets, ecg_embeds[rows] @ texts.T, classes)))
         return sum(values) / len(values)
+
+    @torch.no_grad()
+    def pictures(self, count: int) -> dict:
+        """The first held-out ECGs with their reports, drafts and attended beats."""
+        from training.pictures import ecg_picture  # needs matplotlib, which training without pictures does not
+
+        rows = list(self.held_out.select(range(min(count, len(self.held_out)))))
+        if not rows:
+            return {}
+        collated = self.eval_collate(rows)
+        signals, present = collated["input_values"].numpy(), collated["lead_mask"].numpy()
+        inputs, _ = self._inputs(collated)
+        model, extractor = self.unwrapped, self.processor.feature_extractor
+        with attention_weights(model.ecg_model.beat_pooler.attention) as weights:
+            outputs = model(**inputs, return_loss=False)
+        over_time = outputs.sentence_attentions.float() @ weights[0].float().mean(dim=1)  # (rows, sentences, frames)
+        ids = model.generate(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
+        drafts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        figures = {}
+        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            sentences = split_sentences(row["report"])[: int(outputs.sentence_mask[index].sum())]  # those not cut off
+            figures[f"ecg-{index}"] = ecg_picture(
+                signals[index],
+                present[index],
+                extractor.sampling_rate,
+                row["record"],
+                sentences,
+                draft,
+                over_time[index, : len(sentences)].cpu().numpy(),
+            )
+        return figures
 
     # --------------------------------------------------------------------------------------------------------- output
 

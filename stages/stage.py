@@ -1,7 +1,6 @@
 """What every stage of training has: a recipe, an accelerator, rows to learn from and held-out rows."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,8 +19,6 @@ class Stage:
 
     The loop asks for `rows`, `collate` and `backward`; then for `validate`, `save` and what the log should say.
     """
-
-    picture: Callable | None = None  # (row number) -> a matplotlib figure of that held-out row, where a stage draws
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator):
         self.recipe, self.accelerator = recipe, accelerator
@@ -134,6 +131,10 @@ class Stage:
 
     def bounds(self) -> dict[str, float]:
         """`chance_loss`, the contrastive loss of a collapsed model, and `max_logit_scale`, where a stage has them."""
+        return {}
+
+    def pictures(self, count: int) -> dict:
+        """Matplotlib figures of up to `count` held-out rows, by name. Called by every process, after a validation."""
         return {}
 
     def notes(self) -> dict:

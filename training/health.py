@@ -107,7 +107,7 @@ class Guard:
         return skipped, asked
 
 
-def note_skipped(path: Path, step: int, records: list[str]):
+def write_skipped(path: Path, step: int, records: list[str]):
     with open(path, "a") as file:
         file.write(json.dumps({"step": step, "records": records}) + "\n")
 

@@ -70,14 +70,14 @@ def open_run(recipe: Recipe) -> Path | None:
     return newest_checkpoint(output / "checkpoints")
 
 
-def check_space(recipe: Recipe, model):
+def check_space(accelerator: Accelerator, recipe: Recipe, model):
     """Finds out before the first step that checkpoints could not be written.
 
     Raises:
         ValueError: naming the folder, and what is missing: permission, or gigabytes.
     """
     output = Path(recipe.output)
-    probe = output / "checkpoints" / ".probe"
+    probe = output / "checkpoints" / f".probe-{accelerator.process_index}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"0")
@@ -217,8 +217,8 @@ def save_model(accelerator: Accelerator, stage, folder: Path, progress: Progress
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
         stage.save(partial)
-        chosen_by = {"select_metric": select_metric, "value": progress.best_value}
-        notes = {"step": progress.step, **chosen_by, **stage.notes()}
+        chosen_by = "last" if progress.best_step is None else select_metric
+        notes = {"step": progress.step, "select_metric": chosen_by, "value": progress.best_value, **stage.notes()}
         (partial / "training.json").write_text(json.dumps(notes, indent=2))
         _flush(partial)
         if folder.exists():

@@ -4,7 +4,6 @@ import functools
 import time
 
 import torch
-from accelerate import Accelerator
 
 from benchmark import count_flops, matrix_peak, peak_memory
 from recipe import Recipe
@@ -76,8 +75,8 @@ class Meter:
         return metrics
 
 
-def estimate(recipe: Recipe, stage, optimizer, batches, accelerator: Accelerator) -> str:
-    """What a run would take: sizes, steps, and time and memory from two steps after a first one, whose work is lost."""
+def estimate(recipe: Recipe, stage, optimizer, batches) -> str:
+    """Sizes and steps of a run, time and memory it would take from two steps after a first, whose work is lost."""
     for count, micro_batches in enumerate([batches[0], batches[1], batches[2]]):
         if count == 1:
             started = time.perf_counter()
@@ -85,12 +84,14 @@ def estimate(recipe: Recipe, stage, optimizer, batches, accelerator: Accelerator
         optimizer.step()
         optimizer.zero_grad()
         losses["loss"].item()
+    accelerator = stage.accelerator
     hours = (time.perf_counter() - started) / 2 * recipe.max_steps / 3600
     micro = f" in {recipe.accumulation_steps} micro-batches" if recipe.accumulation_steps > 1 else ""
     trainable = sum(parameter.numel() for parameter in stage.model.parameters() if parameter.requires_grad)
     lines = [
         f"{recipe.stage}: {stage.describe()}, {trainable:,} trained",
-        f"{accelerator.num_processes} process(es) on {accelerator.device}: {batches.global_batch:,} rows a step{micro}",
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, {batches.global_batch:,} rows a step"
+        + micro,
         f"{recipe.max_steps:,} steps, {recipe.max_steps / batches.steps_per_epoch:.1f} epochs of "
         f"{batches.steps_per_epoch:,}; {len(stage.held_out):,} held-out rows",
         f"about {hours:.2f} h, from two steps timed here, data loading and validation not counted",
