@@ -287,7 +287,7 @@ class MelpStage(Stage):
         inputs, report_ids = self._inputs(batch)
         ecg = self.unwrapped(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
         text = self.unwrapped(**{name: inputs[name] for name in ("input_ids", "attention_mask", "sentence_ids")})
-        embeds = {name: (ecg[name] if ecg[name] is not None else text[name]).float() for name in EMBEDDINGS}
+        embeds = {name: (ecg if name in ecg else text)[name].float() for name in EMBEDDINGS}
         return embeds, text.sentence_mask, report_ids
 
     def after_step(self):

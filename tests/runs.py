@@ -10,11 +10,49 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny import TINY_ECG
 
 from recipe import Recipe
 from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+TINY_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+TINY_MELP = {
+    "text_projection_hidden_size": 16,
+    "num_frozen_text_layers": 1,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4,
+    "ecg_config": TINY_ECG
+    | {"num_hidden_layers": 1, "conv_dim": [16] * 3, "conv_kernel": [4] * 3, "conv_stride": [4] * 3},
+}
+
+
+def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
+    return Recipe(
+        **{
+            "data": str(corpus),
+            "text_model": str(language / "model"),
+            "output": str(output),
+            "config": TINY_MELP,
+            "max_steps": 6,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "measure_peak": False,
+            "eval_every": 6,
+            "save_every": 3,
+            **fields,
+        }
+    )
 
 
 class Command:
@@ -60,6 +98,7 @@ def _free_port() -> int:
 
 
 def _main(rank: int, processes: int, port: int, log: Path, arguments: list[str]):
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as where it was not the server's
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if processes > 1:  # what torchrun sets
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}

@@ -12,9 +12,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from runs import Command, assert_same, log, weights
+from runs import TINY_BERT, TINY_MELP, Command, assert_same, log, melp_recipe, weights
 from safetensors.torch import load_file
-from tiny import TINY_ECG
 from transformers import AutoModel, AutoProcessor
 
 from prepare import prepare
@@ -24,21 +23,6 @@ from train import learning_rate, main, train
 from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
-TINY_BERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-}
-TINY_MELP = {
-    "text_projection_hidden_size": 16,
-    "num_frozen_text_layers": 1,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 4,
-    "ecg_config": TINY_ECG
-    | {"num_hidden_layers": 1, "conv_dim": [16] * 3, "conv_kernel": [4] * 3, "conv_stride": [4] * 3},
-}
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +49,6 @@ def language(corpus, tmp_path_factory) -> Path:
             eval_every=6,
             save_every=6,
         )
-    )
-
-
-def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
-    return Recipe(
-        **{
-            "data": str(corpus),
-            "text_model": str(language / "model"),
-            "output": str(output),
-            "config": TINY_MELP,
-            "max_steps": 6,
-            "batch_size": 8,
-            "learning_rate": 1e-3,
-            "warmup_steps": 2,
-            "log_every": 1,
-            "measure_peak": False,
-            "eval_every": 6,
-            "save_every": 3,
-            **fields,
-        }
     )
 
 

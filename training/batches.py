@@ -15,11 +15,13 @@ class StepBatches(TrainingBatches):
     """
 
     def __init__(self, rows, collate, batch_size, seed, rank=0, world=1, accumulation_steps=1, lengths=None):
-        def micro_batches(rows: list[dict]) -> list[dict]:
-            return [collate(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
-
-        super().__init__(rows, micro_batches, batch_size * accumulation_steps, seed, rank, world)
+        super().__init__(rows, self.micro_batches, batch_size * accumulation_steps, seed, rank, world)
+        self.collate_rows, self.micro_batch_size = collate, batch_size
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
+
+    def micro_batches(self, rows: list[dict]) -> list[dict]:
+        size = self.micro_batch_size
+        return [self.collate_rows(rows[first : first + size]) for first in range(0, len(rows), size)]
 
     def order(self, epoch: int) -> torch.Tensor:
         order = super().order(epoch)

@@ -50,17 +50,18 @@ class RunLog:
         """Figures by name: PNG files, and to a tracker that takes images."""
         if not self.accelerator.is_main_process:
             return
+        from PIL import Image  # comes with matplotlib
+
         folder = self.output / "figures"
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"step-{step}-{name}.png")
-        takers = [tracker for tracker in self.accelerator.trackers if hasattr(tracker, "log_images")]
-        for tracker in takers:
-            for name, figure in figures.items():
-                figure.canvas.draw()
-                pixels = np.asarray(figure.canvas.buffer_rgba())[None, ..., :3]
-                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({f"sample-{name}": pixels}, step=step, **options)
+            path = folder / f"step-{step}-{name}.png"
+            figure.savefig(path)
+            for tracker in self.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    pixels = np.asarray(Image.open(path).convert("RGB"))[None]
+                    tracker.log_images({f"sample-{name}": pixels}, step=step, **options)
 
     def close(self):
         for tracker in self.accelerator.trackers:
