@@ -25,6 +25,7 @@ from stages import STAGES
 from training.batches import StepBatches
 from training.health import Collapse, Guard, Interrupt, write_skipped
 from training.logs import RunLog, check_packages
+from training.randomness import as_if_not_run
 from training.run_folder import (
     Progress,
     check_space,
@@ -178,10 +179,11 @@ class Run:
     def validate(self) -> bool:
         """Logs a validation and its pictures; returns whether the model is the best so far."""
         self.stage.model.eval()
-        metrics = self.stage.validate()
-        self.log.metrics(self.progress.step, metrics)
-        if self.recipe.sample_pictures:
-            self.log.pictures(self.progress.step, self.stage.pictures(self.recipe.sample_pictures))
+        with as_if_not_run(self.accelerator.device):
+            metrics = self.stage.validate()
+            self.log.metrics(self.progress.step, metrics)
+            if self.recipe.sample_pictures:
+                self.log.pictures(self.progress.step, self.stage.pictures(self.recipe.sample_pictures))
         self.stage.model.train()
         return self.progress.note(metrics, self.recipe.select_metric)
 
