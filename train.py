@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -75,9 +75,7 @@ class Run:
         self.accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=recipe.output
         )
-        if self.accelerator.state.deepspeed_plugin is not None:  # which would read it from a loader of Accelerate's
-            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
-            settings["train_micro_batch_size_per_gpu"] = recipe.batch_size
+        _check_launch(self.accelerator, recipe)
         set_seed(recipe.seed)
         self.stage = STAGES[recipe.stage](recipe, self.accelerator)
         groups, betas = parameter_groups(recipe, self.stage.model), (recipe.adam_beta1, recipe.adam_beta2)
@@ -134,8 +132,6 @@ class Run:
             group["lr"] = learning_rate(self.recipe, self.progress.step)
         figures = self.stage.backward(micro_batches)
         grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        if hasattr(grad_norm, "full_tensor"):  # of sharded gradients
-            grad_norm = grad_norm.full_tensor()
         guard.check(self.progress.step, figures["loss"], grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -192,6 +188,20 @@ class Run:
 
     def save_checkpoint(self):
         save_checkpoint(self.accelerator, self.output / "checkpoints", self.progress, self.recipe.keep_checkpoints)
+
+
+def _check_launch(accelerator: Accelerator, recipe: Recipe):
+    """Raises ValueError for what Accelerate can be configured to and MELP cannot be trained with."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "FSDP takes no scalar parameters, and MELP's temperature is one: use DDP (--multi_gpu). A batch that does "
+            "not fit into memory is what --accumulation-steps is for."
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if recipe.accumulation_steps > 1:
+            raise ValueError("DeepSpeed steps after each backward pass: --accumulation-steps needs DDP.")
+        # It would read the batch size from a loader of Accelerate's; ours is its own.
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
 
 
 def train(recipe: Recipe, dry_run: bool = False) -> Path:
