@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from runs import TINY_BERT, log, melp_recipe, weights
 from safetensors.torch import load_file
+from tiny_runs import TINY_BERT, log, melp_recipe, weights
 
 from prepare import prepare
 from recipe import Recipe
