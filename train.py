@@ -6,7 +6,7 @@
     torchrun --nproc_per_node 2 train.py recipes/melp.yaml ...    # or any launcher that Accelerate knows
 
 A recipe sets every option; any of its fields can be given on the command line. The run folder holds `model/` (bf16
-weights, code, processor), `metrics.jsonl`, `recipe.yaml` and `checkpoints/`.
+weights, code, processor; the best by `select_metric`), `metrics.jsonl`, `recipe.yaml`, `run.json` and `checkpoints/`.
 """
 
 import argparse
