@@ -241,13 +241,20 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.steps_per_epoch = len(rows) // self.global_batch
         self._order = (-1, None)  # epoch and its permutation
 
-    def indices(self, step: int) -> list[int]:
+    def order(self, epoch: int) -> torch.Tensor:
+        """The rows of an epoch, (rows,): each global batch takes the next ones."""
+        return torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + epoch))
+
+    def global_indices(self, step: int) -> list[int]:
+        """The rows of a step, those of each process one after the other."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            self._order = (epoch, torch.randperm(len(self.rows), generator=generator))
-        first = offset * self.global_batch + self.rank * self.batch_size
-        return self._order[1][first : first + self.batch_size].tolist()
+            self._order = (epoch, self.order(epoch))
+        return self._order[1][offset * self.global_batch :][: self.global_batch].tolist()
+
+    def indices(self, step: int) -> list[int]:
+        """The rows of a step on this process."""
+        return self.global_indices(step)[self.rank * self.batch_size :][: self.batch_size]
 
     def __getitem__(self, step: int) -> dict:
         rows = self.rows.__getitems__(self.indices(step))

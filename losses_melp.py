@@ -18,20 +18,55 @@ def similarity_logits(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit
         return logit_scale.float() * ecg_embeds.float() @ text_embeds.float().t()
 
 
-def contrastive_loss(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(
+    ecg_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    positives: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Symmetric cross entropy between ECGs and their reports (rhythm scale).
 
     Args:
         ecg_embeds, text_embeds: (batch, dim), L2-normalised; row i of one belongs to row i of the other.
         logit_scale: scalar, the factor itself (not its logarithm).
+        positives: (batch, batch) bool, symmetric: which pairs count as each other's, every pair as its own at least.
+            A row's target is spread evenly over them. As published, a pair is its own only positive.
 
     Returns:
         Scalar. With a batch of one there is nothing to tell apart: ValueError.
     """
     _check_batch(ecg_embeds)
     logits = similarity_logits(ecg_embeds, text_embeds, logit_scale)
-    targets = torch.arange(logits.shape[0], device=logits.device)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
+    positives = _own(logits) if positives is None else positives
+    return (_cross_entropy(logits, positives) + _cross_entropy(logits.t(), positives)) / (2 * len(logits))
+
+
+def sigmoid_contrastive_loss(
+    ecg_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    positives: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Each ECG and report judged on its own: do they belong together? (Zhai et al., SigLIP, arXiv 2303.15343).
+
+    Args:
+        logit_bias: scalar added to the scaled similarities; the others as in [`contrastive_loss`].
+    """
+    _check_batch(ecg_embeds)
+    logits = similarity_logits(ecg_embeds, text_embeds, logit_scale) + logit_bias.float()
+    positives = _own(logits) if positives is None else positives
+    return -F.logsigmoid(torch.where(positives, logits, -logits)).sum() / len(logits)
+
+
+def _own(logits: torch.Tensor) -> torch.Tensor:
+    return torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+
+
+def _cross_entropy(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """Summed over the rows, with each row's target spread evenly over its positives; 0 for a row without any."""
+    of_positives = logits.log_softmax(dim=1).masked_fill(~positives, 0.0).sum(dim=1)
+    return -(of_positives / positives.sum(dim=1).clamp(min=1)).sum()
 
 
 def caption_loss(hidden_states: torch.Tensor, lm_head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
@@ -119,7 +154,11 @@ def beat_similarity(
 
 
 def beat_loss(
-    beat_embeds: torch.Tensor, sentence_embeds: torch.Tensor, sentence_mask: torch.Tensor, **scales: float
+    beat_embeds: torch.Tensor,
+    sentence_embeds: torch.Tensor,
+    sentence_mask: torch.Tensor,
+    positives: torch.Tensor | None = None,
+    **scales: float,
 ) -> torch.Tensor:
     """Symmetric cross entropy between ECGs and reports over `beat_similarity` (beat scale).
 
@@ -127,16 +166,17 @@ def beat_loss(
 
     Args:
         beat_embeds: (batch, beats, dim); sentence_embeds: (batch, sentences, dim); sentence_mask: (batch, sentences).
+        positives: (batch, batch) bool, as in [`contrastive_loss`].
         scales: `attention_scale`, `similarity_scale` and `logit_scale` of `beat_similarity`.
     """
     _check_batch(beat_embeds)
     similarity = beat_similarity(beat_embeds, sentence_embeds, sentence_mask, **scales)
     has_sentence = sentence_mask.any(dim=1)
-    targets = torch.arange(len(similarity), device=similarity.device).masked_fill(~has_sentence, -100)
-    count = has_sentence.sum().clamp(min=1)
-    of_ecg = F.cross_entropy(similarity, targets, reduction="sum")
-    of_report = F.cross_entropy(similarity.t().masked_fill(~has_sentence[:, None], 0.0), targets, reduction="sum")
-    return (of_ecg + of_report) / (2 * count)
+    positives = _own(similarity) if positives is None else positives
+    positives = positives & has_sentence & has_sentence[:, None]
+    of_report = similarity.t().masked_fill(~has_sentence[:, None], 0.0)
+    total = _cross_entropy(similarity, positives) + _cross_entropy(of_report, positives)
+    return total / (2 * has_sentence.sum().clamp(min=1))
 
 
 def _check_batch(embeds: torch.Tensor):

@@ -31,9 +31,16 @@ class Recipe:
     corpus_seed: int = field(default=0, metadata={"help": "seed of the embedded synthetic corpus"})
     max_steps: int = field(default=10000, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=64, metadata={"help": "pairs (texts in the language stage) a process"})
+    accumulation_steps: int = field(
+        default=1,
+        metadata={
+            "help": "micro-batches of --batch-size in one optimizer step; the multi-scale losses run over all of them"
+        },
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "peak, after a linear warm-up; then cosine to zero"})
     warmup_steps: int = field(default=1000, metadata={"help": "without a warm-up both towers collapse"})
     weight_decay: float = field(default=0.2, metadata={"help": "of every parameter, as published"})
+    no_decay: bool = field(default=False, metadata={"help": "none of norms, biases, scales and embeddings"})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
@@ -42,12 +49,43 @@ class Recipe:
         default=0.0,
         metadata={"help": "share of reports of which a random number of sentences is read, in random order"},
     )
+    shared_positives: bool = field(
+        default=False, metadata={"help": "pairs whose reports say the same are positives of each other"}
+    )
+    contrastive: str = field(
+        default="softmax",
+        metadata={"help": "rhythm loss: softmax (the paper's) or sigmoid (SigLIP)", "choices": ("softmax", "sigmoid")},
+    )
+    local_loss_gather: bool = field(
+        default=True, metadata={"help": "beat loss over the pairs of all processes, not of each alone"}
+    )
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens masked in the language stage"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    compile: bool = field(default=False, metadata={"help": "torch.compile (in the last stage the ECG tower)"})
     num_workers: int = field(default=0, metadata={"help": "data loading processes"})
+    bucket_by_length: bool = field(default=False, metadata={"help": "batches of reports of similar length"})
     eval_every: int = field(default=1000, metadata={"help": "steps between validations"})
     save_every: int = field(default=1000, metadata={"help": "steps between checkpoints"})
     log_every: int = field(default=10, metadata={"help": "steps between lines of metrics.jsonl"})
+    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints kept, beside the best"})
+    select_metric: str = field(
+        default="val_loss",
+        metadata={"help": "whose best is model/: a name of a validation (val_recall, val_rankme, ...), or last"},
+    )
+    max_skipped_steps: int = field(
+        default=20, metadata={"help": "steps without a finite loss and gradient before the run stops"}
+    )
+    tracker: str = field(
+        default="jsonl",
+        metadata={
+            "help": "where metrics go beside metrics.jsonl: jsonl (nowhere), tensorboard, wandb or trackio",
+            "choices": ("jsonl", "tensorboard", "wandb", "trackio"),
+        },
+    )
+    sample_pictures: int = field(default=0, metadata={"help": "held-out ECGs drawn at each validation (matplotlib)"})
+    measure_peak: bool = field(
+        default=True, metadata={"help": "measure the device's matrix peak at the start, to log the share of it"}
+    )
     seed: int = field(default=0, metadata={"help": "of initialisation, order and dropout"})
     resume: str | None = field(default=None, metadata={"help": "auto: go on from the newest checkpoint of the output"})
     ecg_model: str | None = field(default=None, metadata={"help": "ECG tower to start from: folder or Hub id"})
@@ -93,7 +131,12 @@ def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recip
         raise ValueError(f"resume is {recipe.resume!r}; it must be 'auto' or absent.")
     if recipe.push_to_hub is not None and recipe.stage == "language":
         raise ValueError("push_to_hub is for MELP models; push the language stage's BERT with `hf upload`.")
-    for name in ("max_steps", "batch_size", "eval_every", "save_every", "log_every"):
+    for info in dataclasses.fields(Recipe):
+        choices = info.metadata.get("choices")
+        if choices and getattr(recipe, info.name) not in choices:
+            raise ValueError(f"{info.name} is {getattr(recipe, info.name)!r}; it must be one of {', '.join(choices)}.")
+    positive = ("max_steps", "batch_size", "accumulation_steps", "eval_every", "save_every", "log_every")
+    for name in (*positive, "keep_checkpoints"):
         if getattr(recipe, name) < 1:
             raise ValueError(f"recipe field {name!r} is {getattr(recipe, name)}; it must be at least 1.")
     return recipe
@@ -112,6 +155,7 @@ def check_names(values: dict, known, where: str):
 
 # What may differ between a run and its continuation.
 RESUMABLE = ("output", "resume", "push_to_hub", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
+RESUMABLE += ("keep_checkpoints", "max_skipped_steps", "tracker", "sample_pictures", "measure_peak")
 
 
 def check_same_run(recipe: Recipe, stored: Recipe):
@@ -125,7 +169,8 @@ def check_same_run(recipe: Recipe, stored: Recipe):
 
 
 def save_recipe(recipe: Recipe, path: Path):
-    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
+    """Without `resume`: the file repeats the run elsewhere."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe) | {"resume": None}, sort_keys=False))
 
 
 def check_type(name: str, value, hint):
@@ -152,6 +197,6 @@ def add_recipe_options(parser: argparse.ArgumentParser):
             dest=name,
             type=yaml.safe_load if kind in (dict, bool) else kind,
             default=argparse.SUPPRESS,
-            metavar=kind.__name__.upper() if kind is not dict else "YAML",
+            metavar={dict: "YAML", bool: "true|false"}.get(kind, kind.__name__.upper()),
             help=info.metadata["help"] + default,
         )

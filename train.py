@@ -6,119 +6,39 @@
     torchrun --nproc_per_node 2 train.py recipes/melp.yaml ...    # or any launcher that Accelerate knows
 
 A recipe sets every option; any of its fields can be given on the command line. The run folder holds `model/` (bf16
-weights, code, processor), `metrics.jsonl`, `recipe.yaml` and `checkpoints/`.
+weights, code, processor; the best by `select_metric`), `metrics.jsonl`, `recipe.yaml`, `run.json` and `checkpoints/`.
 """
 
 import argparse
-import functools
-import json
 import math
-import os
-import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import hub
-from data import TrainingBatches
-from recipe import Recipe, add_recipe_options, check_same_run, load_recipe, save_recipe
+from recipe import Recipe, add_recipe_options, load_recipe
 from stages import STAGES
+from training.batches import StepBatches
+from training.health import Collapse, Guard, Interrupt, write_skipped
+from training.logs import RunLog, check_packages
+from training.randomness import as_if_not_run
+from training.run_folder import (
+    Progress,
+    check_space,
+    load_checkpoint,
+    open_run,
+    save_checkpoint,
+    save_model,
+    start_run,
+)
+from training.speed import Meter, estimate
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
-
-
-# ------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int):
-    """Everything a resume needs, all or nothing: a folder is named when it is complete. Keeps the newest two."""
-    partial, final = folder / f".step-{step}", folder / f"step-{step}"
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (partial / "processes").write_text(str(accelerator.num_processes))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in sorted(folder.glob("step-*"), key=_step_of)[:-2]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> int:
-    """Restores weights, optimizer, scaler and random states; returns the step."""
-    processes = int((folder / "processes").read_text())
-    if processes != accelerator.num_processes:
-        raise ValueError(f"{folder} was saved by {processes} process(es), not {accelerator.num_processes}.")
-    accelerator.load_state(str(folder))
-    return _step_of(folder)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob("step-*"), key=_step_of, default=None)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def open_run(recipe: Recipe) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
-
-    Raises:
-        ValueError: when the output holds a run and it is not to be continued, or was run with other settings.
-    """
-    output = Path(recipe.output)
-    if not (output / "recipe.yaml").exists():
-        return None
-    if recipe.resume != "auto":
-        raise ValueError(f"{output} already holds a run: go on with --resume auto, or choose another --output.")
-    check_same_run(recipe, load_recipe(output / "recipe.yaml"))
-    return newest_checkpoint(output / "checkpoints")
-
-
-def start_run(recipe: Recipe, step: int):
-    """Run folder and resolved recipe; drops what the log says about steps that are done again."""
-    output, log = Path(recipe.output), Path(recipe.output) / "metrics.jsonl"
-    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, output / "recipe.yaml")
-    if log.exists():
-        complete = [line for line in log.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
-        log.write_text("".join(line + "\n" for line in complete))
-
-
-# -------------------------------------------------------------------------------------------------------------- loop
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM ask the loop to save and leave, instead of ending it in the middle of a step."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.here = accelerator, False
-
-    def __enter__(self):
-        self.previous = {name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _ask(self, *_):
-        self.here = True
-
-    def asked(self) -> bool:
-        """Whether any process was asked: all leave after the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.here
-        flag = torch.tensor([float(self.here)], device=self.accelerator.device)
-        return self.accelerator.reduce(flag, "sum").item() > 0
-
-    def __exit__(self, *_):
-        for name, handler in self.previous.items():
-            signal.signal(name, handler)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -129,118 +49,210 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def train(recipe: Recipe) -> Path:
+def parameter_groups(recipe: Recipe, model: torch.nn.Module) -> list[dict]:
+    """The trained parameters, all with weight decay as published, or without it on what is no matrix of weights."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+
+    def is_weight(name: str, parameter: torch.nn.Parameter) -> bool:
+        # Magnitudes of a weight norm and learned queries are scales and embeddings in the shape of a matrix.
+        learned = name.endswith(("original0", ".query")) or id(parameter) in embeddings
+        return parameter.ndim > 1 and not learned
+
+    decayed = {name for name, parameter in trained.items() if not recipe.no_decay or is_weight(name, parameter)}
+    groups = [
+        {"params": [trained[name] for name in trained if name in decayed], "weight_decay": recipe.weight_decay},
+        {"params": [trained[name] for name in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Run:
+    """A stage, its optimizer and its batches on this process's device, and how far it has come."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.output = recipe, Path(recipe.output)
+        tracker = recipe.tracker if recipe.tracker != "jsonl" else None
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=recipe.output
+        )
+        _check_launch(self.accelerator, recipe)
+        set_seed(recipe.seed)
+        self.stage = STAGES[recipe.stage](recipe, self.accelerator)
+        groups, betas = parameter_groups(recipe, self.stage.model), (recipe.adam_beta1, recipe.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
+        self.stage.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
+        self.parameters = [parameter for parameter in self.stage.model.parameters() if parameter.requires_grad]
+        set_seed(recipe.seed, device_specific=True)  # each process draws its own dropout and lead masks
+        self.batches = StepBatches(
+            self.stage.rows,
+            self.stage.collate,
+            recipe.batch_size,
+            recipe.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            recipe.accumulation_steps,
+            self.stage.lengths() if recipe.bucket_by_length else None,
+        )
+        self.stage.model.train()
+
+    def begin(self, checkpoint: Path | None):
+        """The run folder, what the checkpoint holds, and what is measured or compiled before the first step."""
+        recipe, accelerator, stage = self.recipe, self.accelerator, self.stage
+        check_space(accelerator, recipe, stage.model)
+        if recipe.push_to_hub is not None and accelerator.is_main_process:
+            hub.open_repository(recipe.push_to_hub)  # a refusal is said now, not after the training
+        self.progress = load_checkpoint(accelerator, checkpoint) if checkpoint else Progress()
+        if accelerator.is_main_process:
+            start_run(recipe, accelerator, self.progress.step, stage.data)
+        accelerator.wait_for_everyone()
+        resumed = f", from step {self.progress.step}" if self.progress.step else ""
+        processes = f"{accelerator.num_processes} process(es) on {accelerator.device}"
+        accelerator.print(f"{recipe.stage}: {stage.describe()}, {processes}{resumed}")
+        if recipe.select_metric == "val_auroc":
+            accelerator.print("model/ is chosen by val_auroc, on labels of the validation split, as in the paper.")
+        self.log, self.collapse = RunLog(accelerator, recipe), Collapse(recipe.warmup_steps)
+        self.meter = Meter(self.batches.global_batch, accelerator.device)
+        if recipe.measure_peak and self.progress.step < recipe.max_steps:
+            self.meter.measure(stage, self.batches[self.progress.step], recipe)
+        if recipe.compile:
+            stage.compile()
+
+    def loader(self) -> DataLoader:
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.progress.step, self.recipe.max_steps),
+            num_workers=self.recipe.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=self.recipe.num_workers > 0,
+            generator=torch.Generator(),  # its seed would otherwise be drawn from the stream that dropout resumes
+        )
+
+    def step(self, micro_batches: list[dict], guard: Guard) -> dict[str, torch.Tensor]:
+        """One optimizer step; the named losses and the gradient's norm before clipping, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.progress.step)
+        figures = self.stage.backward(micro_batches)
+        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        guard.check(self.progress.step, figures["loss"], grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.stage.after_step()
+        self.progress.step += 1
+        return figures if grad_norm is None else figures | {"grad_norm": grad_norm}
+
+    def note_skipped(self, steps: list[int]):
+        """Names the records of steps that the guard left out.
+
+        Raises:
+            ValueError: when there are more than `max_skipped_steps`.
+        """
+        path = self.output / "skipped.jsonl"
+        for step in steps:
+            self.progress.skipped += 1
+            if self.accelerator.is_main_process:
+                write_skipped(path, step + 1, self.stage.record_names(self.batches.global_indices(step)))
+            self.log.warning(step + 1, f"the loss or its gradient is not finite: step left out, records in {path}.")
+        if self.progress.skipped > self.recipe.max_skipped_steps:
+            raise ValueError(
+                f"{self.progress.skipped} steps had no finite loss and gradient: {path} names their records. Look at "
+                "these, or lower --learning-rate."
+            )
+
+    def log_step(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Writes the step's figures, over all processes, and what they warn of."""
+        step = self.progress.step
+        named = {name: self.accelerator.reduce(value.detach(), "mean").item() for name, value in figures.items()}
+        values = named | {
+            "learning_rate": learning_rate(self.recipe, step - 1),
+            "skipped_steps": self.progress.skipped,
+            **self.meter.metrics(),
+            **self.stage.extra_metrics(),
+        }
+        self.log.metrics(step, values)
+        for text in self.collapse.warnings(step, values | self.stage.bounds()):
+            self.log.warning(step, text)
+        return named
+
+    def validate(self) -> bool:
+        """Logs a validation and its pictures; returns whether the model is the best so far."""
+        self.stage.model.eval()
+        with as_if_not_run(self.accelerator.device):
+            metrics = self.stage.validate()
+            self.log.metrics(self.progress.step, metrics)
+            if self.recipe.sample_pictures:
+                self.log.pictures(self.progress.step, self.stage.pictures(self.recipe.sample_pictures))
+        self.stage.model.train()
+        return self.progress.note(metrics, self.recipe.select_metric)
+
+    def save_model(self):
+        save_model(self.accelerator, self.stage, self.output / "model", self.progress, self.recipe.select_metric)
+
+    def save_checkpoint(self):
+        save_checkpoint(self.accelerator, self.output / "checkpoints", self.progress, self.recipe.keep_checkpoints)
+
+
+def _check_launch(accelerator: Accelerator, recipe: Recipe):
+    """Raises ValueError for what Accelerate can be configured to and MELP cannot be trained with."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "FSDP takes no scalar parameters, and MELP's temperature is one: use DDP (--multi_gpu). A batch that does "
+            "not fit into memory is what --accumulation-steps is for."
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if recipe.accumulation_steps > 1:
+            raise ValueError("DeepSpeed steps after each backward pass: --accumulation-steps needs DDP.")
+        # It would read the batch size from a loader of Accelerate's; ours is its own.
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
+
+
+def train(recipe: Recipe, dry_run: bool = False) -> Path:
     """Runs one stage; returns the run folder, whose `model` is complete.
 
     Raises:
-        ValueError: on a recipe or data that do not fit, or a loss that is no longer finite.
+        ValueError: on a recipe, data or a folder that do not fit, and after too many steps without a finite loss.
         SystemExit: after Ctrl-C or SIGTERM, with a checkpoint saved.
     """
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    output = Path(recipe.output)
-    resume_from = open_run(recipe)
-    set_seed(recipe.seed)
-    stage = STAGES[recipe.stage](recipe, accelerator)
-    parameters = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    stage.model, optimizer = accelerator.prepare(stage.model, optimizer)
-    set_seed(recipe.seed, device_specific=True)  # each process draws its own dropout and lead masks
-    step = load_checkpoint(accelerator, resume_from) if resume_from else 0
-    batches = TrainingBatches(
-        stage.rows,
-        stage.collate,
-        recipe.batch_size,
-        recipe.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(step, recipe.max_steps),
-        num_workers=recipe.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=recipe.num_workers > 0,
-        generator=torch.Generator(),  # its seed would otherwise be drawn from the stream that dropout resumes
-    )
-    if accelerator.is_main_process:
-        if recipe.push_to_hub is not None:
-            hub.open_repository(recipe.push_to_hub)  # a refusal is said now, not after the training
-        start_run(recipe, step)
-        resumed = f", from step {step}" if step else ""
-        processes = f"{accelerator.num_processes} process(es) on {accelerator.device}"
-        print(f"{recipe.stage}: {stage.describe()}, {processes}{resumed}")
-    accelerator.wait_for_everyone()
-    log = functools.partial(_log, accelerator, output / "metrics.jsonl")
-
-    stage.model.train()
-    bar = tqdm(
-        total=recipe.max_steps, initial=step, desc=recipe.stage, unit="step", disable=not accelerator.is_main_process
-    )
-    with Interrupt(accelerator) as interrupt, bar:
-        started, timed_from = time.perf_counter(), step
-        for batch in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            losses = stage.losses(batch)
-            accelerator.backward(losses["loss"])
-            grad_norm = accelerator.clip_grad_norm_(parameters, recipe.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            stage.after_step()
-            step += 1
-            last = step == recipe.max_steps
+    check_packages(recipe)
+    checkpoint = None if dry_run else open_run(recipe)
+    run = Run(recipe)
+    if dry_run:
+        text = estimate(recipe, run.stage, run.optimizer, run.batches)
+        run.accelerator.print(text)
+        return run.output
+    run.begin(checkpoint)
+    progress = run.progress
+    shown = {"desc": recipe.stage, "unit": "step", "disable": not run.accelerator.is_main_process}
+    with Interrupt() as interrupt, tqdm(total=recipe.max_steps, initial=progress.step, **shown) as bar:
+        guard = Guard(run.accelerator, run.optimizer, interrupt)
+        for micro_batches in run.meter.timed(run.loader()):
+            figures = run.step(micro_batches, guard)
             bar.update()
-            if step % recipe.log_every == 0 or last:
-                named = {name: accelerator.reduce(value.detach(), "mean").item() for name, value in losses.items()}
-                if not math.isfinite(named["loss"]):
-                    raise ValueError(f"the loss is not finite at step {step} ({named}): lower --learning-rate.")
-                seconds = time.perf_counter() - started
-                log(
-                    step=step,
-                    **named,
-                    grad_norm=float(grad_norm),
-                    learning_rate=learning_rate(recipe, step - 1),
-                    rows_per_second=(step - timed_from) * batches.global_batch / seconds,
-                    **stage.extra_metrics(),
-                )
+            last = progress.step == recipe.max_steps
+            to_log, to_validate, to_save = (
+                last or progress.step % every == 0
+                for every in (recipe.log_every, recipe.eval_every, recipe.save_every)
+            )
+            skipped, interrupted = guard.settle(all_steps=to_validate or to_save)
+            run.note_skipped(skipped)
+            if to_log:
+                named = run.log_step(figures)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in named.items()})
-                started, timed_from = time.perf_counter(), step
-            if step % recipe.eval_every == 0 or last:
-                stage.model.eval()
-                log(step=step, **stage.validate())
-                stage.model.train()
-                started, timed_from = time.perf_counter(), step
-            interrupted = interrupt.asked()
-            if interrupted or step % recipe.save_every == 0 or last:
-                save_checkpoint(accelerator, output / "checkpoints", step)
+            if to_validate and run.validate():
+                run.save_model()
+                to_save = True
+            if to_save or interrupted:
+                run.save_checkpoint()
+            if to_log or to_validate or to_save:
+                run.meter.restart()
             if interrupted and not last:
                 bar.close()
-                sys.exit(f"Interrupted at step {step}, saved: give the same command with --resume auto to go on.")
-    if accelerator.is_main_process:
-        save_model(stage, output / "model")
-    accelerator.wait_for_everyone()
-    return output
-
-
-def save_model(stage, folder: Path):
-    """All or nothing: what is called `model` is complete."""
-    partial = folder.with_name(".model")
-    shutil.rmtree(partial, ignore_errors=True)
-    stage.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-
-
-def _log(accelerator: Accelerator, path: Path, **line):
-    if accelerator.is_main_process:
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+                sys.exit(f"Interrupted at step {progress.step}, saved: the same command with --resume auto goes on.")
+    if progress.best_step is None:  # chosen is the last, or nothing was held out
+        run.save_model()
+    run.log.close()
+    return run.output
 
 
 # -------------------------------------------------------------------------------------------------------- whole path
@@ -259,8 +271,7 @@ def whole_path(overrides: dict) -> Path:
             {name: getattr(recipe, name) for name in shared} | {"output": str(Path(recipe.output) / "language")},
         )
         language.max_steps = min(language.max_steps, recipe.max_steps)
-        finished = open_run(language) is not None and (Path(language.output) / "model").exists()
-        recipe.text_model = str((Path(language.output) if finished else train(language)) / "model")
+        recipe.text_model = str(train(language) / "model")  # one that is finished is left as it is
     output = train(recipe)
     if Accelerator().is_main_process:
         report_demo(output / "model", STAGES["melp"].data_folder(recipe), output)
@@ -270,20 +281,23 @@ def whole_path(overrides: dict) -> Path:
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", help="YAML file; without one the whole path at demo size is run")
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would take, and stop")
     add_recipe_options(parser)
     overrides = vars(parser.parse_args(arguments))
-    path = overrides.pop("recipe")
+    path, dry_run = overrides.pop("recipe"), overrides.pop("dry_run")
+    if dry_run and path is None:
+        parser.error("--dry-run needs a recipe")
     try:
         if path is None:
             output = whole_path(overrides)
         else:
-            output = train(load_recipe(path, overrides))
+            output = train(load_recipe(path, overrides), dry_run)
         repo_id = load_recipe(output / "recipe.yaml").push_to_hub
-        if repo_id is not None and Accelerator().is_main_process:
+        if repo_id is not None and not dry_run and Accelerator().is_main_process:
             hub.push(output / "model", repo_id)  # after the whole path's evaluation, which the card tells
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
-    if Accelerator().is_main_process:
+    if Accelerator().is_main_process and not dry_run:
         print(f"\n{output}: model/ (load it with AutoModel), metrics.jsonl, recipe.yaml, checkpoints/. Next:")
         print(f"    {STAGES[load_recipe(output / 'recipe.yaml').stage].next_command(output)}")
 

@@ -1,11 +1,13 @@
 """The losses against plain loops, and the cases that their vectorised form must not trip over."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import losses_melp
-from losses_melp import beat_loss, beat_similarity, caption_loss, contrastive_loss
+from losses_melp import beat_loss, beat_similarity, caption_loss, contrastive_loss, sigmoid_contrastive_loss
 
 
 def loop_beat_loss(beats, sentences, counts):
@@ -89,3 +91,57 @@ def test_caption_loss_in_chunks_equals_all_logits_at_once(monkeypatch):
         torch.testing.assert_close(loss, expected)
         for ours, theirs in zip(torch.autograd.grad(loss, [hidden, head.weight]), gradients, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def shared(*groups) -> torch.Tensor:
+    """Which rows are of one group."""
+    groups = torch.tensor(groups)
+    return groups[:, None] == groups
+
+
+def test_shared_positives_equal_soft_targets():
+    ecg = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    text = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    positives = shared(0, 1, 0, 2)
+    targets = positives / positives.sum(dim=1, keepdim=True)
+    logits = 14.0 * ecg @ text.t()
+    expected = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
+    torch.testing.assert_close(contrastive_loss(ecg, text, torch.tensor(14.0), positives), expected)
+    own = contrastive_loss(ecg, text, torch.tensor(14.0), shared(0, 1, 2, 3))
+    torch.testing.assert_close(own, contrastive_loss(ecg, text, torch.tensor(14.0)))
+
+    counts = (3, 1, 3, 2)
+    beats, sentences, mask = beat_inputs(counts)
+    _, similarity = loop_beat_loss(beats, sentences, counts)
+    expected = (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2
+    torch.testing.assert_close(beat_loss(beats, sentences, mask, positives), expected)
+
+
+def test_identical_reports_no_longer_push_apart():
+    """With one report twice, a model that tells everything else apart has the least loss it can have."""
+    embeds = torch.eye(3)[[0, 1, 0]]
+    assert contrastive_loss(embeds, embeds, torch.tensor(100.0)) > 0.4
+    least = math.log(2) * 2 / 3  # of a target shared by two
+    assert contrastive_loss(embeds, embeds, torch.tensor(100.0), shared(0, 1, 0)).item() == pytest.approx(least)
+
+
+def test_beat_loss_with_shared_positives_ignores_a_report_without_sentences():
+    beats, sentences, mask = beat_inputs((3, 0, 3, 2))
+    leaves = [beats.requires_grad_(), sentences.requires_grad_()]
+    loss = beat_loss(*leaves, mask, shared(0, 0, 0, 1))
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, leaves))
+
+
+def test_sigmoid_loss_by_hand():
+    ecg = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    text = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    scale, bias, positives = torch.tensor(10.0), torch.tensor(-10.0), shared(0, 1, 0, 2)
+    for given in (None, positives):
+        total = 0.0
+        for i in range(4):
+            for j in range(4):
+                together = i == j if given is None else bool(given[i, j])
+                logit = 10.0 * ecg[i] @ text[j] - 10.0
+                total -= F.logsigmoid(logit if together else -logit)
+        torch.testing.assert_close(sigmoid_contrastive_loss(ecg, text, scale, bias, given), total / 4)

@@ -4,39 +4,25 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny import TINY_ECG
+from tiny_runs import TINY_BERT, TINY_MELP, Command, assert_same, log, melp_recipe, weights
 from transformers import AutoModel, AutoProcessor
 
 from prepare import prepare
 from recipe import Recipe, load_recipe
-from train import learning_rate, main, newest_checkpoint, train
+from stages.melp import MelpStage
+from train import learning_rate, main, train
+from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
-TINY_BERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-}
-TINY_MELP = {
-    "text_projection_hidden_size": 16,
-    "num_frozen_text_layers": 1,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 4,
-    "ecg_config": TINY_ECG
-    | {"num_hidden_layers": 1, "conv_dim": [16] * 3, "conv_kernel": [4] * 3, "conv_stride": [4] * 3},
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,39 +45,11 @@ def language(corpus, tmp_path_factory) -> Path:
             learning_rate=1e-3,
             warmup_steps=2,
             log_every=4,
+            measure_peak=False,
             eval_every=6,
             save_every=6,
         )
     )
-
-
-def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
-    return Recipe(
-        **{
-            "data": str(corpus),
-            "text_model": str(language / "model"),
-            "output": str(output),
-            "config": TINY_MELP,
-            "max_steps": 6,
-            "batch_size": 8,
-            "learning_rate": 1e-3,
-            "warmup_steps": 2,
-            "log_every": 1,
-            "eval_every": 6,
-            "save_every": 3,
-            **fields,
-        }
-    )
-
-
-def log(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The full-precision weights of a run's last checkpoint."""
-    stored = load_file(newest_checkpoint(run / "checkpoints") / "model.safetensors")
-    return {name.removeprefix("module."): value for name, value in stored.items()}
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +122,6 @@ def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
-def launch(arguments: list[str], processes: int = 1, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*command, str(REPO / "train.py")] if processes > 1 else [sys.executable, str(REPO / "train.py")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
-
-
 def without_dropout(config: dict, bert: Path, folder: Path) -> tuple[dict, Path]:
     """The same sizes with no randomness in the forward pass."""
     shutil.copytree(bert, folder)
@@ -183,48 +132,145 @@ def without_dropout(config: dict, bert: Path, folder: Path) -> tuple[dict, Path]
     return config | {"ecg_config": ecg}, folder
 
 
-def test_two_processes_equal_one(corpus, language, tmp_path):
-    """Global negatives, global token means, gradients through the gather: the weights agree after 20 steps."""
-    config, bert = without_dropout(TINY_MELP, language / "model", tmp_path / "bert")
-    runs = {}
-    for processes, batch_size in ((1, 8), (2, 4)):
-        output = tmp_path / f"processes-{processes}"
-        fields = melp_recipe(
-            corpus, language, output, config=config, text_model=str(bert), batch_size=batch_size, max_steps=20,
-            lead_dropout=0.0, save_every=20, eval_every=20,
-        )  # fmt: skip
-        recipe = tmp_path / f"{processes}.yaml"
-        recipe.write_text(yaml.safe_dump({k: v for k, v in vars(fields).items() if v is not None}))
-        process = launch([str(recipe)], processes)
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, printed[-3000:]
-        assert f"{processes} process(es)" in printed
-        runs[processes] = output
-    one, two = weights(runs[1]), weights(runs[2])
-    assert log(runs[1])[0]["loss"] == pytest.approx(log(runs[2])[0]["loss"], rel=1e-5)
-    for name, value in one.items():
-        if name.endswith(("k_proj.bias", "key.bias")):
-            # They drop out of a softmax: their gradient is rounding alone, which Adam scales up to some 1e-5 a run.
-            assert (two[name] - value).abs().max() < 1e-3, name
-        else:
-            assert (two[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name
+@pytest.fixture(scope="module")
+def deterministic(corpus, language, tmp_path_factory):
+    """A recipe of 20 steps with nothing random in the forward pass, and the run of one process with batches of 8."""
+    folder = tmp_path_factory.mktemp("deterministic")
+    config, bert = without_dropout(TINY_MELP, language / "model", folder / "bert")
+    steps = {"max_steps": 20, "save_every": 10, "eval_every": 20, "keep_checkpoints": 1}
+    same = {"config": config, "text_model": str(bert), "lead_dropout": 0.0, **steps}
+
+    def recipe(name: str, **fields) -> Recipe:
+        return melp_recipe(corpus, language, folder / name, **(same | fields))
+
+    return recipe, train(recipe("one"))
+
+
+def test_two_processes_equal_one(deterministic, tmp_path):
+    """Global negatives, global token means, gradients through the gather: the weights agree after 20 steps.
+
+    Also where both are killed in the middle of a step and go on from the checkpoint.
+    """
+    recipe, one = deterministic
+    two = recipe("two", batch_size=4)
+    command = Command(tmp_path, two, processes=2)
+    wait_until(lambda: reached(two, 12), command)
+    command.kill()
+    command = Command(tmp_path, two, "--resume", "auto", processes=2)
+    assert command.wait() == [0, 0], command.printed[-3000:]
+    assert "2 process(es)" in command.printed and "from step 10" in command.printed
+    two = Path(two.output)
+    first, second = log(one), log(two)
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)
+    assert_same(weights(one), weights(two))
+    validated = [next(line for line in lines if "val_loss" in line) for lines in (first, second)]
+    for name in ("val_loss", "val_caption_loss", "val_recall", "val_rankme", "val_alignment"):
+        assert validated[0][name] == pytest.approx(validated[1][name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("fields", [{}, {"contrastive": "sigmoid", "shared_positives": True}])
+def test_accumulation_equals_one_large_batch(deterministic, fields):
+    """All three losses over micro-batches with cached embeddings, of which each has its own padding."""
+    recipe, one = deterministic
+    if fields:
+        one = train(recipe("one-sigmoid", **fields))
+    accumulated = train(
+        recipe("accumulated" + "-sigmoid" * bool(fields), batch_size=2, accumulation_steps=4, **fields)
+    )
+    first, second = log(one), log(accumulated)
+    for name in ("loss", "contrastive_loss", "caption_loss", "local_loss"):
+        assert first[0][name] == pytest.approx(second[0][name], rel=1e-5), name
+    assert_same(weights(one), weights(accumulated))
+
+
+def test_accumulation_on_two_processes(deterministic, tmp_path):
+    recipe, one = deterministic
+    fields = recipe("accumulated-two", batch_size=2, accumulation_steps=2)
+    command = Command(tmp_path, fields, processes=2)
+    assert command.wait() == [0, 0], command.printed[-3000:]
+    assert_same(weights(one), weights(Path(fields.output)))
+
+
+def test_cached_accumulation_repeats_dropout_and_lead_masks(corpus, language, tmp_path):
+    """Its gradient is that of the same micro-batches with one graph over all of them, random draws included."""
+    recipe = melp_recipe(corpus, language, tmp_path, lead_dropout=0.5, batch_size=3)
+    torch.manual_seed(0)
+    stage = MelpStage(recipe, Accelerator(cpu=True))
+    stage.model.train()
+    rows = list(stage.rows.select(range(6)))
+    batches = [stage.collate(rows[:3]), stage.collate(rows[3:])]
+
+    def gradients(backward):
+        torch.manual_seed(5)
+        stage.model.zero_grad()
+        backward()
+        return {name: p.grad.clone() for name, p in stage.model.named_parameters() if p.grad is not None}
+
+    def at_once():
+        outputs, ids = zip(*(stage._forward(stage.model, batch) for batch in batches), strict=True)
+        width = max(output.sentence_mask.shape[1] for output in outputs)
+        pad = torch.nn.functional.pad
+        for output in outputs:
+            missing = width - output.sentence_mask.shape[1]
+            output.sentence_embeds = pad(output.sentence_embeds, (0, 0, 0, missing))
+            output.sentence_mask = pad(output.sentence_mask, (0, missing))
+        names = ("ecg_embeds", "text_embeds", "beat_embeds", "sentence_embeds", "sentence_mask")
+        joined = {name: torch.cat([output[name] for output in outputs]) for name in names}
+        losses = stage.pair_losses(joined, joined["sentence_mask"], torch.cat(ids))
+        tokens = [batch["attention_mask"][:, 1:].sum() for batch in batches]
+        means = [output.caption_loss * count for output, count in zip(outputs, tokens, strict=True)]
+        stage.sum_losses(losses | {"caption_loss": sum(means) / sum(tokens)})["loss"].backward()
+
+    expected, ours = gradients(at_once), gradients(lambda: stage.backward(batches))
+    assert expected.keys() == ours.keys()
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-4, name  # 1e-4: a key's bias is rounding
+
+
+def reached(recipe: Recipe, step: int) -> bool:
+    path = Path(recipe.output) / "metrics.jsonl"
+    return path.exists() and f'"step": {step}' in path.read_text()
+
+
+def wait_until(happened, command: Command, seconds: float = 200):
+    deadline = time.time() + seconds
+    while not happened():
+        assert command.alive and time.time() < deadline, command.printed[-3000:]
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("moment, workers", [("step", 2), ("save", 0)])
+def test_killed_at_any_moment_resumes_to_the_same_weights(run, corpus, language, tmp_path, moment, workers):
+    """SIGKILL in the middle of a step or of a save, in the middle of an epoch: bit-equal to `run`."""
+    fields = melp_recipe(corpus, language, tmp_path / "run", num_workers=workers)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    command = Command(tmp_path, fields)
+    if moment == "step":
+        wait_until(lambda: reached(fields, 4), command)
+    else:
+        wait_until(lambda: (checkpoints / "step-3").exists(), command)
+        wait_until(lambda: (checkpoints / ".step-6").exists(), command)
+    command.kill()
+    assert [path.name for path in checkpoints.glob("step-*")] == ["step-3"]
+    assert (moment == "save") == (checkpoints / ".step-6").exists()
+    fields.resume = "auto"
+    train(fields)
+    assert [line["step"] for line in log(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert {path.name for path in checkpoints.iterdir()} == {"step-3", "step-6"}
+    resumed = weights(tmp_path / "run")
+    assert all(torch.equal(resumed[name], value) for name, value in weights(run).items())
 
 
 def test_sigterm_saves_and_resume_goes_on(corpus, language, tmp_path):
     output = tmp_path / "run"
-    recipe = tmp_path / "recipe.yaml"
     fields = melp_recipe(corpus, language, output, max_steps=400, save_every=1000, eval_every=1000)
-    recipe.write_text(yaml.safe_dump({k: v for k, v in vars(fields).items() if v is not None}))
-    process = launch([str(recipe)])
-    deadline = time.time() + 120
-    while not (output / "metrics.jsonl").exists() and time.time() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "--resume auto" in printed
+    command = Command(tmp_path, fields)
+    wait_until(lambda: reached(fields, 1), command)
+    os.kill(command.processes[0].pid, signal.SIGTERM)
+    assert command.wait(60) == [1] and "--resume auto" in command.printed
     step = max(int(path.name.split("-")[1]) for path in (output / "checkpoints").glob("step-*"))
     assert 0 < step < 400
-    main([str(recipe), "--resume", "auto", "--max-steps", str(step + 2)])
+    main([str(tmp_path / "recipe.yaml"), "--resume", "auto", "--max-steps", str(step + 2)])
     assert log(output)[-1]["step"] == step + 2 and (output / "model" / "config.json").exists()
 
 

@@ -1,0 +1,132 @@
+"""Tiny runs of `train.py` in processes of their own, as a launcher starts them, without importing torch for each."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import TINY_ECG
+
+from recipe import Recipe
+from training.run_folder import newest_checkpoint
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+TINY_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+TINY_MELP = {
+    "text_projection_hidden_size": 16,
+    "num_frozen_text_layers": 1,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4,
+    "ecg_config": TINY_ECG
+    | {"num_hidden_layers": 1, "conv_dim": [16] * 3, "conv_kernel": [4] * 3, "conv_stride": [4] * 3},
+}
+
+
+def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
+    return Recipe(
+        **{
+            "data": str(corpus),
+            "text_model": str(language / "model"),
+            "output": str(output),
+            "config": TINY_MELP,
+            "max_steps": 6,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "log_every": 1,
+            "measure_peak": False,
+            "eval_every": 6,
+            "save_every": 3,
+            **fields,
+        }
+    )
+
+
+class Command:
+    """`train.py RECIPE OPTIONS` on one or more processes; `printed` is what they wrote."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *options: str, processes: int = 1):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in vars(recipe).items() if value is not None}))
+        self.log = folder / "printed.txt"
+        os.environ["PYTHONPATH"] = str(REPO)  # for the server, which imports train once
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["train"])
+        port = _free_port() if processes > 1 else None
+        arguments = [(rank, processes, port, self.log, [str(path), *options]) for rank in range(processes)]
+        self.processes = [context.Process(target=_main, args=each) for each in arguments]
+        for process in self.processes:
+            process.start()
+
+    def wait(self, timeout: float = 240) -> list[int]:
+        for process in self.processes:
+            process.join(timeout)
+        return [process.exitcode for process in self.processes]
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+        self.wait()
+
+    @property
+    def alive(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _main(rank: int, processes: int, port: int, log: Path, arguments: list[str]):
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as where it was not the server's
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if processes > 1:  # what torchrun sets
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    torch.set_num_threads(1)
+    from train import main
+
+    main(arguments)
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The full-precision weights of a run's last checkpoint."""
+    stored = load_file(newest_checkpoint(run / "checkpoints") / "model.safetensors")
+    return {name.removeprefix("module."): value for name, value in stored.items()}
+
+
+def assert_same(one: dict, other: dict):
+    """Within 1e-5 of each tensor's norm, as after 20 steps of the same sums in another order."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if name.endswith(("k_proj.bias", "key.bias")):
+            # They drop out of a softmax: their gradient is rounding alone, which Adam scales up to some 1e-5 a run.
+            assert (other[name] - value).abs().max() < 1e-3, name
+        else:
+            assert (other[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name

@@ -1,0 +1,40 @@
+"""What embeddings look like: spread, alignment and uniformity of a batch; retrieval and RankMe of a whole split."""
+
+import torch
+
+CHUNK = 1024  # rows whose similarities with all others are in memory at a time
+
+
+def embedding_metrics(ecg: torch.Tensor, text: torch.Tensor) -> dict[str, float]:
+    """Of pairs of L2-normalised embeddings, (pairs, dim) each.
+
+    `spread`: root mean square distance from the mean, 0 where all are one point, at most 1; `alignment`: mean
+    squared distance of a pair, `uniformity`: logarithm of the mean Gaussian potential over all pairs, 0 where all are
+    one point (Wang and Isola, ICML 2020, arXiv 2005.10242).
+    """
+    ecg, text = ecg.detach().float(), text.detach().float()
+    metrics = {"alignment": (ecg - text).square().sum(dim=1).mean()}
+    for name, embeds in (("ecg", ecg), ("text", text)):
+        metrics[f"{name}_spread"] = (1 - embeds.mean(dim=0).square().sum()).clamp(min=0).sqrt()
+        metrics[f"{name}_uniformity"] = torch.stack(
+            [torch.cdist(chunk, embeds).square().mul(-2).exp().mean(dim=1).sum() for chunk in embeds.split(CHUNK)]
+        ).sum().div(len(embeds)).log()  # fmt: skip
+    values = torch.stack(list(metrics.values())).tolist()  # one wait for the device, not five
+    return dict(zip(metrics, values, strict=True))
+
+
+def recall(ecg: torch.Tensor, text: torch.Tensor, report_ids: torch.Tensor) -> float:
+    """Share of ECGs whose most similar report says what their own does, and of reports likewise; the mean of both."""
+    hits = 0
+    for queries, others in ((ecg, text), (text, ecg)):
+        for chunk, ids in zip(queries.float().split(CHUNK), report_ids.split(CHUNK), strict=True):
+            found = (chunk @ others.float().t()).argmax(dim=1)
+            hits += int((report_ids[found] == ids).sum())
+    return hits / (2 * len(report_ids))
+
+
+def rankme(embeds: torch.Tensor) -> float:
+    """Effective rank: the exponential of the entropy of the singular values (Garrido et al., ICML 2023)."""
+    values = torch.linalg.svdvals(embeds.detach().float())
+    shares = values / values.sum().clamp(min=1e-12) + 1e-7
+    return float((-shares * shares.log()).sum().exp())
