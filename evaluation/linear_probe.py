@@ -6,11 +6,19 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from data import get_split, label_matrix, label_sets, load_prepared
+from data import label_sets, load_prepared
+from evaluation.labelled import add_figures, class_figures, first_label_set, labelled_rows
 from evaluation.models import encode, load_model, untrained_like
-from evaluation.results import summarise
+from evaluation.options import add_common, add_labels
+from evaluation.results import Results, predictions_of
 
+NAME = "linear-probe"
 REGULARISATION = (0.001, 0.01, 0.1, 1.0, 10.0)
+
+
+def add_arguments(parser):
+    add_common(parser)
+    add_labels(parser)
 
 
 def fit_probe(train, validation, test) -> np.ndarray:
@@ -32,24 +40,26 @@ def fit_probe(train, validation, test) -> np.ndarray:
             if 0 < held_out.sum() < len(held_out):
                 quality = roc_auc_score(held_out, probe.decision_function(features[1]))
             if quality > best:
-                best, scores[:, index] = quality, probe.decision_function(features[2])
+                best, scores[:, index] = quality, probe.predict_proba(features[2])[:, 1]
     return scores
 
 
-def linear_probe(options, device) -> dict:
+def run(options) -> Results:
     """Logistic regression on the frozen encoder's features, and on an untrained encoder's."""
     splits = load_prepared(options.data)
-    model, extractor = load_model(options.model, device)
-    test = get_split(splits, options.split, options.data)
-    label_set = options.label_set or next(iter(label_sets(test)), "")
-    results, scored = {}, None
-    for name, network in (("model", model), ("untrained", untrained_like(options.model, device))):
+    model, extractor = load_model(options.model, options.runtime.device)
+    label_set = options.label_set or first_label_set(splits, options.split, options.data)
+    networks = {"model": model, "untrained": untrained_like(options.model, options.runtime.device)}
+    scored = {}
+    for name, network in networks.items():
         parts = []
-        for split_name in ("train", "validation", options.split):
-            split = get_split(splits, split_name, options.data)
-            targets, rows = label_matrix(split, label_set)
-            labelled = split.select(rows)
-            features = encode(network, extractor, labelled, options.batch_size, f"{split_name} ({name})")["probe"]
-            parts.append((features, targets))
-        results[name], scored = fit_probe(*parts), labelled
-    return summarise("linear-probe", options, label_set, scored, parts[-1][1], results, label_sets(test)[label_set])
+        for split in ("train", "validation", options.split):
+            rows, targets = labelled_rows(splits, split, label_set, options.data)
+            parts.append((encode(network, extractor, rows, options.runtime, f"{split} ({name})")["probe"], targets))
+        classes = label_sets(rows)[label_set]
+        scored[name] = class_figures(options, rows, classes, targets, fit_probe(*parts))
+    results = Results.of(NAME, options, rows, label_set)
+    add_figures(results, scored)
+    results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
+    results.next = f"python evaluate.py zero-shot --model {options.model} --data {options.data}"
+    return results

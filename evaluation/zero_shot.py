@@ -1,4 +1,8 @@
-"""Zero-shot classification: findings scored by the similarity of an ECG with texts that describe them."""
+"""Zero-shot classification: findings scored by the similarity of a recording with texts that describe them.
+
+A class's embedding is the mean of its prompts'. Thresholds of F1 come from the validation split, as it would be done in
+use; the published "best on test" is an option. An untrained model of the same shape stands beside.
+"""
 
 from pathlib import Path
 
@@ -6,15 +10,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from datasets import Dataset
 
-from data import get_split, label_matrix, label_sets, load_prepared
-from evaluation.models import encode, load_model, untrained_like
-from evaluation.results import summarise
+from data import get_split, label_sets, load_prepared
+from evaluation.labelled import BEST_ON_TEST, add_figures, class_figures, labelled_rows, thresholds_of
+from evaluation.models import encode, load_model, require_text, untrained_like
+from evaluation.options import add_against, add_common, add_labels
+from evaluation.results import Results, predictions_of
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
+NAME = "zero-shot"
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts.yaml"
+
+
+def add_arguments(parser):
+    add_common(parser)
+    add_labels(parser)
+    add_against(parser)
+    parser.add_argument("--prompts", default=str(PROMPTS), help="YAML of label set, label and prompts")
+    parser.add_argument(
+        "--thresholds",
+        choices=("validation", BEST_ON_TEST),
+        default="validation",
+        help="where the threshold of F1 comes from; best-on-test is what papers report, and too good",
+    )
 
 
 def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
@@ -39,26 +58,47 @@ def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[s
     return np.stack(embeddings)
 
 
-def zero_shot(options, device) -> dict:
+def run(options) -> Results:
     """Scores every class of a label set by the similarity of ECG and prompt embeddings."""
-    model, processor = load_model(options.model, device)
-    if not isinstance(model, MelpModel):
-        raise ValueError(f"{options.model} has no text tower: zero-shot needs a whole MELP model.")
-    split = get_split(load_prepared(options.data), options.split, options.data)
-    label_set = options.label_set or _only_label_set(split, options.prompts)
-    targets, rows = label_matrix(split, label_set)
-    split = split.select(rows)
-    prompts = load_prompts(options.prompts, label_set, label_sets(split)[label_set])
-    results = {}
-    for name, network in (("model", model), ("untrained", untrained_like(options.model, device))):
-        embeddings = encode(network, processor, split, options.batch_size, f"encode ({name})")["rhythm"]
-        results[name] = embeddings @ class_embeddings(network, processor, prompts).T
-    return summarise("zero-shot", options, label_set, split, targets, results, list(prompts))
+    runtime = options.runtime
+    model, processor = load_model(options.model, runtime.device)
+    require_text(model, options.model)
+    splits = load_prepared(options.data)
+    label_set = options.label_set or _label_set_with_prompts(splits, options)
+    rows, targets = labelled_rows(splits, options.split, label_set, options.data)
+    classes = label_sets(rows)[label_set]
+    prompts = load_prompts(options.prompts, label_set, classes)
+    validation = None
+    if options.thresholds == "validation" and "validation" in splits:
+        validation = labelled_rows(splits, "validation", label_set, options.data)
+
+    models = {"model": (model, processor), "untrained": (untrained_like(options.model, runtime.device), processor)}
+    if options.against:
+        other, other_processor = load_model(options.against, runtime.device)
+        models["other"] = (require_text(other, options.against), other_processor)
+    scored = {}
+    for name, (network, reader) in models.items():
+        texts = class_embeddings(network, reader, prompts).T
+        scores = encode(network, reader, rows, runtime, f"{options.split} ({name})")["rhythm"] @ texts
+        thresholds = None
+        if validation is not None:
+            held_out = encode(network, reader, validation[0], runtime, f"validation ({name})")["rhythm"] @ texts
+            thresholds = thresholds_of(validation[1], held_out)
+        elif options.thresholds == BEST_ON_TEST:
+            thresholds = thresholds_of(targets, scores)
+        scored[name] = class_figures(options, rows, classes, targets, scores, thresholds)
+
+    results = Results.of(NAME, options, rows, label_set)
+    add_figures(results, scored)
+    results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
+    results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
+    return results
 
 
-def _only_label_set(split: Dataset, prompts: str | Path) -> str:
+def _label_set_with_prompts(splits, options) -> str:
     """The label set to use where none was named: the first that the prompt file knows."""
-    known = [name for name in label_sets(split) if name in yaml.safe_load(Path(prompts).read_text())]
+    sets = label_sets(get_split(splits, options.split, options.data))
+    known = [name for name in sets if name in yaml.safe_load(Path(options.prompts).read_text())]
     if not known:
-        raise ValueError(f"{prompts} has prompts for none of this data's label sets ({', '.join(label_sets(split))}).")
+        raise ValueError(f"{options.prompts} has prompts for none of this data's label sets ({', '.join(sets)}).")
     return known[0]
