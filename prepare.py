@@ -22,6 +22,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, DatasetInfo, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from threadpoolctl import threadpool_limits
@@ -38,7 +40,7 @@ SHARD_RECORDS = 1000
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
-def features_of(module, items: list[dict]) -> Features:
+def features_of(module, table: pa.Table) -> Features:
     """Columns of a prepared folder. A label set is a list of class ids; None means "not labelled", [] "none"."""
     return Features(
         {
@@ -51,14 +53,14 @@ def features_of(module, items: list[dict]) -> Features:
             "sampling_rate": Value("int32"),
             "gain": List(Value("float32")),
             "baseline": List(Value("float32")),
-            **{name: List(ClassLabel(names=classes)) for name, classes in label_sets_of(module, items).items()},
+            **{name: List(ClassLabel(names=classes)) for name, classes in label_sets_of(module, table).items()},
             **{name: Value(dtype) for name, dtype in getattr(module, "EXTRA", {}).items()},
         }
     )
 
 
-def label_sets_of(module, items: list[dict]) -> dict[str, list[str]]:
-    return module.label_sets(items) if hasattr(module, "label_sets") else module.LABEL_SETS
+def label_sets_of(module, table: pa.Table) -> dict[str, list[str]]:
+    return module.label_sets(table) if hasattr(module, "label_sets") else module.LABEL_SETS
 
 
 def to_row(record: EcgRecord, features: Features) -> dict:
@@ -215,9 +217,12 @@ def prepare(database: str, output: str | Path, *, root=None, workers: int = 1, l
     """
     output = Path(output)
     module = importlib.import_module(f"databases.{DATABASES[database]}")
-    items = module.plan(root, **options)[:limit]
+    table = module.plan(root, **options)[:limit]
+    unread = table.filter(pc.is_valid(table["reject"])).select(["record", "split", "reject"])
+    unread = unread.rename_columns(["record", "split", "reason"]).to_pylist()
+    items = table.filter(pc.is_null(table["reject"])).to_pylist()
     check_patients(items)
-    features = features_of(module, items)
+    features = features_of(module, table)
     # The plan is what a resumed run must agree with.
     fingerprint = hashlib.sha256(
         json.dumps([database, getattr(module, "VERSION", 0), items, str(features)]).encode()
@@ -234,10 +239,10 @@ def prepare(database: str, output: str | Path, *, root=None, workers: int = 1, l
     work.mkdir(parents=True, exist_ok=True)
     _write_atomically(work / "plan.json", json.dumps({"fingerprint": fingerprint}))
     shards = run_shards(database, items, features, work, workers)
-    rejected = [row for summaries in shards.values() for summary in summaries for row in summary["rejected"]]
-    if len(rejected) == len(items):
+    rejected = unread + [row for summaries in shards.values() for summary in summaries for row in summary["rejected"]]
+    if len(rejected) == len(table):
         reasons = "; ".join(f"{row['record']}: {row['reason']}" for row in rejected[:3])
-        raise ValueError(f"none of the {len(items)} recordings could be used ({reasons}).")
+        raise ValueError(f"none of the {len(table)} recordings could be used ({reasons}).")
     assemble(database, output, shards, rejected, features, fingerprint)
     return output
 

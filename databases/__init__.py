@@ -2,14 +2,19 @@
 
 A database module offers
 
-- `plan(root, **options) -> list[dict]`: one small dict a recording, read from the database's tables only (cheap);
-  each holds at least `record` (the name, unique), `patient` and `split` (`train`, `validation`, `test`);
-- `read(item) -> EcgRecord`: the recording that one item of the plan stands for (runs in worker processes); raises
-  `ValueError` with the reason when the recording cannot be used;
-- `LABEL_SETS`: `{label set: [class, ...]}`, or a function `label_sets(items)` where the table decides;
-- `VERSION`: a number to raise when the same files come to give other rows, where that can happen;
-- `EXTRA`: `{column: dtype}` of the further columns it keeps, where it has any;
-- `add_arguments(parser)`: its own command-line options.
+- `plan(root, **options) -> pyarrow.Table`: one row for every recording that the database's tables or folders list,
+  from the tables (and, where labels stand nowhere else, the headers) alone. Columns: `record` (string, the name,
+  unique), `patient` (string), `split` (one of `SPLITS`), `reject` (string: null where the recording is to be read,
+  else the reason why not, one short sentence), a list<string> column a label set (null: not labelled; an empty list:
+  none of its classes), and whatever else `read` needs. It is built column by column: MIMIC-IV-ECG has 800,035 rows;
+- `read(item) -> EcgRecord`: the recording of one row of that table, a dict; runs in worker processes. Raises
+  ValueError or OSError with the reason when the recording cannot be used, and nothing else for a broken file;
+- `LABEL_SETS`: `{label set: [class, ...]}`, or a function `label_sets(table)` where the tables decide;
+- `EXTRA`: `{column: Arrow type}` of the further columns it keeps, where it has any;
+- `SOURCE`: `name`, `version`, `licence`, `citation` and `url`, for the dataset's card;
+- `inputs(root, **options) -> list[Path]`: the tables it reads, for their checksums;
+- `VERSION`: a number to raise when the same files come to give other rows;
+- `add_arguments(parser)`: its own command-line options, which are the keywords of `plan` and `inputs`.
 
 Adding a database means adding one such file and its name to `DATABASES`.
 """
@@ -18,8 +23,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# Sources of the PhysioNet/CinC Challenges 2020 and 2021, by the names of their folders there.
+CHALLENGE_SOURCES = (
+    "georgia",
+    "ningbo",
+    "chapman_shaoxing",
+    "cpsc_2018",
+    "cpsc_2018_extra",
+    "st_petersburg_incart",
+    "ptb",
+    "ptb-xl",
+)
 # Command-line name of a database -> its module in this package.
-DATABASES = {"synthetic": "synthetic", "ptbxl": "ptbxl", "manifest": "manifest"}
+DATABASES = {
+    "synthetic": "synthetic",
+    "manifest": "manifest",
+    "mimic": "mimic",
+    "ptbxl": "ptbxl",
+    "cpsc2018": "cpsc2018",
+    "csn": "csn",
+    "code15": "code15",
+    "challenge": "challenge",
+    **dict.fromkeys(CHALLENGE_SOURCES, "challenge"),
+}
 SPLITS = ("train", "validation", "test")
 
 

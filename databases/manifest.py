@@ -5,67 +5,61 @@ test), `report`, `labels` or `labels_NAME` (class names separated by ";" or a li
 null in JSON or Parquet "not labelled"). Other columns can be named for these with `--column ours=theirs`.
 """
 
-import hashlib
+import os
 import re
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from databases import SPLITS, EcgRecord
-from databases.wfdb_record import read_wfdb
+from databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
+from databases.wfdb_record import wfdb_item
+
+__all__ = ["SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
+
+VERSION = 1
+SOURCE = {"name": "a table of the user's own", "version": "", "licence": "the user's", "citation": "", "url": ""}
 
 
 def add_arguments(parser):
     parser.add_argument("--csv", required=True, metavar="FILE", help="the table: .csv, .json, .jsonl or .parquet")
     parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="e.g. record=filename_hr")
-    parser.add_argument("--seed", type=int, default=0, help="of the split by patient, where the table has none")
+    add_seed(parser, "of the split by patient (80/10/10), where the table has none")
 
 
-def plan(root, *, csv: str, column: list[str] | None = None, seed: int = 0) -> list[dict]:
-    """One item a row, in the table's order. Raises ValueError naming the table and the row or column."""
+def inputs(root, *, csv: str, **_) -> list[Path]:
+    return [Path(csv)]
+
+
+def plan(root, *, csv: str, column: list[str] | None = None, seed: int = 0) -> pa.Table:
+    """One row a recording, in the table's order. Raises ValueError naming the table and the row or column."""
     table = _read_table(csv, column or [])
-    label_columns = _label_columns(table)
-    items, seen = [], set()
-    for row in table.to_dict("records"):
-        record, patient = _text(row["record"]), _text(row["patient"])
-        if not record or record in seen:
-            raise ValueError(f"{csv}: record {record!r} is {'named twice' if record else 'empty'} in column 'record'.")
-        if not patient:
-            raise ValueError(f"{csv}: record {record!r} has no patient; a split needs one for every record.")
-        seen.add(record)
-        split = _text(row["split"]) if "split" in table else _split_of(patient, seed)
-        if split not in SPLITS:
-            raise ValueError(f"{csv}: record {record!r} has split {split!r}; it must be one of {', '.join(SPLITS)}.")
-        items.append(
-            {
-                "record": record,
-                "patient": patient,
-                "split": split,
-                "path": str(Path(root) / record),
-                "report": _text(row.get("report")),
-                "labels": {name: _classes(row[name]) for name in label_columns if _classes(row[name]) is not None},
-            }
-        )
-    return items
+    record, patient = _text(table["record"]), _text(table["patient"])
+    if (wrong := (record == "") | record.duplicated()).any():
+        name = record[wrong].iloc[0]
+        raise ValueError(f"{csv}: record {name!r} is {'named twice' if name else 'empty'} in column 'record'.")
+    if (patient == "").any():
+        name = record[patient == ""].iloc[0]
+        raise ValueError(f"{csv}: record {name!r} has no patient; a split needs one for every record.")
+    split = _text(table["split"]) if "split" in table else pd.Series(seeded_split(patient, seed))
+    if (wrong := ~split.isin(SPLITS)).any():
+        name, found = record[wrong].iloc[0], split[wrong].iloc[0]
+        raise ValueError(f"{csv}: record {name!r} has split {found!r}; it must be one of {', '.join(SPLITS)}.")
+    labels = {name: [_classes(cell) for cell in table[name]] for name in _label_columns(table)}
+    columns = {
+        "record": record,
+        "patient": patient,
+        "split": split,
+        "path": [os.path.join(root, name) for name in record],  # a record may be an absolute path
+        "report": _text(table["report"]) if "report" in table else [""] * len(table),
+        **labels,
+    }
+    return plan_table(columns, {name: occurring(lists) for name, lists in labels.items()})
 
 
 def read(item: dict) -> EcgRecord:
-    return EcgRecord(
-        record=item["record"],
-        patient=item["patient"],
-        report=item["report"],
-        labels=item["labels"],
-        **read_wfdb(item["path"]),
-    )
-
-
-def label_sets(items: list[dict]) -> dict[str, list[str]]:
-    """Every class the table names, in alphabetical order."""
-    sets: dict[str, set] = {}
-    for item in items:
-        for name, classes in item["labels"].items():
-            sets.setdefault(name, set()).update(classes)
-    return {name: sorted(classes) for name, classes in sets.items()}
+    return wfdb_item(item)
 
 
 def _read_table(path: str, columns: list[str]) -> pd.DataFrame:
@@ -96,8 +90,8 @@ def _label_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table if re.fullmatch(r"labels(_\w+)?", name)]
 
 
-def _text(cell) -> str:
-    return "" if pd.isna(cell) else str(cell).strip()
+def _text(column: pd.Series) -> pd.Series:
+    return column.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
 
 
 def _classes(cell) -> list[str] | None:
@@ -108,9 +102,3 @@ def _classes(cell) -> list[str] | None:
     else:
         parts = str(cell).split(";")
     return [part.strip() for part in parts if part.strip()]
-
-
-def _split_of(patient: str, seed: int) -> str:
-    """80/10/10 by patient, from a hash, so that adding rows moves nobody."""
-    draw = int(hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()[:8], 16) / 2**32
-    return "train" if draw < 0.8 else "validation" if draw < 0.9 else "test"

@@ -32,6 +32,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from databases import EcgRecord
 from databases.simulator import (
@@ -45,8 +46,16 @@ from databases.simulator import (
     simulate,
     torso_matrix,
 )
+from databases.tables import plan_table
 
 VERSION = 1  # raise it with any change of what is simulated: corpora already made are then made anew
+SOURCE = {
+    "name": "MELP's synthetic ECGs (simulated, not medically validated)",
+    "version": str(VERSION),
+    "licence": "Apache-2.0",
+    "citation": "",
+    "url": "",
+}
 UNITS_PER_MV = 1000
 # Streams of random numbers: SeedSequence([seed, stream, ...]).
 _PLAN, _PATIENT, _RECORDING = 0, 1, 2
@@ -336,7 +345,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic patients")
 
 
-def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, **_) -> list[dict]:
+def inputs(root: str | None = None, **_) -> list:
+    return []
+
+
+def plan(root: str | None = None, *, records: int = 4000, seed: int = 0) -> pa.Table:
     """The first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten tests.
 
     Raises:
@@ -346,17 +359,18 @@ def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, **_) ->
         raise ValueError(f"records must be at least 1 and seed at least 0, not {records} and {seed}")
     draws = np.random.default_rng([seed, _PLAN]).random(records)
     counts = np.searchsorted(np.cumsum(_RECORDINGS)[:-1], draws, side="right") + 1
-    items: list[dict] = []
-    for index, count in enumerate(counts.tolist()):
-        patient = f"synthetic-{index:07d}"
+    index = np.repeat(np.arange(records), counts)[:records]
+    recording = np.concatenate([np.arange(count) for count in counts])[:records]
+    columns = {
+        "record": [f"synthetic-{i:07d}-{k}" for i, k in zip(index, recording, strict=True)],
+        "patient": [f"synthetic-{i:07d}" for i in index],
         # patients are alike by index, so the index may decide; small plans too get all three splits
-        split = {1: "validation", 2: "test"}.get(index % 10, "train")
-        for recording in range(min(count, records - len(items))):
-            item = {"record": f"{patient}-{recording}", "patient": patient, "split": split}
-            items.append(item | {"seed": seed, "patient_index": index, "recording_index": recording})
-        if len(items) == records:
-            break
-    return items
+        "split": np.select([index % 10 == 1, index % 10 == 2], ["validation", "test"], "train").astype(object),
+        "seed": np.full(records, seed),
+        "patient_index": index,
+        "recording_index": recording,
+    }
+    return plan_table(columns, LABEL_SETS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

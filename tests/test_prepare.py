@@ -42,7 +42,7 @@ def write_record(folder, name: str, signal: np.ndarray, leads=LEADS, rate=500, *
 
 def some_ecg(seed: int = 0, seconds: float = 10.0, rate: int = 500) -> np.ndarray:
     """(12, samples) mV that obeys the limb-lead relations."""
-    record = synthetic.read(synthetic.plan(records=seed + 1)[seed])
+    record = synthetic.read(synthetic.plan(records=seed + 1).to_pylist()[seed])
     signal = record.signal / record.gain[:, None]
     return np.tile(signal, (1, 3))[:, : int(seconds * rate)]
 
@@ -62,7 +62,7 @@ def test_synthetic_corpus_comes_back_as_it_was_made(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "train.py --data" in printed
     splits = load_from_disk(str(tmp_path / "corpus"))
-    plan = synthetic.plan(records=60, seed=3)
+    plan = synthetic.plan(records=60, seed=3).to_pylist()
     assert sum(len(split) for split in splits.values()) == 60
     for item in plan[:20]:
         split = splits[item["split"]]

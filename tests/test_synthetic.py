@@ -49,7 +49,7 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def records():
-    return [synthetic.read(item) for item in synthetic.plan(records=RECORDS, seed=3)]
+    return [synthetic.read(item) for item in synthetic.plan(records=RECORDS, seed=3).to_pylist()]
 
 
 def having(records, present, absent=()):
@@ -103,18 +103,18 @@ def test_limb_leads_exact_before_quantisation():
 
 
 def test_record_depends_on_its_item_alone():
-    small, large = synthetic.plan(records=40, seed=5), synthetic.plan(records=400, seed=5)
+    small, large = synthetic.plan(records=40, seed=5).to_pylist(), synthetic.plan(records=400, seed=5).to_pylist()
     assert large[:40] == small
     for item in reversed(small):
         first, second = synthetic.read(item), synthetic.read(dict(item))
         np.testing.assert_array_equal(first.signal, second.signal)
         assert (first.report, first.labels, first.extra) == (second.report, second.labels, second.extra)
-    other = synthetic.read(synthetic.plan(records=1, seed=6)[0])
+    other = synthetic.read(synthetic.plan(records=1, seed=6).to_pylist()[0])
     assert not np.array_equal(other.signal, synthetic.read(small[0]).signal)
 
 
 def test_splits_keep_patients_apart():
-    items = synthetic.plan(records=20_000)
+    items = synthetic.plan(records=20_000).to_pylist()
     assert len({item["record"] for item in items}) == len(items) == 20_000
     splits = {}
     for item in items:
@@ -123,7 +123,7 @@ def test_splits_keep_patients_apart():
     shares = Counter(item["split"] for item in items)
     assert 0.78 < shares["train"] / 20_000 < 0.82
     assert 0.08 < shares["validation"] / 20_000 < 0.12
-    assert {item["split"] for item in synthetic.plan(records=20)} == {"train", "validation", "test"}
+    assert {item["split"] for item in synthetic.plan(records=20).to_pylist()} == {"train", "validation", "test"}
 
 
 def test_patient_keeps_chronic_findings(records):
