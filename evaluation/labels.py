@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from databases.snomed import NAMES
+
 TABLE = Path(__file__).resolve().parent / "labels.yaml"
 GROUPS = (
     "normal",
@@ -25,7 +27,8 @@ def correspondences() -> dict[str, dict]:
     for entry in table.values():
         for key in entry.keys() - {"group"}:
             labels = entry[key] if isinstance(entry[key], list) else [entry[key]]
-            entry[key] = [str(label) for label in labels]
+            # Prepared folders have SNOMED CT codes by their names.
+            entry[key] = [NAMES[str(label)] if key == "snomed" else str(label) for label in labels]
     return table
 
 
