@@ -75,7 +75,7 @@ def _difference(value, draws: np.ndarray) -> dict:
 
 
 def on_rows(statistic: Callable[[np.ndarray], float]) -> Statistic:
-    """A statistic of weights from one of row indices (a row drawn twice occurs twice): slower, for what has no other."""
+    """A statistic of weights from one of row indices (a row drawn twice occurs twice): slower."""
     return lambda weights: np.array([statistic(np.repeat(np.arange(len(row)), row)) for row in weights])
 
 

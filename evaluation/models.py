@@ -144,6 +144,15 @@ class Change:
     apply: Callable[[np.ndarray, np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]]
 
 
+def _first_half(signal, lead_mask, records):
+    signal[..., signal.shape[-1] // 2 :] = 0.0
+    return signal, lead_mask
+
+
+# The original reads CPSC2018 as the first 2,500 samples, zero-padded to 5,000, then min-max (so the padding is not 0).
+CPSC_ORIGINAL = Change("first 2500 samples of 5000", _first_half)
+
+
 class _Collate:
     def __init__(self, extractor, change: Change | None):
         self.collate, self.change = MelpCollator(extractor, text=False), change

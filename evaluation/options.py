@@ -29,6 +29,12 @@ def add_labels(parser):
         "--min-positives", type=int, default=MIN_POSITIVES, help=f"mark classes with fewer ({MIN_POSITIVES})"
     )
 
+    parser.add_argument(
+        "--cpsc-original",
+        action="store_true",
+        help="read recordings as the original reads CPSC2018: the first 5 s, zero-padded to 10 s, then scaled",
+    )
+
 
 def add_against(parser):
     parser.add_argument("--against", metavar="OTHER", help="another model, compared by a paired bootstrap")

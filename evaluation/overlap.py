@@ -12,7 +12,14 @@ NAMES = {
     "georgia": ("georgia", "g12ec"),
     "mimic": ("mimic", "mimic-iv-ecg", "mimic-ecg"),
     "code15": ("code15", "code-15", "code-15%"),
-    "challenge2021": ("challenge2021", "cinc2021", "physionet2021", "challenge-2021", "physionet/challenge-2021"),
+    "challenge2021": (
+        "challenge2021",
+        "challenge",
+        "cinc2021",
+        "physionet2021",
+        "challenge-2021",
+        "physionet/challenge-2021",
+    ),
     "synthetic": ("synthetic",),
 }
 # A mixture holds these (PhysioNet/CinC Challenge 2021 training data).

@@ -1,6 +1,6 @@
 """What a task found: the figures with their intervals and all that is needed to recompute them.
 
-A task fills a `Results`; `evaluate.py` prints it and writes it: `results.json`, `results.md`, `predictions.parquet` and
+A task fills a `Results`; `evaluate.py` prints it and writes `results.json`, `results.md`, `predictions.parquet` and
 `figures/`.
 """
 
@@ -62,7 +62,7 @@ class Results:
     def of(cls, task: str, options, rows: Dataset, label_set: str = "") -> "Results":
         """Results of a task on `rows`, with all that does not depend on the task, and the warnings about the data."""
         folders = [options.data] if isinstance(options.data, str) else list(options.data)
-        about = {str(folder): json.loads((Path(folder) / "melp.json").read_text()) for folder in folders}
+        about = {str(folder): about_data(folder) for folder in folders}
         database = ", ".join(dict.fromkeys(entry["database"] for entry in about.values()))
         settings = {name: value for name, value in vars(options).items() if name not in ("task", "runtime")}
         results = cls(
@@ -96,8 +96,8 @@ class Results:
         lines = [
             f"# {self.task}: {self.model}",
             "",
-            f"{self.database},{of_labels} split {self.split}: {self.records:,} recordings of {self.patients:,} patients"
-            f"{synthetic}. Intervals: 95%, bootstrap over patients.",
+            f"{self.database},{of_labels} split {self.split}: {self.records:,} recordings of {self.patients:,} "
+            f"patients{synthetic}. Intervals: 95%, bootstrap over patients.",
         ]
         for title, table in self.tables.items():
             lines += ["", f"## {title}", "", table.rstrip()]
@@ -127,6 +127,12 @@ class Results:
         names += ["predictions.parquet"] if self.predictions is not None else []
         names += [f"figures/ ({', '.join(self.figures)}; PNG and SVG)"] if self.figures else []
         return f"Written to {folder}: {', '.join(names)}"
+
+
+def about_data(path: str) -> dict:
+    """`database` and `fingerprint` of prepared data; a Hub id, which has no `melp.json` here, stands for itself."""
+    file = Path(path) / "melp.json"
+    return json.loads(file.read_text()) if file.is_file() else {"database": str(path), "fingerprint": None}
 
 
 def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores, **more) -> pd.DataFrame:
