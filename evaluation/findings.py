@@ -2,18 +2,19 @@
 
 How a report is read:
 
-- It is cut into sentences, these at ";", " - ", "but", "however" and "although", and what remains into clauses at commas.
-  Negation reaches to the end of its clause, and over the commas of a list that goes on with "or" or "nor" ("no st
-  elevation, t wave inversion or q waves").
+- It is cut into sentences, these at ";", " - ", "but", "however" and "although", and what remains into clauses at
+  commas. Negation reaches to the end of its clause, and over the commas of a list that goes on with "or" or "nor"
+  ("no st elevation, t wave inversion or q waves").
 - Negated is what follows "no", "not", "without", "absence of", "negative for", "rule out" or "has replaced", and what
-  stands before "is absent", "not seen", "no longer present", "ruled out" or "resolved" in the clause. "rule out" asks for
-  an exclusion, so it states nothing.
+  stands before "is absent", "not seen", "no longer present", "ruled out" or "resolved" in the clause. "rule out" asks
+  for an exclusion, so it states nothing.
 - Uncertain statements count as findings, whatever the doubt ("possible", "probable", "consider", "cannot rule out",
   "not excluded"): a cart prints them when its criteria are met, if barely.
-- Of overlapping phrases the longest counts: "incomplete right bundle branch block" is not the complete one, "sinus rhythm
-  with slow rate" is bradycardia. A finding that is stated once is stated, though another clause may negate it.
+- Of overlapping phrases the longest counts: "incomplete right bundle branch block" is not the complete one, "sinus
+  rhythm with slow rate" is bradycardia. A finding that is stated once is stated, though another clause may negate it.
 
-Phrases are those of carts and of their readers, in English; a report in other words or another language states nothing.
+Phrases are those of carts and of their readers, in English; a report in other words or another language states
+nothing.
 """
 
 import re
@@ -96,7 +97,9 @@ PHRASES = {
     "digitalis effect": r"(?:digitalis|digoxin) effect",
 }
 # What contains one of these phrases and does not state it.
-_OTHERWISE = r"(?:otherwise|borderline) (?:normal (?:ecg|ekg|tracing)|within normal limits)|atrial bigeminy|atrial trigeminy"
+_OTHERWISE = (
+    r"(?:otherwise|borderline) (?:normal (?:ecg|ekg|tracing)|within normal limits)|atrial bigeminy|atrial trigeminy"
+)
 _PATTERNS = {
     finding: re.compile(rf"(?<![a-z])(?:{pattern})(?![a-z])")
     for finding, pattern in [*PHRASES.items(), (None, _OTHERWISE)]
@@ -110,8 +113,8 @@ _BEFORE = re.compile(
 )
 _OR = re.compile(r"\bn?or\b")
 _AFTER = re.compile(
-    r"\b(?:(?:is|are) (?:absent|excluded|not|resolved)|not (?:seen|present|evident)|no longer (?:seen|present|evident)|"
-    r"ruled out|(?:has|have) resolved|absent)\b"
+    r"\b(?:(?:is|are) (?:absent|excluded|not|resolved)|(?:not|no longer) (?:seen|present|evident)|ruled out|"
+    r"(?:has|have) resolved|absent)\b"
 )
 
 

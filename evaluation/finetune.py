@@ -1,9 +1,10 @@
 """Fine-tuning: the whole ECG tower with a linear head over all classes of a label set, beside the same from scratch.
 
-Findings can occur together: a sigmoid each, binary cross entropy, classes weighted alike. Layers further from the head
-learn more slowly (--layer-decay), the rate warms up and falls along a cosine, and training ends when the validation macro
-AUROC has not risen for --patience epochs; the best epoch's weights are tested and, with --output, saved in
-OUTPUT/model, which AutoModelForSequenceClassification opens. Runs on several processes with `accelerate launch`.
+Findings can occur together: a sigmoid each, binary cross entropy, classes weighted alike. Layers further from the
+head learn more slowly (--layer-decay), the rate warms up and falls along a cosine, and training ends when the
+validation macro AUROC has not risen for --patience epochs; the best epoch's weights are tested and, with --output,
+saved in OUTPUT/model, which AutoModelForSequenceClassification opens. Runs on several processes with `accelerate
+launch`.
 """
 
 import copy
@@ -218,9 +219,7 @@ def run(options) -> Results:
     )
     if options.output:
         results.notes.append("model/ is the fine-tuned model: AutoModelForSequenceClassification opens it.")
-    results.predictions = predictions_of(
-        rows[options.split], classes, targets[options.split], scored["model"].scores
-    )
+    results.predictions = predictions_of(rows[options.split], classes, targets[options.split], scored["model"].scores)
     results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
     return results
 
@@ -232,4 +231,5 @@ def _training_table(histories: dict[str, list[dict]]) -> str:
     for index in range(epochs):
         of_each = [history[index] if index < len(history) else {} for history in histories.values()]
         rows.append([index + 1, *(epoch.get(key) for epoch in of_each for key in ("loss", "auroc"))])
-    return markdown_table(["epoch", *(f"{name}: {what}" for name in histories for what in ("loss", "val. AUROC"))], rows)
+    header = [f"{name}: {what}" for name in histories for what in ("loss", "validation AUROC")]
+    return markdown_table(["epoch", *header], rows)

@@ -1,12 +1,12 @@
 """Patient identification: whose recording is it, among one earlier recording of each patient?
 
-As in the paper's appendix: a gallery holds one recording a patient, the probes are other recordings of the same patients,
-and the nearest in the gallery by the cosine of the probing features (`probe_embeds`) names the patient. Top-k: the
-patient is among the first k.
+As in the paper's appendix: a gallery holds one recording a patient, the probes are other recordings of the same
+patients, and the nearest in the gallery by the cosine of the probing features (`probe_embeds`) names the patient.
+Top-k: the patient is among the first k.
 
-Pairs are those of the published tables with `--splits` (`valid_gallery.csv` and `valid_probe.csv`, which name recordings
-of PTB-XL by `filename_hr` and patients by `label`), or two recordings drawn of each patient of the split who has several.
-Whole recordings are encoded; the published tables name their first five seconds.
+Pairs are those of the published tables with `--splits` (`valid_gallery.csv` and `valid_probe.csv`, which name
+recordings of PTB-XL by `filename_hr` and patients by `label`), or two recordings drawn of each patient of the split
+who has several. Whole recordings are encoded; the published tables name their first five seconds.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ NAME = "identify"
 def add_arguments(parser):
     add_common(parser)
     add_against(parser)
-    parser.add_argument("--splits", metavar="DIR", help="folder of the published valid_gallery.csv and valid_probe.csv")
+    parser.add_argument("--splits", metavar="DIR", help="folder of the published gallery and probe tables")
 
 
 def drawn_pairs(rows: Dataset, seed: int, where: str) -> tuple[Dataset, Dataset]:
@@ -42,8 +42,8 @@ def drawn_pairs(rows: Dataset, seed: int, where: str) -> tuple[Dataset, Dataset]
     pairs = [group.sample(2, random_state=seed + n)["row"] for n, (_, group) in enumerate(frame.groupby("patient"))]
     if len(pairs) < 2:
         raise ValueError(
-            f"{where}: {len(pairs)} patient(s) with several recordings; identification needs at least two. Choose another "
-            "--split or database, or --splits with the published pairs."
+            f"{where}: {len(pairs)} patient(s) with several recordings; two are needed. Choose "
+            "another --split or database, or --splits with the published pairs."
         )
     gallery, probes = np.array(pairs).T
     return rows.select(gallery), rows.select(probes)

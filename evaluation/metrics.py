@@ -50,7 +50,8 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
     draws = np.asarray(draws, dtype=float)
     low, high = np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
     some = ~np.isnan(draws).all(axis=0)
-    low[some], high[some] = np.nanpercentile(draws[:, some], (tail, 100 - tail), axis=0)
+    if some.any():
+        low[some], high[some] = np.nanpercentile(draws[:, some], (tail, 100 - tail), axis=0)
     return low, high
 
 

@@ -34,7 +34,7 @@ class Ranking:
         return 1 + self.before + self.ties / 2
 
     def within(self, cut: int) -> np.ndarray:
-        """(queries,) whether the right one is among the first `cut`; its probability where ties are in random order."""
+        """(queries,) whether the right one is among the first `cut`; a probability where it is in ties."""
         return np.clip((cut - self.before) / (self.ties + 1), 0, 1)
 
     def chance(self, cut: int) -> np.ndarray:

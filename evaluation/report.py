@@ -1,10 +1,10 @@
 """Drafted reports against the true ones: the findings they state, and the words they share.
 
-What a draft is for is its findings: of each, precision, recall and F1 over the recordings, where the true report states it
-and where the draft does (`findings.py`: negation is understood, uncertain statements count). BLEU (sacrebleu, corpus, in
-lower case), ROUGE-L (rouge-score, F-measure) and METEOR (nltk, where its WordNet is at hand) say how alike the wordings
-are. Beside the model stands one report for everybody, the most frequent of the training split: machine reports repeat, and
-any drafts must beat it.
+What a draft is for is its findings: of each, precision, recall and F1 over the recordings, where the true report
+states it and where the draft does (`findings.py`: negation is understood, uncertain statements count). BLEU
+(sacrebleu, corpus, in lower case), ROUGE-L (rouge-score, F-measure) and METEOR (nltk, where its WordNet is at hand)
+say how alike the wordings are. Beside the model stands one report for everybody, the most frequent of the training
+split: machine reports repeat, and any drafts must beat it.
 """
 
 from collections import Counter
@@ -42,7 +42,12 @@ def add_arguments(parser):
 
 
 def draft_reports(
-    model: MelpModel, processor: MelpProcessor, split: Dataset, batch_size: int = 64, progress: bool = False, **generate
+    model: MelpModel,
+    processor: MelpProcessor,
+    split: Dataset,
+    batch_size: int = 64,
+    progress: bool = False,
+    **generate,
 ) -> list[str]:
     """A drafted report for each row of a split; each recording is encoded once, `generate` goes to `generate`."""
     collate, drafts = MelpCollator(processor, text=False), []
@@ -179,6 +184,8 @@ def run(options) -> Results:
             key: with_interval(patients, statistic, **sampling)
             for key, statistic in (_overall(truth, stated[name]) | wording).items()
         }
+        # Precision of drafts that state nothing does not exist.
+        figures = {key: None if np.isnan(figure["value"]) else figure for key, figure in figures.items()}
         for key, figure in figures.items():
             results.add(key if name == "model" else f"{key}_same_for_all", figure)
         table.append([name, *(with_bounds(figure) for figure in figures.values())])
@@ -260,5 +267,6 @@ def _shown(frame: pd.DataFrame) -> str:
     lines = []
     for title, part in (("worst", worst), ("best", best)):
         for row in part.itertuples():
-            lines += [f"- {title}: {row.record}, F1 {row.f1:.2f}", f"  - report: {row.report}", f"  - draft: {row.draft}"]
+            lines.append(f"- {title}: {row.record}, F1 {row.f1:.2f}")
+            lines += [f"  - report: {row.report}", f"  - draft: {row.draft}"]
     return "\n".join(lines)

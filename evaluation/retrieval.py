@@ -1,8 +1,8 @@
 """Retrieval: the report of a recording among all reports, and the recording of a report among all recordings.
 
-R@k: the right one is among the first k by similarity. Machine reports repeat, and an identical report is as right as the
-recording's own: it counts as a hit. Beside it stands the naive rule of the literature, by which only the recording's own
-report (or recording) is right and identical ones stand in its way, in random order.
+R@k: the right one is among the first k by similarity. Machine reports repeat, and an identical report is as right as
+the recording's own: it counts as a hit. Beside it stands the naive rule of the literature, by which only the
+recording's own report (or recording) is right and identical ones stand in its way, in random order.
 """
 
 import numpy as np

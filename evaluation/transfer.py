@@ -1,9 +1,10 @@
 """Transfer: trained on one database, tested on another, over the labels that both have.
 
-Every pair of the prepared folders is a cell of a matrix, and so is each folder with itself. Which labels of two databases
-name the same finding is in `evaluation/labels.yaml`; where several labels do, any of them counts. Probed: logistic
-regression on the frozen encoder's features, trained on one folder; an untrained encoder's stands beside. Zero-shot: the
-prompts of the first database's labels on the other's recordings. The figure is the macro AUROC on the other's test split.
+Every pair of the prepared folders is a cell of a matrix, and so is each folder with itself. Which labels of two
+databases name the same finding is in `evaluation/labels.yaml`; where several labels do, any of them counts. Probed:
+logistic regression on the frozen encoder's features, trained on one folder; an untrained encoder's stands beside.
+Zero-shot: the prompts of the first database's labels on the other's recordings. The figure is the macro AUROC on the
+other's test split.
 """
 
 from dataclasses import dataclass
@@ -94,13 +95,12 @@ def run(options) -> Results:
                 for kind, values in encode(network, processor, rows, runtime, f"{folder.path} {part} ({name})").items()
             }
     tested = [folder.rows[options.split].select_columns(["record", "patient"]) for folder in folders]
-    results = Results.of(NAME, options, concatenate_datasets(tested), ", ".join(folder.label_set for folder in folders))
+    label_names = ", ".join(folder.label_set for folder in folders)
+    results = Results.of(NAME, options, concatenate_datasets(tested), label_names)
     text = (model, processor) if isinstance(model, MelpModel) else None
     if text is None:
         results.notes.append(f"{options.model} has no text tower: no zero-shot matrix.")
-    predictions = [
-        _pair(results, options, source, target, text) for source in folders for target in folders
-    ]
+    predictions = [_pair(results, options, source, target, text) for source in folders for target in folders]
     for method, title in METHODS.items():
         cells = {(row["source"], row["target"]): row for row in results.groups if row["method"] == method}
         if cells:
@@ -126,12 +126,14 @@ def _pair(results: Results, options, source: Folder, target: Folder, text) -> pd
     truth = target.any_of(test, of_target)
     scores = {}
     for method, name in (("probe", "model"), ("untrained", "untrained")):
-        parts = [
-            (source.features[name][f"{part} probe"], source.any_of(part, of_source)) for part in ("train", "validation")
-        ]
-        scores[method] = fit_probe(*parts, (target.features[name][f"{test} probe"], truth))
+        train, validation = (
+            (source.features[name][f"{part} probe"], source.any_of(part, of_source))
+            for part in ("train", "validation")
+        )
+        scores[method] = fit_probe(train, validation, (target.features[name][f"{test} probe"], truth))
     if text is not None:
-        prompts = load_prompts(options.prompts, source.label_set, sorted({name for names in of_source for name in names}))
+        used = sorted({label for labels in of_source for label in labels})
+        prompts = load_prompts(options.prompts, source.label_set, used)
         joined = {
             finding: [prompt for label in labels for prompt in prompts[label]]
             for finding, labels in zip(findings, of_source, strict=True)
@@ -166,9 +168,15 @@ def _shared_table(results: Results) -> str:
     return markdown_table(
         ["trained on", "tested on", "finding", "labels", "positives", *(f"AUROC {name}" for name in methods), "note"],
         [
-            [row["source"], row["target"], row["label"], f"{'/'.join(row['source_labels'])} to "
-             f"{'/'.join(row['target_labels'])}", row["positives"], *(row[f"auroc_{name}"] for name in methods),
-             row["note"]]
+            [
+                row["source"],
+                row["target"],
+                row["label"],
+                f"{'/'.join(row['source_labels'])} to {'/'.join(row['target_labels'])}",
+                row["positives"],
+                *(row[f"auroc_{name}"] for name in methods),
+                row["note"],
+            ]
             for row in results.classes
             if row["source"] != row["target"]
         ],
