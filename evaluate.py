@@ -16,11 +16,11 @@ import torch
 import yaml
 
 from data import label_sets, load_prepared, with_reports
-from evaluation import linear_probe, zero_shot
+from evaluation import benchmark, linear_probe, robustness, zero_shot
 from evaluation.models import Runtime, load_model
 from evaluation.report import draft_reports
 
-TASKS = {task.NAME: task for task in (zero_shot, linear_probe)}
+TASKS = {task.NAME: task for task in (zero_shot, linear_probe, robustness, benchmark)}
 
 
 def report_demo(model_folder: Path, data: Path, output: Path):

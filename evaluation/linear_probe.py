@@ -19,7 +19,7 @@ from evaluation import figures as draw
 from evaluation.labelled import add_figures, class_figures, first_label_set, labelled_rows, thresholds_of
 from evaluation.metrics import ClassFigures, auroc, interval
 from evaluation.models import CPSC_ORIGINAL, encode, load_model, untrained_like
-from evaluation.options import add_against, add_common, add_labels
+from evaluation.options import add_against, add_common, add_cpsc_original, add_labels
 from evaluation.results import Results, difference, markdown_table, predictions_of, with_bounds
 from evaluation.signal_features import signal_features
 
@@ -32,6 +32,7 @@ def add_arguments(parser):
     add_common(parser)
     add_labels(parser)
     add_against(parser)
+    add_cpsc_original(parser)
     parser.add_argument(
         "--fractions",
         type=float,
