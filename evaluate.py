@@ -16,11 +16,33 @@ import torch
 import yaml
 
 from data import label_sets, load_prepared, with_reports
-from evaluation import finetune, identify, linear_probe, report, retrieval, transfer, zero_shot
+from evaluation import (
+    benchmark,
+    finetune,
+    identify,
+    linear_probe,
+    report,
+    retrieval,
+    robustness,
+    transfer,
+    zero_shot,
+)
 from evaluation.models import Runtime, load_model
-from evaluation.report import draft_reports
 
-TASKS = {task.NAME: task for task in (zero_shot, linear_probe, finetune, transfer, retrieval, identify, report)}
+TASKS = {
+    task.NAME: task
+    for task in (
+        zero_shot,
+        linear_probe,
+        finetune,
+        transfer,
+        retrieval,
+        identify,
+        report,
+        robustness,
+        benchmark,
+    )
+}
 
 
 def report_demo(model_folder: Path, data: Path, output: Path):
@@ -42,7 +64,7 @@ def report_demo(model_folder: Path, data: Path, output: Path):
         return
     model, processor = load_model(str(model_folder), torch.device("cpu"))
     rows = rows.select(range(min(3, len(rows))))
-    for row, draft in zip(rows, draft_reports(model, processor, rows, num_beams=4), strict=True):
+    for row, draft in zip(rows, report.draft_reports(model, processor, rows, num_beams=4), strict=True):
         print(f"\n{row['record']}\n  report: {row['report']}\n  draft:  {draft}")
 
 

@@ -272,30 +272,39 @@ class ClassFigures:
             self._draws[metric] = resample(self.patients, statistic, self.samples, self.seed)
         return self._draws[metric]
 
+    def macro_draws(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> np.ndarray:
+        """(samples,): the mean over the classes that have the metric, in every draw."""
+        return _mean(self.draws(metric)[:, self._chosen(metric, labels)])
+
     def macro(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> dict | None:
         """`value`, `low`, `high` of the mean over the classes that have the metric; None where none has."""
         chosen = self._chosen(metric, labels)
         if not chosen:
             return None
-        low, high = interval(_mean(self.draws(metric)[:, chosen]))
+        low, high = interval(self.macro_draws(metric, labels))
         value = np.mean([self.rows[index][metric] for index in chosen])
         return {"value": float(value), "low": float(low), "high": float(high), "classes": len(chosen)}
 
-    def against(
-        self, other: "ClassFigures", metric: str = "auroc", labels: Sequence[str] | None = None
-    ) -> dict | None:
-        """This model's mean less the other's over the same classes, recordings and draws; see `paired_bootstrap`.
+    def shared_labels(self, other: "ClassFigures", metric: str = "auroc") -> list[str]:
+        """The classes that have the metric in both.
 
         Raises:
             ValueError: the two were not measured on the same recordings and targets.
         """
         if list(self.patients) != list(other.patients) or not np.array_equal(self.targets, other.targets):
             raise ValueError("two models can only be compared on the same recordings and labels.")
-        chosen = [index for index in self._chosen(metric, labels) if other.rows[index][metric] is not None]
-        if not chosen:
+        rows = zip(self.rows, other.rows, strict=True)
+        return [one["label"] for one, two in rows if one[metric] is not None and two[metric] is not None]
+
+    def against(
+        self, other: "ClassFigures", metric: str = "auroc", labels: Sequence[str] | None = None
+    ) -> dict | None:
+        """This model's mean less the other's over the same classes, recordings and draws; see `paired_bootstrap`."""
+        shared = [label for label in self.shared_labels(other, metric) if labels is None or label in labels]
+        if not shared:
             return None
-        value = np.mean([self.rows[index][metric] - other.rows[index][metric] for index in chosen])
-        found = _difference(value, _mean(self.draws(metric)[:, chosen]) - _mean(other.draws(metric)[:, chosen]))
+        value = self.macro(metric, shared)["value"] - other.macro(metric, shared)["value"]
+        found = _difference(value, self.macro_draws(metric, shared) - other.macro_draws(metric, shared))
         return {name: bool(part) if name == "holds" else float(part) for name, part in found.items()}
 
     def _chosen(self, metric: str, labels: Sequence[str] | None) -> list[int]:

@@ -153,9 +153,11 @@ def _first_half(signal, lead_mask, records):
 CPSC_ORIGINAL = Change("first 2500 samples of 5000", _first_half)
 
 
-class _Collate:
-    def __init__(self, extractor, change: Change | None):
-        self.collate, self.change = MelpCollator(extractor, text=False), change
+class CollateChanged:
+    """A collate function whose batches, still in mV, are changed."""
+
+    def __init__(self, collate: MelpCollator, change: Change | None):
+        self.collate, self.change = collate, change
 
     def __call__(self, rows: list[dict]) -> dict:
         batch = self.collate(rows)
@@ -209,7 +211,7 @@ def _encode_share(model, extractor, split, runtime: Runtime, name: str, change) 
     loader = DataLoader(
         share,
         batch_size=runtime.batch_size,
-        collate_fn=_Collate(extractor, change),
+        collate_fn=CollateChanged(MelpCollator(extractor, text=False), change),
         num_workers=runtime.num_workers,
         pin_memory=runtime.device.type == "cuda",
     )

@@ -29,6 +29,8 @@ def add_labels(parser):
         "--min-positives", type=int, default=MIN_POSITIVES, help=f"mark classes with fewer ({MIN_POSITIVES})"
     )
 
+
+def add_cpsc_original(parser):
     parser.add_argument(
         "--cpsc-original",
         action="store_true",

@@ -59,8 +59,11 @@ class Results:
     next: str = ""
 
     @classmethod
-    def of(cls, task: str, options, rows: Dataset, label_set: str = "") -> "Results":
-        """Results of a task on `rows`, with all that does not depend on the task, and the warnings about the data."""
+    def of(cls, task: str, options, rows: Dataset | None, label_set: str = "") -> "Results":
+        """Results of a task on `rows`, with all that does not depend on the task, and the warnings about the data.
+
+        A task over several folders (`options.data` is a list) gives None and counts by itself.
+        """
         folders = [options.data] if isinstance(options.data, str) else list(options.data)
         about = {str(folder): about_data(folder) for folder in folders}
         database = ", ".join(dict.fromkeys(entry["database"] for entry in about.values()))
@@ -78,8 +81,8 @@ class Results:
                 "data": {folder: entry["fingerprint"] for folder, entry in about.items()},
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
             },
-            records=len(rows),
-            patients=len(set(rows["patient"])),
+            records=0 if rows is None else len(rows),
+            patients=0 if rows is None else len(set(rows["patient"])),
         )
         results.notes += overlaps(options.model, [entry["database"] for entry in about.values()])
         return results

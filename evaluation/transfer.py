@@ -130,7 +130,7 @@ def _pair(results: Results, options, source: Folder, target: Folder, text) -> pd
             (source.features[name][f"{part} probe"], source.any_of(part, of_source))
             for part in ("train", "validation")
         )
-        scores[method] = fit_probe(train, validation, (target.features[name][f"{test} probe"], truth))
+        (scores[method],) = fit_probe(train, validation, [target.features[name][f"{test} probe"]], method)
     if text is not None:
         used = sorted({label for labels in of_source for label in labels})
         prompts = load_prompts(options.prompts, source.label_set, used)

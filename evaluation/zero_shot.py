@@ -20,7 +20,7 @@ from evaluation.labelled import BEST_ON_TEST, add_figures, calibrated, class_fig
 from evaluation.labels import labels_of
 from evaluation.metrics import rankme
 from evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model, require_text, untrained_like
-from evaluation.options import add_against, add_common, add_labels
+from evaluation.options import add_against, add_common, add_cpsc_original, add_labels
 from evaluation.results import Results, markdown_table, predictions_of
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
@@ -33,7 +33,8 @@ def add_arguments(parser):
     add_common(parser)
     add_labels(parser)
     add_against(parser)
-    parser.add_argument("--prompts", default=str(PROMPTS), help="YAML of label set, label and prompts")
+    add_cpsc_original(parser)
+    add_prompts(parser)
     parser.add_argument("--findings", help='any list instead of a label set: "atrial fibrillation,long QT"')
     parser.add_argument(
         "--thresholds",
@@ -41,6 +42,10 @@ def add_arguments(parser):
         default="validation",
         help="where the threshold of F1 comes from; best-on-test is what papers report, and too good",
     )
+
+
+def add_prompts(parser):
+    parser.add_argument("--prompts", default=str(PROMPTS), help="YAML of label set, label and prompts")
 
 
 def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
@@ -81,7 +86,7 @@ def run(options) -> Results:
     if options.findings:
         return run_findings(options)
     splits = load_prepared(options.data)
-    label_set = options.label_set or _label_set_with_prompts(splits, options)
+    label_set = options.label_set or only_label_set(splits, options)
     rows, targets = labelled_rows(splits, options.split, label_set, options.data)
     classes = label_sets(rows)[label_set]
     prompts = load_prompts(options.prompts, label_set, classes)
@@ -215,7 +220,7 @@ def _labels_named(rows: Dataset, findings: list[str], label_set: str | None) -> 
     return (best, found[best]) if found.get(best) else ("", {})
 
 
-def _label_set_with_prompts(splits, options) -> str:
+def only_label_set(splits, options) -> str:
     """The label set to use where none was named: the first that the prompt file knows."""
     sets = label_sets(get_split(splits, options.split, options.data))
     known = [name for name in sets if name in load_yaml(options.prompts)]
