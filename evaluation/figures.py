@@ -24,6 +24,7 @@ def save(figure: Figure, path: Path):
     """Writes `path`.png and `path`.svg."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.set_layout_engine("none")  # arranged once, which takes most of the time
     with matplotlib.rc_context({"svg.hashsalt": "melp"}):  # the same picture gives the same file
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
@@ -45,9 +46,10 @@ def _panels(count: int, size: float = 1.9, columns: int = 7, title: str = "", be
     return figure, list(axes[:count])
 
 
-def _caption(figure: Figure, entries: Sequence[tuple[str, str]], note: str = ""):
-    """A legend line at the bottom: (name, colour) of each line drawn, and a note."""
-    handles = [matplotlib.lines.Line2D([], [], color=colour, lw=1.8) for _, colour in entries]
+def _caption(figure: Figure, entries: Sequence[tuple[str, str]], note: str = "", dots: bool = False):
+    """A legend line at the bottom: (name, colour) of each line (or kind of dot) drawn, and a note."""
+    style = {"marker": "o", "lw": 0} if dots else {"lw": 1.8}
+    handles = [matplotlib.lines.Line2D([], [], color=colour, **style) for _, colour in entries]
     names = [name for name, _ in entries]
     if note:
         handles.append(matplotlib.lines.Line2D([], [], alpha=0))
@@ -73,7 +75,9 @@ def _curves(scored: dict[str, ClassFigures], metric: str, curve, title: str, xla
         for name, colour in reversed(colours):
             one = scored[name]
             if one.rows[index][metric] is not None:
-                axis.plot(*curve(one.targets[:, index], one.scores[:, index]), color=colour, lw=1.3, clip_on=False)
+                across, up = curve(one.targets[:, index], one.scores[:, index])
+                style = "default" if metric == "auroc" else "steps-pre"
+                axis.plot(across, up, color=colour, lw=1.3, clip_on=False, drawstyle=style)
         row = model.rows[index]
         axis.set_title(f"{_wrapped(row['label'])}\n{row[metric]:.2f}, n={row['positives']}", fontsize=7)
         axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
@@ -96,25 +100,28 @@ def precision_recall(scored: dict[str, ClassFigures]) -> Figure:
 
     def curve(target, score):
         precision, recall, _ = precision_recall_curve(target, score)
-        return recall, precision
+        # The last point (recall 0, precision 1) stands for no prediction: the first real one goes back to recall 0.
+        return np.append(0.0, recall[-2::-1]), np.append(precision[-2], precision[-2::-1])
 
     return _curves(scored, "auprc", curve, "Precision and recall by class (AUPRC, positives)", "recall", "precision")
 
 
-def reliability_diagram(targets: np.ndarray, probabilities: np.ndarray, title: str = "") -> Figure:
+def reliability_diagram(targets: np.ndarray, probabilities: np.ndarray) -> Figure:
     """Observed share against stated probability over all classes, and how many fall into each bin."""
     rows = reliability(targets, probabilities)
-    figure = Figure(figsize=(4.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 5.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot((0, 1), (0, 1), color=LIGHT, lw=1)
     stated, observed = [row["probability"] for row in rows], [row["observed"] for row in rows]
     upper.plot(stated, observed, "o-", color=BLUE, ms=5)
-    upper.set(ylabel="observed share of positives", xlim=(0, 1), ylim=(0, 1))
+    upper.set(ylabel="observed share of positives", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     error = calibration_error(targets, probabilities)
-    upper.set_title(f"{title or 'Reliability'}: calibration error {error:.3f}", fontsize=11)
-    upper.text(0.98, 0.04, "below the line: too sure", ha="right", fontsize=8, color=GREY, transform=upper.transAxes)
+    upper.set_title(f"Reliability: calibration error {error:.3f}", fontsize=11)
+    place = {"rotation": 45, "rotation_mode": "anchor", "xytext": (-4, 4), "textcoords": "offset points"}
+    upper.annotate("below the line: too sure", (0.5, 0.5), fontsize=8, color=GREY, **place)
     lower.bar(stated, [row["count"] for row in rows], width=0.05, color=BLUE)
-    lower.set(xlabel="stated probability", ylabel="count", yscale="log")
+    lower.set(xlabel="stated probability", ylabel="count", yscale="log", ylim=(0.8, None))
+    lower.minorticks_off()
     for axis in (upper, lower):
         axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -136,7 +143,15 @@ def similarity(names: Sequence[str], embeddings: np.ndarray) -> Figure:
             for column in range(count):
                 value = cosines[row, column]
                 colour = "white" if abs(value) > 0.6 else "black"
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+                axis.text(
+                    column,
+                    row,
+                    f"{round(float(value), 2) + 0.0:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color=colour,
+                )
     return figure
 
 
@@ -163,7 +178,9 @@ def embedding_map(embeddings: np.ndarray, targets: np.ndarray, classes: Sequence
         axis.set_title(f"{_wrapped(classes[index], 26)} ({counts[index]})", fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    _caption(figure, [("with the finding", ORANGE), ("without", LIGHT)], "(positives); distances mean little")
+    _caption(
+        figure, [("with the finding", ORANGE), ("without", LIGHT)], "(positives); distances mean little", dots=True
+    )
     return figure
 
 
