@@ -49,26 +49,39 @@ def add_prompts(parser):
 
 
 def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
-    """Label set -> label -> prompts. Raises ValueError naming the file and the place where it holds something else."""
+    """Label set -> label -> prompts, of a YAML or JSON file, in which a single text may stand for a list of one.
+
+    A file without label sets (label -> prompts, as the published ones) serves every label set and comes as `{"": ...}`.
+
+    Raises:
+        ValueError: naming the file and the place where it holds something else.
+    """
     prompts = yaml.safe_load(Path(path).read_text())
-    if not isinstance(prompts, dict):
+    if not isinstance(prompts, dict) or not prompts:
         raise ValueError(f"{path} is not a prompt file: label set, label and a list of prompts.")
+    if not any(isinstance(labels, dict) for labels in prompts.values()):
+        prompts = {"": prompts}
+    found = {}
     for label_set, labels in prompts.items():
+        found[label_set] = {}
         for label, texts in labels.items() if isinstance(labels, dict) else [("", None)]:
+            texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
                 raise ValueError(f"{path}: {label_set!r}, label {label!r}: a list of prompts is needed.")
-    return prompts
+            found[label_set][label] = texts
+    return found
 
 
 def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
     """The prompts of each class; raises ValueError naming the classes that the file lacks."""
     prompts = load_yaml(path)
-    if label_set not in prompts:
+    of_set = prompts.get(label_set, prompts.get(""))
+    if of_set is None:
         raise ValueError(f"{path} has no prompts for the label set {label_set!r}; it has {', '.join(prompts)}.")
-    missing = [name for name in classes if not prompts[label_set].get(name)]
+    missing = [name for name in classes if not of_set.get(name)]
     if missing:
         raise ValueError(f"{path}: label set {label_set!r} has no prompt for {', '.join(missing)}.")
-    return {name: prompts[label_set][name] for name in classes}
+    return {name: of_set[name] for name in classes}
 
 
 def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[str, list[str]]) -> np.ndarray:
