@@ -51,7 +51,7 @@ def add_prompts(parser):
 def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
     """Label set -> label -> prompts, of a YAML or JSON file, in which a single text may stand for a list of one.
 
-    A file without label sets (label -> prompts, as the published ones) serves every label set and comes as `{"": ...}`.
+    A file without label sets (label -> prompts, as the published ones) serves every label set: `{"": ...}`.
 
     Raises:
         ValueError: naming the file and the place where it holds something else.
@@ -236,7 +236,8 @@ def _labels_named(rows: Dataset, findings: list[str], label_set: str | None) -> 
 def only_label_set(splits, options) -> str:
     """The label set to use where none was named: the first that the prompt file knows."""
     sets = label_sets(get_split(splits, options.split, options.data))
-    known = [name for name in sets if name in load_yaml(options.prompts)]
+    prompts = load_yaml(options.prompts)
+    known = [name for name in sets if name in prompts or "" in prompts]
     if not known:
         raise ValueError(f"{options.prompts} has prompts for none of this data's label sets ({', '.join(sets)}).")
     return known[0]

@@ -1,4 +1,4 @@
-"""The tasks of evaluate.py beside classification: labels that correspond, findings, retrieval, identification, drafts."""
+"""The tasks of evaluate.py beside classification: correspondences, findings, retrieval, identification, drafts."""
 
 import json
 
