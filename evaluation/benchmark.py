@@ -187,7 +187,8 @@ def _table(results: Results, task: str, found: dict[str, Results | str], against
             for metric in ("macro_auroc", *(f"macro_auroc_{other}" for other in beside))
         ]
         results.add(f"{task} mean macro_auroc", means[0])
-        papers = [of_paper.get("mean") if len(measured) == len(MEAN_OF) else None for of_paper in published.values()]
-        note = f"mean of {len(measured)} of {len(MEAN_OF)} sets" + ("" if papers[:1] != [None] else ": not comparable")
+        complete = len(measured) == len(MEAN_OF)
+        papers = [of_paper.get("mean") if complete else None for of_paper in published.values()]
+        note = f"mean of {len(measured)} of {len(MEAN_OF)} sets" + ("" if complete else ": not comparable")
         rows.append(["mean", None, *means, *([None] if against else []), *papers, note])
     return markdown_table(header, rows)

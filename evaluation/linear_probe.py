@@ -50,18 +50,10 @@ def add_arguments(parser):
 
 
 def draw_part(targets: np.ndarray, fraction: float, seed: int, how: str = "published") -> np.ndarray:
-    """Indices of a part of the training recordings.
-
-    Raises:
-        ValueError: a fraction outside 0 to 1, or one that leaves no recording.
-    """
+    """Indices of a part of the training recordings, in the order drawn."""
     count = len(targets)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"--fractions takes numbers above 0 and up to 1, not {fraction:g}.")
     if fraction == 1:
         return np.arange(count)
-    if round(fraction * count) < 2:
-        raise ValueError(f"{fraction:.0%} of {count} training recordings leaves fewer than 2: raise --fractions.")
     combination = None
     if how == "stratified":
         _, combination, counts = np.unique(targets, axis=0, return_inverse=True, return_counts=True)
@@ -149,16 +141,16 @@ def run(options) -> Results:
     }
     rows, targets = parts[options.split]
     classes = label_sets(rows)[label_set]
+    fractions, too_small = _fractions(options.fractions, len(parts["train"][0]))
     probes: dict[str, dict[float, Probe]] = {}
     shown = None
     for name, features_of in _encoders(options):
         features = {split: features_of(part, f"{split} ({name})") for split, (part, _) in parts.items()}
         shown = features[options.split] if shown is None else shown
-        probes[name] = {
-            fraction: _probe(options, name, fraction, features, parts, classes) for fraction in options.fractions
-        }
+        probes[name] = {fraction: _probe(options, name, fraction, features, parts, classes) for fraction in fractions}
     results = Results.of(NAME, options, rows, label_set)
-    largest = max(options.fractions)
+    largest = max(fractions)
+    results.notes += too_small
     scored = {name: of_name[largest].figures[0] for name, of_name in probes.items()}
     results.tables["Parts of the training recordings"] = _fraction_table(results, probes)
     add_figures(results, scored, probes["model"][largest].probabilities)
@@ -171,6 +163,21 @@ def run(options) -> Results:
     results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
     results.next = f"python evaluate.py zero-shot --model {options.model} --data {options.data}"
     return results
+
+
+def _fractions(fractions: list[float], count: int) -> tuple[list[float], list[str]]:
+    """The fractions that leave two training recordings or more, and a note on each other one.
+
+    Raises:
+        ValueError: a fraction outside 0 to 1, or none that is left.
+    """
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"--fractions takes numbers above 0 and up to 1, not {fraction:g}.")
+    kept = [fraction for fraction in fractions if round(fraction * count) > 1]
+    if not kept:
+        raise ValueError(f"no part of {count} training recordings has 2 or more of them: raise --fractions.")
+    return kept, [f"{f:.0%} of {count} training recordings is too few to fit." for f in fractions if f not in kept]
 
 
 def _encoders(options) -> list[tuple[str, Callable]]:
