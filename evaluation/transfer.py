@@ -17,7 +17,7 @@ from data import get_split, label_sets, load_prepared
 from evaluation.labelled import labelled_rows
 from evaluation.labels import finding_of, shared_findings
 from evaluation.linear_probe import fit_probe
-from evaluation.metrics import ClassFigures
+from evaluation.metrics import MIN_POSITIVES, ClassFigures
 from evaluation.models import encode, load_model, untrained_like
 from evaluation.options import add_common
 from evaluation.results import Results, markdown_table, predictions_of, with_bounds
@@ -34,7 +34,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--label-sets", nargs="+", metavar="NAME", help="one a folder, in their order (default: the first that fits)"
     )
-    parser.add_argument("--min-positives", type=int, default=10, help="mark classes with fewer (10)")
+    parser.add_argument("--min-positives", type=int, default=MIN_POSITIVES, help="mark classes with fewer")
     parser.add_argument("--prompts", default=str(PROMPTS), help="YAML or JSON of label set, label and prompts")
 
 
