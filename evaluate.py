@@ -1,11 +1,11 @@
-"""Measures a model.
+"""Measures a model: one command a task.
 
-    python evaluate.py zero-shot --model DIR_OR_ID --data DIR [--output DIR]
-    python evaluate.py linear-probe --model DIR_OR_ID --data DIR [--output DIR]
+    python evaluate.py TASK --model DIR_OR_ID --data DIR [--output DIR]
+    accelerate launch evaluate.py TASK ...          # each process encodes its share
 
-DIR is a folder that `prepare.py` wrote. Each command prints a table and, with `--output`, writes `results.json`,
-`results.md` and `predictions.parquet` (record, patient, label, target, score), from which anyone can recompute it.
-Beside the model stands an untrained one of the same shape.
+DIR is a folder that `prepare.py` wrote. Every task prints a table and, with `--output`, writes `results.json`,
+`results.md`, `predictions.parquet` (record, patient, label, target, score), from which anyone can recompute it, and
+`figures/`. Intervals are 95% bootstrap intervals over patients.
 """
 
 import argparse
@@ -16,10 +16,33 @@ import torch
 import yaml
 
 from data import label_sets, load_prepared, with_reports
-from evaluation.linear_probe import linear_probe
-from evaluation.models import load_model
-from evaluation.report import draft_reports
-from evaluation.zero_shot import PROMPTS, zero_shot
+from evaluation import (
+    benchmark,
+    finetune,
+    identify,
+    linear_probe,
+    report,
+    retrieval,
+    robustness,
+    transfer,
+    zero_shot,
+)
+from evaluation.models import Runtime, load_model
+
+TASKS = {
+    task.NAME: task
+    for task in (
+        zero_shot,
+        linear_probe,
+        finetune,
+        transfer,
+        retrieval,
+        identify,
+        report,
+        robustness,
+        benchmark,
+    )
+}
 
 
 def report_demo(model_folder: Path, data: Path, output: Path):
@@ -29,9 +52,11 @@ def report_demo(model_folder: Path, data: Path, output: Path):
         print(f"{data} has no split 'test': nothing to evaluate on.")
         return
     test = splits["test"]
-    known = [name for name in label_sets(test) if name in yaml.safe_load(PROMPTS.read_text())]
+    known = [name for name in label_sets(test) if name in yaml.safe_load(zero_shot.PROMPTS.read_text())]
     if known:
-        main(["zero-shot", "--model", str(model_folder), "--data", str(data), "--output", str(output / "zero-shot")])
+        folders = ["--model", str(model_folder), "--data", str(data), "--output", str(output / "zero-shot")]
+        # Only the main process of a training run comes here.
+        main(["zero-shot", *folders, "--cache", "none"], alone=True)
     else:
         print(f"{data} has no label set with prompts: no zero-shot table.")
     rows = with_reports(test)
@@ -39,29 +64,36 @@ def report_demo(model_folder: Path, data: Path, output: Path):
         return
     model, processor = load_model(str(model_folder), torch.device("cpu"))
     rows = rows.select(range(min(3, len(rows))))
-    for row, draft in zip(rows, draft_reports(model, processor, rows, num_beams=4), strict=True):
+    for row, draft in zip(rows, report.draft_reports(model, processor, rows, num_beams=4), strict=True):
         print(f"\n{row['record']}\n  report: {row['report']}\n  draft:  {draft}")
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None, alone: bool = False):
+    """`alone`: this process works by itself, though `accelerate launch` may have started others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for name, run in (("zero-shot", zero_shot), ("linear-probe", linear_probe)):
-        command = tasks.add_parser(name, help=run.__doc__, description=run.__doc__)
-        command.set_defaults(run=run)
-        command.add_argument("--model", required=True, help="model folder or Hub id")
-        command.add_argument("--data", required=True, help="prepared folder")
-        command.add_argument("--output", help="folder for results.json, results.md and predictions.parquet")
-        command.add_argument("--split", default="test", help="split to measure on (test)")
-        command.add_argument("--label-set", help="which labels of the data (default: the first that fits)")
-        command.add_argument("--batch-size", type=int, default=64)
-        if run is zero_shot:
-            command.add_argument("--prompts", default=PROMPTS, help="YAML of label set, label and prompts")
+    commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for name, task in TASKS.items():
+        command = commands.add_parser(
+            name,
+            help=task.__doc__.strip().splitlines()[0],
+            description=task.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        task.add_arguments(command)
     options = parser.parse_args(arguments)
+    cache = None if options.cache == "none" else Path(options.cache)
     try:
-        options.run(options, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        options.runtime = Runtime.detect(options.batch_size, options.num_workers, cache, alone)
+        results = TASKS[options.task].run(options)
+        if options.runtime.rank > 0:
+            return
+        print("\n" + results.markdown())
+        if options.output:
+            results.write(options.output)
+            print(results.written(options.output))
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
+    print(f"Next: {results.next}")
 
 
 if __name__ == "__main__":

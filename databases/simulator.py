@@ -533,6 +533,13 @@ def _slow_weights(noise: Noise, breathing: float, rng: np.random.Generator) -> n
     return np.column_stack([wander, mains * np.cos(phase), mains * np.sin(phase)])
 
 
+def noise_in_leads(noise: Noise, rng: np.random.Generator, breathing: float = 0.25) -> np.ndarray:
+    """The noise alone, (12, 5000) float32 in mV in the order of `LEADS`: to be added to another recording."""
+    slow = TWELVE_FROM_ELECTRODES @ _slow_weights(noise, breathing, rng)
+    bases = np.concatenate([_wander_basis(), _mains_basis(noise.mains_frequency)])
+    return (TWELVE_FROM_ELECTRODES @ _muscle(noise, rng) + slow @ bases).astype(np.float32)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The recording
 

@@ -1,55 +1,231 @@
-"""Linear probe: logistic regression on the frozen encoder's features."""
+"""Linear probe: logistic regression on the frozen encoder's features, beside what needs no pretraining.
+
+Features are computed once and kept. The probe is fitted on parts of the training recordings (1%, 10% and all of
+them), several times, its regularisation chosen on validation. Beside it stands the same probe on an untrained encoder
+of the same shape and on plain signal features (`evaluation/signal_features.py`): pretraining adds the distance.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from data import get_split, label_matrix, label_sets, load_prepared
-from evaluation.models import encode, load_model, untrained_like
-from evaluation.results import summarise
+from data import label_sets, load_prepared
+from evaluation import figures as draw
+from evaluation.labelled import add_figures, class_figures, first_label_set, labelled_rows, thresholds_of
+from evaluation.metrics import ClassFigures, auroc, interval
+from evaluation.models import CPSC_ORIGINAL, encode, load_model, untrained_like
+from evaluation.options import add_against, add_common, add_cpsc_original, add_labels
+from evaluation.results import Results, difference, markdown_table, predictions_of, with_bounds
+from evaluation.signal_features import signal_features
 
+NAME = "linear-probe"
 REGULARISATION = (0.001, 0.01, 0.1, 1.0, 10.0)
+PUBLISHED_SEED = 42  # the published code draws its parts with random_state 42
 
 
-def fit_probe(train, validation, test) -> np.ndarray:
-    """Scores (test rows, classes) of one logistic regression a class, its regularisation chosen on validation AUROC.
+def add_arguments(parser):
+    add_common(parser)
+    add_labels(parser)
+    add_against(parser)
+    add_cpsc_original(parser)
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=[0.01, 0.1, 1.0],
+        help="parts of the training recordings (0.01 0.1 1)",
+    )
+    parser.add_argument("--draws", type=int, default=3, help="times that a part is drawn anew, seeds 42, 43 ... (3)")
+    parser.add_argument(
+        "--draw",
+        choices=("published", "stratified"),
+        default="published",
+        help="plain random, as published, or with every combination of labels in its share",
+    )
 
-    Each argument is (features, targets). A class that training shows no positive of, or nothing else, scores NaN.
+
+def draw_part(targets: np.ndarray, fraction: float, seed: int, how: str = "published") -> np.ndarray:
+    """Indices of a part of the training recordings, in the order drawn."""
+    count = len(targets)
+    if fraction == 1:
+        return np.arange(count)
+    combination = None
+    if how == "stratified":
+        _, combination, counts = np.unique(targets, axis=0, return_inverse=True, return_counts=True)
+        # Combinations too rare to be shared out make one stratum; with it, there may not be more strata than rows.
+        rare = counts < max(2, 1 / fraction)
+        combination = np.where(rare[combination], -1, combination)
+        if (combination == -1).sum() == 1:
+            combination = None
+    return train_test_split(np.arange(count), train_size=fraction, random_state=seed, stratify=combination)[0]
+
+
+def fit_probe(train, validation, parts: list[np.ndarray], name: str = "probe") -> list[np.ndarray]:
+    """Probabilities (rows, classes) for each of `parts` of one logistic regression a class.
+
+    One regularisation strength serves all classes: the best by macro AUROC on validation. A class of which training
+    shows no positive, or nothing else, is NaN.
+
+    Args:
+        train, validation: (features, targets); parts: features.
     """
     scaler = StandardScaler().fit(train[0])
-    features = [scaler.transform(part[0]) for part in (train, validation, test)]
-    scores = np.full((len(test[0]), train[1].shape[1]), np.nan)
-    for index in tqdm(range(train[1].shape[1]), desc="probe", unit="class"):
-        target, held_out = train[1][:, index], validation[1][:, index]
-        if target.all() or not target.any():
-            continue
-        best = -1.0
-        for strength in REGULARISATION:
-            probe = LogisticRegression(C=strength, max_iter=2000).fit(features[0], target)
-            quality = 0.0
-            if 0 < held_out.sum() < len(held_out):
-                quality = roc_auc_score(held_out, probe.decision_function(features[1]))
-            if quality > best:
-                best, scores[:, index] = quality, probe.decision_function(features[2])
-    return scores
+    train_features, *others = (scaler.transform(part) for part in (train[0], validation[0], *parts))
+    classes = [index for index, target in enumerate(train[1].T) if target.any() and not target.all()]
+    best, found = -1.0, [np.full((len(part), train[1].shape[1]), np.nan) for part in parts]
+    for strength in tqdm(REGULARISATION, desc=name, unit="strength", leave=False):
+        scores = [np.full((len(part), train[1].shape[1]), np.nan) for part in others]
+        for index in classes:
+            probe = LogisticRegression(C=strength, max_iter=2000).fit(train_features, train[1][:, index])
+            for score, part in zip(scores, others, strict=True):
+                score[:, index] = probe.predict_proba(part)[:, 1]
+        values = auroc(validation[1][:, classes], scores[0][:, classes]) if classes else np.array([np.nan])
+        quality = 0.0 if np.isnan(values).all() else float(np.nanmean(values))
+        if quality > best:
+            best, found = quality, scores[1:]
+    return found
 
 
-def linear_probe(options, device) -> dict:
-    """Logistic regression on the frozen encoder's features, and on an untrained encoder's."""
+@dataclass
+class Probe:
+    """The probe's figures in the test for one part of the training recordings, one `ClassFigures` a draw."""
+
+    fraction: float
+    records: int
+    figures: list[ClassFigures]
+    probabilities: np.ndarray
+
+    def draws(self) -> np.ndarray:
+        return np.mean([figures.macro_draws("auroc") for figures in self.figures], axis=0)
+
+    def macro(self) -> dict | None:
+        """Mean over the draws of the macro AUROC, with the interval of that mean, and `sd` over the draws."""
+        values = [found["value"] for figures in self.figures if (found := figures.macro("auroc"))]
+        if len(values) < len(self.figures):
+            return None
+        low, high = interval(self.draws())
+        scored = min(figures.macro("auroc")["classes"] for figures in self.figures)
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return {"value": float(np.mean(values)), "low": float(low), "high": float(high), "sd": sd, "classes": scored}
+
+    def less(self, other: "Probe") -> dict | None:
+        """Paired difference, over the classes that both have."""
+        pairs = list(zip(self.figures, other.figures, strict=True))
+        found = [one.against(two) for one, two in pairs]
+        if None in found:
+            return None
+        shared = [one.shared_labels(two) for one, two in pairs]
+        draws = np.mean(
+            [
+                one.macro_draws("auroc", labels) - two.macro_draws("auroc", labels)
+                for (one, two), labels in zip(pairs, shared, strict=True)
+            ],
+            axis=0,
+        )
+        low, high = (float(bound) for bound in interval(draws))
+        value = float(np.mean([entry["value"] for entry in found]))
+        return {"value": value, "low": low, "high": high, "holds": bool(low > 0 or high < 0)}
+
+
+def run(options) -> Results:
     splits = load_prepared(options.data)
-    model, extractor = load_model(options.model, device)
-    test = get_split(splits, options.split, options.data)
-    label_set = options.label_set or next(iter(label_sets(test)), "")
-    results, scored = {}, None
-    for name, network in (("model", model), ("untrained", untrained_like(options.model, device))):
-        parts = []
-        for split_name in ("train", "validation", options.split):
-            split = get_split(splits, split_name, options.data)
-            targets, rows = label_matrix(split, label_set)
-            labelled = split.select(rows)
-            features = encode(network, extractor, labelled, options.batch_size, f"{split_name} ({name})")["probe"]
-            parts.append((features, targets))
-        results[name], scored = fit_probe(*parts), labelled
-    return summarise("linear-probe", options, label_set, scored, parts[-1][1], results, label_sets(test)[label_set])
+    label_set = options.label_set or first_label_set(splits, options.split, options.data)
+    parts = {
+        split: labelled_rows(splits, split, label_set, options.data)
+        for split in ("train", "validation", options.split)
+    }
+    rows, targets = parts[options.split]
+    classes = label_sets(rows)[label_set]
+    fractions, too_small = _fractions(options.fractions, len(parts["train"][0]))
+    probes: dict[str, dict[float, Probe]] = {}
+    shown = None
+    for name, features_of in _encoders(options):
+        features = {split: features_of(part, f"{split} ({name})") for split, (part, _) in parts.items()}
+        shown = features[options.split] if shown is None else shown
+        probes[name] = {fraction: _probe(options, name, fraction, features, parts, classes) for fraction in fractions}
+    results = Results.of(NAME, options, rows, label_set)
+    largest = max(fractions)
+    results.notes += too_small
+    scored = {name: of_name[largest].figures[0] for name, of_name in probes.items()}
+    results.tables["Parts of the training recordings"] = _fraction_table(results, probes)
+    add_figures(results, scored, probes["model"][largest].probabilities)
+    results.notes.append(
+        f"Macro, classes and groups: {largest:.0%} of the training recordings, draw 1. Parts are drawn "
+        f"{options.draws} times ({options.draw}); a class without a positive in a part is not scored there. One "
+        "regularisation strength for all classes, chosen on validation, as the thresholds of F1 are."
+    )
+    results.figures["map"] = lambda: draw.embedding_map(shown, targets, classes, options.seed)
+    results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
+    results.next = f"python evaluate.py zero-shot --model {options.model} --data {options.data}"
+    return results
+
+
+def _fractions(fractions: list[float], count: int) -> tuple[list[float], list[str]]:
+    """The fractions that leave two training recordings or more, and a note on each other one.
+
+    Raises:
+        ValueError: a fraction outside 0 to 1, or none that is left.
+    """
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"--fractions takes numbers above 0 and up to 1, not {fraction:g}.")
+    kept = [fraction for fraction in fractions if round(fraction * count) > 1]
+    if not kept:
+        raise ValueError(f"no part of {count} training recordings has 2 or more of them: raise --fractions.")
+    return kept, [f"{f:.0%} of {count} training recordings is too few to fit." for f in fractions if f not in kept]
+
+
+def _encoders(options) -> list[tuple[str, Callable]]:
+    """What is probed, by name: (rows, description) -> features; the model first."""
+    runtime, change = options.runtime, CPSC_ORIGINAL if options.cpsc_original else None
+    model, extractor = load_model(options.model, runtime.device)
+    networks = {"model": (model, extractor)}
+    networks["untrained"] = untrained_like(options.model, runtime.device, options.seed), extractor
+    if options.against:
+        networks["other"] = load_model(options.against, runtime.device)
+
+    def encoder(network, reader):
+        return lambda rows, name: encode(network, reader, rows, runtime, name, change)["probe"]
+
+    encoders = [(name, encoder(*pair)) for name, pair in networks.items()]
+    return [*encoders, ("signal features", lambda rows, name: signal_features(extractor, rows, runtime, name, change))]
+
+
+def _probe(options, name: str, fraction: float, features: dict, parts: dict, classes) -> Probe:
+    targets = {split: part[1] for split, part in parts.items()}
+    figures, probabilities = [], None
+    # All recordings are the same in every draw.
+    for draw_number in range(options.draws if fraction < 1 else 1):
+        chosen = draw_part(targets["train"], fraction, PUBLISHED_SEED + draw_number, options.draw)
+        train = features["train"][chosen], targets["train"][chosen]
+        held_out, scores = fit_probe(
+            train,
+            (features["validation"], targets["validation"]),
+            [features["validation"], features[options.split]],
+            f"{name}, {fraction:.0%}",
+        )
+        thresholds = thresholds_of(targets["validation"], held_out)
+        rows = parts[options.split][0]
+        figures.append(class_figures(options, rows, classes, targets[options.split], scores, thresholds))
+        probabilities = scores if probabilities is None else probabilities
+    return Probe(fraction, len(chosen), figures, probabilities)
+
+
+def _fraction_table(results: Results, probes: dict[str, dict[float, Probe]]) -> str:
+    """A line a part and kind of features; the figures also go into `results.metrics`."""
+    rows = []
+    for fraction in next(iter(probes.values())):
+        for name, of_name in probes.items():
+            probe = of_name[fraction]
+            figure = probe.macro()
+            results.add(f"macro_auroc_{name.replace(' ', '_')}_{fraction:.0%}", figure)
+            less = probes["model"][fraction].less(probe) if name != "model" else None
+            cells = [f"{fraction:.0%}", probe.records, name, with_bounds(figure), figure and figure["sd"]]
+            rows.append([*cells, figure and figure["classes"], "" if name == "model" else difference(less)])
+    header = ["part", "recordings", "features", "macro AUROC", "sd of draws", "classes scored", "model less this one"]
+    return markdown_table(header, rows)

@@ -1,23 +1,365 @@
-"""Figures of scores against targets, a class and over classes."""
+"""Figures of scores against targets, and how sure they are: pure functions of arrays.
+
+Intervals come from one bootstrap: patients are drawn with replacement, each with all recordings, and a draw is a
+weight a recording (how often its patient was drawn). Every statistic here takes such weights, so that a thousand
+draws cost a few array operations, and two models compared with the same seed see the same draws.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+
+SAMPLES = 1000
+MIN_POSITIVES = 10
+_CHUNK = 4_000_000  # weights held at once
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+# --------------------------------------------------------------------------------------------------------- bootstrap
 
 
-def score_classes(targets: np.ndarray, scores: np.ndarray, classes: list[str]) -> list[dict]:
-    """AUROC and AUPRC a class; None for one without a positive or a negative, or that could not be trained (NaN)."""
+def resample(patients: Sequence[str], statistic: Statistic, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+    """The statistic in every draw of patients.
+
+    Args:
+        patients: the patient of each recording.
+        statistic: takes weights (draws, recordings), whole numbers, and returns (draws, ...); for one that knows no
+            weights see `on_rows`.
+
+    Returns:
+        (samples, ...); the same draws for the same patients, samples and seed.
+    """
+    _, patient = np.unique(np.asarray(patients), return_inverse=True)
+    count = patient.max() + 1
+    generator = np.random.default_rng(seed)
+    step = max(1, _CHUNK // len(patient))
+    parts = []
+    for start in range(0, samples, step):
+        drawn = generator.integers(count, size=(min(step, samples - start), count))
+        drawn += count * np.arange(len(drawn))[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=count * len(drawn)).reshape(-1, count)
+        parts.append(statistic(weights[:, patient]))
+    return np.concatenate(parts)
+
+
+def interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles over the first axis; draws in which the statistic does not exist (NaN) are left out."""
+    tail = 50 * (1 - level)
+    draws = np.asarray(draws, dtype=float)
+    low, high = np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
+    some = ~np.isnan(draws).all(axis=0)
+    if some.any():
+        low[some], high[some] = np.nanpercentile(draws[:, some], (tail, 100 - tail), axis=0)
+    return low, high
+
+
+def bootstrap(patients, statistic: Statistic, samples: int = SAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of a statistic over patients (not recordings): low and high; see `resample`."""
+    return interval(resample(patients, statistic, samples, seed))
+
+
+def paired_bootstrap(patients, first: Statistic, second: Statistic, samples: int = SAMPLES, seed: int = 0) -> dict:
+    """Difference of two statistics of the same recordings: `value`, `low`, `high`, and whether it `holds`.
+
+    A difference holds where its 95% interval leaves out zero. Each is an array where the statistics return one.
+    """
+    differences = resample(patients, lambda weights: first(weights) - second(weights), samples, seed)
+    once = np.ones((1, len(patients)), dtype=int)
+    return _difference((first(once) - second(once))[0], differences)
+
+
+def _difference(value, draws: np.ndarray) -> dict:
+    low, high = interval(draws)
+    return {"value": value, "low": low, "high": high, "holds": (low > 0) | (high < 0)}
+
+
+def on_rows(statistic: Callable[[np.ndarray], float]) -> Statistic:
+    """A statistic of weights from one of row indices (a row drawn twice occurs twice): slower."""
+    return lambda weights: np.array([statistic(np.repeat(np.arange(len(row)), row)) for row in weights])
+
+
+def weighted_mean(values: np.ndarray) -> Statistic:
+    """The mean of (recordings, ...) as a statistic of weights: recall, accuracy, a mean score."""
+    values = np.asarray(values, dtype=float)
+    return lambda weights: np.tensordot(weights, values, 1) / weights.sum(1).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def with_interval(patients, statistic: Statistic, samples: int = SAMPLES, seed: int = 0) -> dict[str, float]:
+    """`value`, `low` and `high` of a statistic that returns one number a draw."""
+    low, high = bootstrap(patients, statistic, samples, seed)
+    return {
+        "value": float(statistic(np.ones((1, len(patients)), dtype=int))[0]),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- ranking
+
+
+def _by_score(targets, scores, weights):
+    """For each class, from the highest score down: weight of positives and of all at each distinct score."""
+    targets, scores = np.asarray(targets), np.asarray(scores)
+    for target, score in zip(targets.T, scores.T, strict=True):
+        order = np.argsort(-score, kind="stable")
+        starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
+        ordered = weights[:, order]
+        total = np.add.reduceat(ordered, starts, axis=1)
+        yield np.add.reduceat(ordered * target[order].astype(bool), starts, axis=1), total
+
+
+def auroc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Area under the ROC curve a class, ties counted half; NaN without a positive or without a negative.
+
+    Args:
+        targets, scores: (recordings, classes); scores finite.
+        weights: (draws, recordings), how often each recording counts.
+
+    Returns:
+        (draws, classes), or (classes,) without weights; on whole-number weights exactly what the repeated rows give.
+    """
+    columns = []
+    for positive, total in _by_score(targets, scores, _weights(weights, targets)):
+        negative = total - positive
+        below = negative.sum(1, keepdims=True) - np.cumsum(negative, axis=1)
+        pairs = positive.sum(1) * negative.sum(1)
+        with np.errstate(invalid="ignore"):
+            columns.append((positive * (below + 0.5 * negative)).sum(1) / np.where(pairs, pairs, np.nan))
+    values = np.stack(columns, axis=1)
+    return values if weights is not None else values[0]
+
+
+def auprc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Average precision a class (no interpolation), as `auroc`; NaN without a positive or without a negative."""
+    columns = []
+    for positive, total in _by_score(targets, scores, _weights(weights, targets)):
+        precision = np.cumsum(positive, axis=1) / np.maximum(np.cumsum(total, axis=1), 1)
+        positives, everything = positive.sum(1), total.sum(1)
+        defined = (positives > 0) & (positives < everything)
+        columns.append((precision * positive).sum(1) / np.where(defined, positives, np.nan))
+    values = np.stack(columns, axis=1)
+    return values if weights is not None else values[0]
+
+
+def _weights(weights, targets) -> np.ndarray:
+    return np.ones((1, len(targets)), dtype=int) if weights is None else weights
+
+
+def f1(targets: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """F1 a class of yes/no predictions (recordings, classes); NaN without a positive. Shapes as in `auroc`."""
+    counts = _weights(weights, targets).astype(float)
+    targets, predicted = np.asarray(targets, dtype=bool), np.asarray(predicted, dtype=bool)
+    hits, total = counts @ (targets & predicted), counts @ targets.astype(float) + counts @ predicted.astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.where(counts @ targets > 0, 2 * hits / total, np.nan)
+    return values if weights is not None else values[0]
+
+
+def best_threshold(target: np.ndarray, score: np.ndarray) -> float:
+    """The score from which on "yes" gives the best F1 (the highest such score); NaN without a positive."""
+    if not np.any(target):
+        return np.nan
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.diff(score[order], append=-np.inf))
+    hits = np.cumsum(target[order])[ends]
+    return float(score[order][ends][np.argmax(2 * hits / (ends + 1 + np.sum(target)))])
+
+
+# ----------------------------------------------------------------------------------------------------------- classes
+
+
+def score_classes(
+    targets: np.ndarray,
+    scores: np.ndarray,
+    classes: Sequence[str],
+    thresholds: np.ndarray | None = None,
+    min_positives: int = MIN_POSITIVES,
+) -> list[dict]:
+    """A row a class: `label`, `records`, `positives`, `prevalence`, `auroc`, `auprc`, `f1`, `threshold`, `note`.
+
+    Figures that do not exist are None and `note` names the cause; so it does where positives are fewer than
+    `min_positives`.
+
+    Args:
+        targets, scores: (recordings, classes); a column with a score that is not finite counts as not scored.
+        thresholds: (classes,) from which on a score means "yes"; see `best_threshold`. NaN or left out: no F1.
+    """
+    targets, scores = np.asarray(targets, dtype=bool), np.asarray(scores, dtype=float)
+    thresholds = np.full(len(classes), np.nan) if thresholds is None else np.asarray(thresholds, dtype=float)
+    finite = np.isfinite(scores).all(axis=0)
+    usable = np.where(finite, scores, 0.0)
+    values = {
+        "auroc": np.where(finite, auroc(targets, usable), np.nan),
+        "auprc": np.where(finite, auprc(targets, usable), np.nan),
+        "f1": np.where(finite & ~np.isnan(thresholds), f1(targets, usable >= thresholds), np.nan),
+        "threshold": np.where(finite, thresholds, np.nan),
+    }
     rows = []
     for index, name in enumerate(classes):
-        target, score = targets[:, index], scores[:, index]
-        row = {"label": name, "positives": int(target.sum()), "records": len(target), "auroc": None, "auprc": None}
-        if 0 < row["positives"] < row["records"] and np.isfinite(score).all():
-            row["auroc"] = float(roc_auc_score(target, score))
-            row["auprc"] = float(average_precision_score(target, score))
+        positives = int(targets[:, index].sum())
+        row = {"label": name, "records": len(targets), "positives": positives, "prevalence": positives / len(targets)}
+        row |= {metric: _or_none(columns[index]) for metric, columns in values.items()}
+        row["note"] = _note(positives, len(targets), finite[index], min_positives)
         rows.append(row)
     return rows
+
+
+def _note(positives: int, records: int, finite: bool, min_positives: int) -> str:
+    if positives == 0:
+        return "no positive recording"
+    if positives == records:
+        return "no negative recording"
+    if not finite:
+        return "not scored (scores are not finite)"
+    return f"fewer than {min_positives} positives" if positives < min_positives else ""
+
+
+def _or_none(value) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
 
 
 def macro(rows: list[dict], metric: str = "auroc") -> float | None:
     """Mean over the classes that have the metric; None where none has."""
     values = [row[metric] for row in rows if row[metric] is not None]
     return float(np.mean(values)) if values else None
+
+
+@dataclass
+class ClassFigures:
+    """Scores of one model against targets: rows a class with intervals, means over classes, differences.
+
+    Args:
+        targets, scores: (recordings, classes); classes: their names; patients: one a recording.
+        thresholds: see `score_classes`. Intervals of F1 take the threshold as given.
+    """
+
+    targets: np.ndarray
+    scores: np.ndarray
+    classes: Sequence[str]
+    patients: Sequence[str]
+    thresholds: np.ndarray | None = None
+    min_positives: int = MIN_POSITIVES
+    samples: int = SAMPLES
+    seed: int = 0
+    _draws: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """`score_classes`, with `auroc_low`, `auroc_high` and so on beside each figure."""
+        rows = score_classes(self.targets, self.scores, self.classes, self.thresholds, self.min_positives)
+        for metric in self.metrics:
+            low, high = interval(self.draws(metric))
+            for index, row in enumerate(rows):
+                missing = row[metric] is None
+                row[f"{metric}_low"] = None if missing else _or_none(low[index])
+                row[f"{metric}_high"] = None if missing else _or_none(high[index])
+        return rows
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("auroc", "auprc") if self.thresholds is None else ("auroc", "auprc", "f1")
+
+    def draws(self, metric: str) -> np.ndarray:
+        """(samples, classes): the metric in every draw of patients, computed once."""
+        if metric not in self._draws:
+            usable = np.where(np.isfinite(self.scores), self.scores, 0.0)
+            if metric == "f1":
+                statistic = partial(f1, self.targets, usable >= self.thresholds)
+            else:
+                statistic = partial({"auroc": auroc, "auprc": auprc}[metric], self.targets, usable)
+            self._draws[metric] = resample(self.patients, statistic, self.samples, self.seed)
+        return self._draws[metric]
+
+    def macro_draws(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> np.ndarray:
+        """(samples,): the mean over the classes that have the metric, in every draw."""
+        return _mean(self.draws(metric)[:, self._chosen(metric, labels)])
+
+    def macro(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> dict | None:
+        """`value`, `low`, `high` of the mean over the classes that have the metric; None where none has."""
+        chosen = self._chosen(metric, labels)
+        if not chosen:
+            return None
+        low, high = interval(self.macro_draws(metric, labels))
+        value = np.mean([self.rows[index][metric] for index in chosen])
+        return {"value": float(value), "low": float(low), "high": float(high), "classes": len(chosen)}
+
+    def shared_labels(self, other: "ClassFigures", metric: str = "auroc") -> list[str]:
+        """The classes that have the metric in both.
+
+        Raises:
+            ValueError: the two were not measured on the same recordings and targets.
+        """
+        if list(self.patients) != list(other.patients) or not np.array_equal(self.targets, other.targets):
+            raise ValueError("two models can only be compared on the same recordings and labels.")
+        rows = zip(self.rows, other.rows, strict=True)
+        return [one["label"] for one, two in rows if one[metric] is not None and two[metric] is not None]
+
+    def against(
+        self, other: "ClassFigures", metric: str = "auroc", labels: Sequence[str] | None = None
+    ) -> dict | None:
+        """This model's mean less the other's over the same classes, recordings and draws; see `paired_bootstrap`."""
+        shared = [label for label in self.shared_labels(other, metric) if labels is None or label in labels]
+        if not shared:
+            return None
+        value = self.macro(metric, shared)["value"] - other.macro(metric, shared)["value"]
+        found = _difference(value, self.macro_draws(metric, shared) - other.macro_draws(metric, shared))
+        return {name: bool(part) if name == "holds" else float(part) for name, part in found.items()}
+
+    def _chosen(self, metric: str, labels: Sequence[str] | None) -> list[int]:
+        return [
+            index
+            for index, row in enumerate(self.rows)
+            if row[metric] is not None and (labels is None or row["label"] in labels)
+        ]
+
+
+def _mean(draws: np.ndarray) -> np.ndarray:
+    """(draws,): mean over the classes that exist in a draw (a rare class can lose its last positive); else NaN."""
+    counts = (~np.isnan(draws)).sum(axis=1)
+    return np.nansum(draws, axis=1) / np.where(counts, counts, np.nan)
+
+
+# ------------------------------------------------------------------------------------------ calibration, embeddings
+
+
+def reliability(target: np.ndarray, probability: np.ndarray, bins: int = 10) -> list[dict]:
+    """Of each bin of equal width that is not empty: `probability` (mean), `observed` (share of positives), `count`.
+
+    Raises:
+        ValueError: a probability outside 0 to 1.
+    """
+    target, probability = np.asarray(target, dtype=float).ravel(), np.asarray(probability, dtype=float).ravel()
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("calibration is of probabilities: every score must lie in 0 to 1.")
+    number = np.minimum((probability * bins).astype(int), bins - 1)
+    rows = []
+    for index in np.unique(number):
+        inside = number == index
+        rows.append(
+            {
+                "probability": float(probability[inside].mean()),
+                "observed": float(target[inside].mean()),
+                "count": int(inside.sum()),
+            }
+        )
+    return rows
+
+
+def calibration_error(target: np.ndarray, probability: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean distance of probability and observed share over the bins, by their counts."""
+    rows = reliability(target, probability, bins)
+    total = sum(row["count"] for row in rows)
+    return sum(row["count"] * abs(row["probability"] - row["observed"]) for row in rows) / total
+
+
+def rankme(embeddings: np.ndarray, epsilon: float = 1e-7) -> float:
+    """Effective rank of (recordings, width): exp of the entropy of the normalised singular values.
+
+    It needs no labels (Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
+    Representations by Their Rank", ICML 2023); between 1 and the smaller side, larger is richer.
+    """
+    values = np.linalg.svd(np.asarray(embeddings, dtype=np.float64), compute_uv=False)
+    shares = values / values.sum() + epsilon
+    return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,9 +1,20 @@
 """A model under evaluation, its untrained twin and their embeddings."""
 
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
+from huggingface_hub import snapshot_download
+from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -12,16 +23,54 @@ from data import MelpCollator, prepare_inputs
 from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
+SIGNAL_COLUMNS = ["record", "signal", "leads", "gain", "baseline"]
+
+
+# ----------------------------------------------------------------------------------------------------------- runtime
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how recordings are encoded: every task's `options.runtime`.
+
+    Args:
+        rank, world: this process among those of `accelerate launch`; each encodes its share and all get the whole.
+        cache: folder of features that are kept from run to run, None for none.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    batch_size: int = 64
+    num_workers: int = 0
+    cache: Path | None = None
+
+    @classmethod
+    def detect(cls, batch_size: int, num_workers: int | None = None, cache: Path | None = None, alone: bool = False):
+        """`alone`: this process does all the work, whatever others there are (they are not asked)."""
+        state = PartialState()
+        if num_workers is None:  # on a CPU reading is a small part, and workers would take its cores
+            num_workers = min(8, os.cpu_count() // state.num_processes) if state.device.type == "cuda" else 0
+        rank, world = (0, 1) if alone else (state.process_index, state.num_processes)
+        return cls(state.device, rank, world, batch_size, num_workers, cache)
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
 
 def load_model(path: str, device: torch.device) -> tuple[MelpModel | MelpEcgModel, MelpProcessor]:
-    """Model in evaluation mode and its processor (a feature extractor for an ECG tower alone)."""
+    """Model in evaluation mode and its processor (a feature extractor for an ECG tower alone).
+
+    The model carries `fingerprint`, by which its features are cached.
+    """
     model_type = read_config(path).model_type
     if model_type == MelpConfig.model_type:
         model, processor = MelpModel.from_pretrained(path), MelpProcessor.from_pretrained(path)
     else:
         model, processor = MelpEcgModel.from_pretrained(path), MelpFeatureExtractor.from_pretrained(path)
-    # bfloat16 pays only where the device has matrix units for it.
-    return model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval(), processor
+    model = _on_device(model, device)
+    model.fingerprint = model_fingerprint(path)
+    return model, processor
 
 
 def read_config(path: str):
@@ -34,27 +83,151 @@ def read_config(path: str):
 
 def untrained_like(path: str, device: torch.device, seed: int = 0) -> MelpModel | MelpEcgModel:
     """A model of the same shape with random weights."""
-    torch.manual_seed(seed)
     config = read_config(path)
-    model = (MelpModel if config.model_type == "melp" else MelpEcgModel)(config)
-    return model.to(device).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _on_device((MelpModel if config.model_type == "melp" else MelpEcgModel)(config), device)
+    shape = {name: value for name, value in config.to_dict().items() if name not in ("dtype", "transformers_version")}
+    model.fingerprint = _digest("untrained", seed, json.dumps(shape, sort_keys=True, default=str))
+    return model
 
 
-def encode(model, extractor, split: Dataset, batch_size: int, name: str = "encode") -> dict[str, np.ndarray]:
-    """Embeddings of a split: `rhythm` (rows, projection_dim), L2-normalised, and `probe`."""
+def _on_device(model, device: torch.device):
+    # bfloat16 pays only where the device has matrix units for it.
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return model.to(device, torch.bfloat16 if bfloat16 else torch.float32).eval()
+
+
+def require_text(model, path: str) -> MelpModel:
+    """Raises ValueError for an ECG tower alone, where a task compares recordings with texts."""
+    if not isinstance(model, MelpModel):
+        raise ValueError(f"{path} has no text tower: this task needs a whole MELP model.")
+    return model
+
+
+def local_folder(path: str) -> Path:
+    """The folder of a model: itself, or where the Hub's files are (downloaded unless there)."""
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"]))
+
+
+def model_fingerprint(path: str) -> str:
+    """Hash of a model's weights and configuration files."""
+    folder, found = local_folder(path), hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        found.update(file.name.encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 24):
+                found.update(block)
+    return found.hexdigest()[:16]
+
+
+def _digest(*parts) -> str:
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------- encoding
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to recordings between reading and scaling (fewer leads, noise, another rate).
+
+    Args:
+        name: what the cache knows it by; it must name every setting.
+        apply: takes signals in mV (batch, 12, samples) float32, which it may write to, `lead_mask` (batch, 12) bool
+            and the records' names; returns signals and mask.
+    """
+
+    name: str
+    apply: Callable[[np.ndarray, np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]]
+
+
+def _first_half(signal, lead_mask, records):
+    signal[..., signal.shape[-1] // 2 :] = 0.0
+    return signal, lead_mask
+
+
+# The original reads CPSC2018 as the first 2,500 samples, zero-padded to 5,000, then min-max (so the padding is not 0).
+CPSC_ORIGINAL = Change("first 2500 samples of 5000", _first_half)
+
+
+class CollateChanged:
+    """A collate function whose batches, still in mV, are changed."""
+
+    def __init__(self, collate: MelpCollator, change: Change | None):
+        self.collate, self.change = collate, change
+
+    def __call__(self, rows: list[dict]) -> dict:
+        batch = self.collate(rows)
+        if self.change is not None:
+            signal, mask = batch["input_values"].numpy(), batch["lead_mask"].numpy()
+            signal, mask = self.change.apply(signal, mask, [row["record"] for row in rows])
+            batch = {"input_values": torch.from_numpy(signal), "lead_mask": torch.from_numpy(mask)}
+        return batch
+
+
+def encode(
+    model, extractor, split: Dataset, runtime: Runtime, name: str = "encode", change: Change | None = None
+) -> dict[str, np.ndarray]:
+    """Embeddings of a split, in its order: `rhythm` (rows, projection_dim), L2-normalised, and `probe`, float32.
+
+    Over several processes each encodes its share. With a cache, features of the same model, recordings and change are
+    read instead.
+
+    Raises:
+        ValueError: when the model gives embeddings that are not finite, naming the first recordings.
+    """
+    file = None
+    if runtime.cache is not None:
+        # Each split of a prepared folder has the folder's fingerprint: its name and its records tell it apart.
+        records = "\0".join(split.select_columns(["record"])["record"])
+        settings = getattr(extractor, "feature_extractor", extractor).to_dict()
+        key = _digest(
+            model.fingerprint, split._fingerprint, split.split, records, change and change.name, model.dtype, settings
+        )
+        file = Path(runtime.cache) / f"{key}.safetensors"
+        # All processes read or all encode: a cache on one machine of several would leave the others waiting.
+        if file.is_file() if runtime.world == 1 else all(gather_object([file.is_file()])):
+            return load_file(file)
+    found = _encode_share(model, extractor, split, runtime, name, change)
+    wrong = ~np.isfinite(found["rhythm"]).all(1) | ~np.isfinite(found["probe"]).all(1)
+    if wrong.any():
+        names = ", ".join(split.select(np.flatnonzero(wrong)[:3])["record"])
+        raise ValueError(f"the model gives embeddings that are not finite for {wrong.sum()} recordings ({names} ...).")
+    if file is not None and runtime.rank == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file(found, partial)
+        os.replace(partial, file)
+    return found
+
+
+def _encode_share(model, extractor, split, runtime: Runtime, name: str, change) -> dict[str, np.ndarray]:
     ecg_model = model.ecg_model if isinstance(model, MelpModel) else model
-    columns = ["signal", "leads", "gain", "baseline"]
+    share = split.select_columns(SIGNAL_COLUMNS)
+    share = share.select(range(runtime.rank, len(split), runtime.world)) if runtime.world > 1 else share
     loader = DataLoader(
-        split.select_columns(columns), batch_size=batch_size, collate_fn=MelpCollator(extractor, text=False)
+        share,
+        batch_size=runtime.batch_size,
+        collate_fn=CollateChanged(MelpCollator(extractor, text=False), change),
+        num_workers=runtime.num_workers,
+        pin_memory=runtime.device.type == "cuda",
     )
-    found = {"rhythm": [], "probe": []}
+    width = ecg_model.config.projection_dim
+    found = {"rhythm": [np.empty((0, width), np.float32)], "probe": [np.empty((0, width), np.float32)]}
     with torch.inference_mode():
-        for batch in tqdm(loader, desc=name, unit="batch"):
+        for batch in tqdm(loader, desc=name, unit="batch", disable=runtime.rank != 0):
             batch = prepare_inputs(batch, model.device, ecg_model.config.scaling)
             outputs = ecg_model(**batch)
             found["rhythm"].append(F.normalize(outputs.rhythm_embeds.float(), dim=-1).cpu().numpy())
             found["probe"].append(outputs.probe_embeds.float().cpu().numpy())
-    found = {name: np.concatenate(parts) for name, parts in found.items()}
-    if not all(np.isfinite(part).all() for part in found.values()):
-        raise ValueError("the model gives embeddings that are not finite on this data.")
+    found = {key: np.concatenate(parts) for key, parts in found.items()}
+    if runtime.world > 1:
+        shares = gather_object([found])
+        found = {key: np.empty((len(split), width), np.float32) for key in found}
+        for rank, part in enumerate(shares):
+            for key, value in part.items():
+                found[key][rank :: runtime.world] = value
     return found

@@ -1,69 +1,200 @@
-"""What a task found: everything needed to recompute it, as JSON, Parquet and a table."""
+"""What a task found: the figures with their intervals and all that is needed to recompute them.
+
+A task fills a `Results`; `evaluate.py` prints it and writes `results.json`, `results.md`, `predictions.parquet` and
+`figures/`.
+"""
 
 import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
-from evaluation.metrics import macro, score_classes
+from evaluation.models import model_fingerprint
+from evaluation.overlap import overlaps
+
+VERSIONS_OF = ("torch", "transformers", "datasets", "scikit-learn", "numpy")
 
 
-def summarise(task, options, label_set, split, targets, scores: dict[str, np.ndarray], classes) -> dict:
-    """Everything needed to recompute the figures, and the table; writes them with `--output`."""
-    tables = {name: score_classes(targets, score, classes) for name, score in scores.items()}
-    results = {
-        "task": task,
-        "model": options.model,
-        "data": str(options.data),
-        "database": json.loads((Path(options.data) / "melp.json").read_text())["database"],
-        "split": options.split,
-        "label_set": label_set,
-        "records": len(split),
-        "macro_auroc": {name: macro(rows) for name, rows in tables.items()},
-        "macro_auprc": {name: macro(rows, "auprc") for name, rows in tables.items()},
-        "classes": tables,
-    }
-    results["table"] = table = as_table(results)
-    print("\n" + table)
-    if options.output:
-        folder = Path(options.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=2))
-        (folder / "results.md").write_text(table)
-        index = split.select_columns(["record", "patient"]).to_pandas()
-        predictions = pd.DataFrame(
-            {
-                "record": np.repeat(index["record"].to_numpy(), len(classes)),
-                "patient": np.repeat(index["patient"].to_numpy(), len(classes)),
-                "label": np.tile(classes, len(index)),
-                "target": targets.reshape(-1),
-                "score": scores["model"].reshape(-1),
-            }
+@dataclass
+class Results:
+    """Figures of one task.
+
+    Args:
+        task, model, data, database, label_set, split: what was measured on what; several folders are joined by ", ".
+        settings: every option of the command, so that it can be repeated.
+        fingerprints: of the model's files and of each prepared folder, and the versions of what computed.
+        records, patients: how many there were.
+        metrics: `{name: {"value": ..., "low": ..., "high": ...}}`, flat; the bounds are None where there are none.
+        classes, groups: rows of dicts, a class or a diagnostic group.
+        notes: warnings, and how to read the figures.
+        tables: `{title: Markdown}`, what is printed.
+        predictions: record, patient, label, target, score, from which the figures follow.
+        figures: `{name: function that draws a matplotlib figure}`; drawn only where they are saved.
+        next: the command to run next.
+    """
+
+    task: str
+    model: str
+    data: str
+    database: str
+    split: str
+    label_set: str = ""
+    settings: dict = field(default_factory=dict)
+    fingerprints: dict = field(default_factory=dict)
+    records: int = 0
+    patients: int = 0
+    metrics: dict[str, dict] = field(default_factory=dict)
+    classes: list[dict] = field(default_factory=list)
+    groups: list[dict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
+    predictions: pd.DataFrame | None = None
+    figures: dict[str, Callable] = field(default_factory=dict)
+    next: str = ""
+
+    @classmethod
+    def of(cls, task: str, options, rows: Dataset | None, label_set: str = "") -> "Results":
+        """Results of a task on `rows`, with all that does not depend on the task, and the warnings about the data.
+
+        A task over several folders (`options.data` is a list) gives None and counts by itself.
+        """
+        folders = [options.data] if isinstance(options.data, str) else list(options.data)
+        about = {str(folder): about_data(folder) for folder in folders}
+        database = ", ".join(dict.fromkeys(entry["database"] for entry in about.values()))
+        settings = {name: value for name, value in vars(options).items() if name not in ("task", "runtime")}
+        results = cls(
+            task=task,
+            model=str(options.model),
+            data=", ".join(about),
+            database=database,
+            split=options.split,
+            label_set=label_set,
+            settings={name: _plain(value) for name, value in settings.items()},
+            fingerprints={
+                "model": model_fingerprint(options.model),
+                "data": {folder: entry["fingerprint"] for folder, entry in about.items()},
+                "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
+            },
+            records=0 if rows is None else len(rows),
+            patients=0 if rows is None else len(set(rows["patient"])),
         )
-        predictions.to_parquet(folder / "predictions.parquet")
-        print(f"\nWritten to {folder}: results.json, results.md, predictions.parquet")
-    other = {"zero-shot": "linear-probe", "linear-probe": "zero-shot"}[task]
-    print(f"Next: python evaluate.py {other} --model {options.model} --data {options.data}")
-    return results
+        results.notes += overlaps(options.model, [entry["database"] for entry in about.values()])
+        return results
+
+    def add(self, name: str, figure: dict | float | None):
+        """A figure with (or without) interval under a name; one that does not exist is left out."""
+        if figure is not None:
+            figure = figure if isinstance(figure, dict) else {"value": float(figure)}
+            self.metrics[name] = {"low": None, "high": None} | figure
+
+    def markdown(self) -> str:
+        of_labels = f" {self.label_set}," if self.label_set else ""
+        synthetic = ", synthetic data" if "synthetic" in self.database else ""
+        lines = [
+            f"# {self.task}: {self.model}",
+            "",
+            f"{self.database},{of_labels} split {self.split}: {self.records:,} recordings of {self.patients:,} "
+            f"patients{synthetic}. Intervals: 95%, bootstrap over patients.",
+        ]
+        for title, table in self.tables.items():
+            lines += ["", f"## {title}", "", table.rstrip()]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: str | Path):
+        """Writes `results.json`, `results.md`, `predictions.parquet` and `figures/` (PNG and SVG)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        left_out = ("predictions", "figures")
+        known = {name: value for name, value in self.__dict__.items() if name not in left_out}
+        # A score that does not exist is null: NaN is no JSON.
+        (folder / "results.json").write_text(json.dumps(_plain(known), indent=2, allow_nan=False))
+        (folder / "results.md").write_text(self.markdown())
+        if self.predictions is not None:
+            self.predictions.to_parquet(folder / "predictions.parquet", index=False)
+        for name, draw in self.figures.items():
+            from evaluation.figures import save
+
+            save(draw(), folder / "figures" / name)
+
+    def written(self, folder: str | Path) -> str:
+        """A line that says what `write` left in the folder."""
+        names = ["results.json", "results.md"]
+        names += ["predictions.parquet"] if self.predictions is not None else []
+        names += [f"figures/ ({', '.join(self.figures)}; PNG and SVG)"] if self.figures else []
+        return f"Written to {folder}: {', '.join(names)}"
 
 
-def as_table(results: dict) -> str:
-    """A Markdown table of AUROC a class, the model's beside the untrained one's."""
-    synthetic = " (synthetic data)" if results["database"] == "synthetic" else ""
-    lines = [
-        f"{results['task']}, {results['label_set']}, {results['records']} {results['split']} recordings{synthetic}",
-        "",
-        "| label | positives | AUROC | AUPRC | AUROC untrained |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for row, untrained in zip(results["classes"]["model"], results["classes"]["untrained"], strict=True):
-        lines.append(_row(row["label"], row["positives"], row["auroc"], row["auprc"], untrained["auroc"]))
-    means = [results["macro_auroc"]["model"], results["macro_auprc"]["model"], results["macro_auroc"]["untrained"]]
-    lines.append(_row("**macro**", "", *means))
-    return "\n".join(lines) + "\n"
+def about_data(path: str) -> dict:
+    """`database` and `fingerprint` of prepared data; a Hub id, which has no `melp.json` here, stands for itself."""
+    file = Path(path) / "melp.json"
+    return json.loads(file.read_text()) if file.is_file() else {"database": str(path), "fingerprint": None}
 
 
-def _row(label: str, positives, *values: float | None) -> str:
-    cells = ["-" if value is None else f"{value:.3f}" for value in values]
-    return f"| {label} | {positives} | " + " | ".join(cells) + " |"
+def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores, **more) -> pd.DataFrame:
+    """The saved predictions: a line a recording and label, `score` the model's; `more` are further score columns.
+
+    Args:
+        targets, scores, more: (recordings, classes).
+    """
+    count = len(classes)
+    columns = {
+        "record": np.repeat(np.asarray(rows["record"], dtype=object), count),
+        "patient": np.repeat(np.asarray(rows["patient"], dtype=object), count),
+        "label": np.tile(np.asarray(classes, dtype=object), len(rows)),
+        "target": np.asarray(targets).reshape(-1),
+        "score": np.asarray(scores).reshape(-1),
+    }
+    return pd.DataFrame(columns | {name: np.asarray(values).reshape(-1) for name, values in more.items()})
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A Markdown table: the first column to the left, the others to the right; None is "-"."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows])
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def with_bounds(figure: dict | None, name: str = "value", digits: int = 3) -> str:
+    """ "0.912 (0.880 to 0.941)" of a figure, or of the column `name` of a row with `NAME_low` and `NAME_high`."""
+    if figure is None or figure.get(name) is None:
+        return "-"
+    low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+    if figure.get(low) is None or figure[low] != figure[low]:
+        return f"{figure[name]:.{digits}f}"
+    return f"{figure[name]:.{digits}f} ({figure[low]:.{digits}f} to {figure[high]:.{digits}f})"
+
+
+def difference(figure: dict | None, digits: int = 3) -> str:
+    """ "+0.031 (+0.012 to +0.050) holds" of a paired difference, "open" where its interval has zero in it."""
+    if figure is None:
+        return "-"
+    value, low, high = (f"{figure[name]:+.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high}) {'holds' if figure['holds'] else 'open'}"
+
+
+def _plain(value):
+    """JSON's own types, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if value is None or isinstance(value, (str, int)) else str(value)

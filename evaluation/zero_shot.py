@@ -1,5 +1,11 @@
-"""Zero-shot classification: findings scored by the similarity of an ECG with texts that describe them."""
+"""Zero-shot classification: findings scored by the similarity of a recording with texts that describe them.
 
+A class's embedding is the mean of its prompts'. Thresholds of F1 come from the validation split, as in use; the
+published "best on test" is an option. An untrained model of the same shape stands beside.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +15,73 @@ import yaml
 from datasets import Dataset
 
 from data import get_split, label_matrix, label_sets, load_prepared
-from evaluation.models import encode, load_model, untrained_like
-from evaluation.results import summarise
+from evaluation import figures as draw
+from evaluation.labelled import BEST_ON_TEST, add_figures, calibrated, class_figures, labelled_rows, thresholds_of
+from evaluation.labels import labels_of
+from evaluation.metrics import rankme
+from evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model, require_text, untrained_like
+from evaluation.options import add_against, add_common, add_cpsc_original, add_labels
+from evaluation.results import Results, markdown_table, predictions_of
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
+NAME = "zero-shot"
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts.yaml"
+
+
+def add_arguments(parser):
+    add_common(parser)
+    add_labels(parser)
+    add_against(parser)
+    add_cpsc_original(parser)
+    add_prompts(parser)
+    parser.add_argument("--findings", help='any list instead of a label set: "atrial fibrillation,long QT"')
+    parser.add_argument(
+        "--thresholds",
+        choices=("validation", BEST_ON_TEST),
+        default="validation",
+        help="where the threshold of F1 comes from; best-on-test is what papers report, and too good",
+    )
+
+
+def add_prompts(parser):
+    parser.add_argument("--prompts", default=str(PROMPTS), help="YAML of label set, label and prompts")
+
+
+def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
+    """Label set -> label -> prompts, of a YAML or JSON file, in which a single text may stand for a list of one.
+
+    A file without label sets (label -> prompts, as the published ones) serves every label set: `{"": ...}`.
+
+    Raises:
+        ValueError: naming the file and the place where it holds something else.
+    """
+    prompts = yaml.safe_load(Path(path).read_text())
+    if not isinstance(prompts, dict) or not prompts:
+        raise ValueError(f"{path} is not a prompt file: label set, label and a list of prompts.")
+    if not any(isinstance(labels, dict) for labels in prompts.values()):
+        prompts = {"": prompts}
+    found = {}
+    for label_set, labels in prompts.items():
+        found[label_set] = {}
+        for label, texts in labels.items() if isinstance(labels, dict) else [("", None)]:
+            texts = [texts] if isinstance(texts, str) else texts
+            if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError(f"{path}: {label_set!r}, label {label!r}: a list of prompts is needed.")
+            found[label_set][label] = texts
+    return found
 
 
 def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
     """The prompts of each class; raises ValueError naming the classes that the file lacks."""
-    prompts = yaml.safe_load(Path(path).read_text())
-    if label_set not in prompts:
+    prompts = load_yaml(path)
+    of_set = prompts.get(label_set, prompts.get(""))
+    if of_set is None:
         raise ValueError(f"{path} has no prompts for the label set {label_set!r}; it has {', '.join(prompts)}.")
-    missing = [name for name in classes if not prompts[label_set].get(name)]
+    missing = [name for name in classes if not of_set.get(name)]
     if missing:
         raise ValueError(f"{path}: label set {label_set!r} has no prompt for {', '.join(missing)}.")
-    return {name: prompts[label_set][name] for name in classes}
+    return {name: of_set[name] for name in classes}
 
 
 def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[str, list[str]]) -> np.ndarray:
@@ -39,26 +95,149 @@ def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[s
     return np.stack(embeddings)
 
 
-def zero_shot(options, device) -> dict:
-    """Scores every class of a label set by the similarity of ECG and prompt embeddings."""
+def run(options) -> Results:
+    if options.findings:
+        return run_findings(options)
+    splits = load_prepared(options.data)
+    label_set = options.label_set or only_label_set(splits, options)
+    rows, targets = labelled_rows(splits, options.split, label_set, options.data)
+    classes = label_sets(rows)[label_set]
+    prompts = load_prompts(options.prompts, label_set, classes)
+    validation = None
+    if "validation" in splits and (options.thresholds == "validation"):
+        validation = labelled_rows(splits, "validation", label_set, options.data)
+
+    scored, probabilities, shown = {}, None, None
+    for name, similarities in _models(options, prompts):
+        embeddings, scores = similarities(rows, f"{options.split} ({name})")
+        thresholds = None
+        if validation is not None:
+            held_out = validation[1], similarities(validation[0], f"validation ({name})")[1]
+            thresholds = thresholds_of(*held_out)
+        elif options.thresholds == BEST_ON_TEST:
+            thresholds = thresholds_of(targets, scores)
+        scored[name] = class_figures(options, rows, classes, targets, scores, thresholds)
+        if name == "model":
+            shown = embeddings, similarities.texts
+            probabilities = None if validation is None else calibrated(held_out, scores)
+
+    results = Results.of(NAME, options, rows, label_set)
+    add_figures(results, scored, probabilities)
+    results.add("rankme", rankme(shown[0]))
+    results.notes.append(f"RankMe (effective rank of the embeddings): {results.metrics['rankme']['value']:.1f}.")
+    if "f1" in scored["model"].metrics:
+        results.notes.append(_about_thresholds(options, validation is not None))
+    results.figures["findings"] = lambda: draw.similarity(classes, shown[1])
+    results.figures["map"] = lambda: draw.embedding_map(shown[0], targets, classes, options.seed)
+    results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
+    results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
+    return results
+
+
+def _about_thresholds(options, from_validation: bool) -> str:
+    if from_validation:
+        return "Thresholds of F1, and the curves of the calibration error, come from the validation split."
+    return "F1 is the best on the test recordings themselves, as published: too good for use."
+
+
+@dataclass
+class Similarities:
+    """Embeddings of recordings and their cosine similarities with class texts (classes, width)."""
+
+    network: MelpModel
+    reader: MelpProcessor
+    texts: np.ndarray
+    runtime: Runtime
+    change: Change | None = None
+
+    def __call__(self, rows: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+        embeddings = encode(self.network, self.reader, rows, self.runtime, name, self.change)["rhythm"]
+        return embeddings, embeddings @ self.texts.T
+
+
+def _models(options, prompts: dict[str, list[str]]) -> Iterator[tuple[str, Similarities]]:
+    """The model, its untrained twin, and the other model where one is named."""
+    device = options.runtime.device
     model, processor = load_model(options.model, device)
-    if not isinstance(model, MelpModel):
-        raise ValueError(f"{options.model} has no text tower: zero-shot needs a whole MELP model.")
-    split = get_split(load_prepared(options.data), options.split, options.data)
-    label_set = options.label_set or _only_label_set(split, options.prompts)
-    targets, rows = label_matrix(split, label_set)
-    split = split.select(rows)
-    prompts = load_prompts(options.prompts, label_set, label_sets(split)[label_set])
-    results = {}
-    for name, network in (("model", model), ("untrained", untrained_like(options.model, device))):
-        embeddings = encode(network, processor, split, options.batch_size, f"encode ({name})")["rhythm"]
-        results[name] = embeddings @ class_embeddings(network, processor, prompts).T
-    return summarise("zero-shot", options, label_set, split, targets, results, list(prompts))
+    networks = [("model", require_text(model, options.model), processor)]
+    networks.append(("untrained", untrained_like(options.model, device, options.seed), processor))
+    if options.against:
+        other, other_processor = load_model(options.against, device)
+        networks.append(("other", require_text(other, options.against), other_processor))
+    change = CPSC_ORIGINAL if options.cpsc_original else None
+    for name, network, reader in networks:
+        texts = class_embeddings(network, reader, prompts)
+        yield name, Similarities(network, reader, texts, options.runtime, change)
 
 
-def _only_label_set(split: Dataset, prompts: str | Path) -> str:
+def run_findings(options) -> Results:
+    """Scores of any list of findings in every recording, and figures for those that a label of the data names."""
+    findings = [name.strip() for name in options.findings.split(",") if name.strip()]
+    prompts = _prompts_of_findings(options.prompts, findings)
+    splits = load_prepared(options.data)
+    rows = get_split(splits, options.split, options.data)
+    label_set, named = _labels_named(rows, findings, options.label_set)
+    model, processor = load_model(options.model, options.runtime.device)
+    texts = class_embeddings(require_text(model, options.model), processor, prompts)
+    change = CPSC_ORIGINAL if options.cpsc_original else None
+    scores = Similarities(model, processor, texts, options.runtime, change)(rows, options.split)[1]
+
+    results = Results.of(NAME, options, rows, label_set)
+    targets = np.full(scores.shape, np.nan)
+    if named:
+        matrix, labelled = label_matrix(rows, label_set)
+        classes = label_sets(rows)[label_set]
+        columns = [findings.index(finding) for finding in named]
+        for column, labels in zip(columns, named.values(), strict=True):
+            targets[labelled, column] = matrix[:, [classes.index(label) for label in labels]].any(axis=1)
+        chosen = rows.select(labelled)
+        figures = class_figures(
+            options, chosen, list(named), targets[labelled][:, columns] > 0, scores[labelled][:, columns]
+        )
+        add_figures(results, {"model": figures})
+    records = np.asarray(rows["record"], dtype=object)
+    results.tables["Findings"] = markdown_table(
+        ["finding", "label", "mean score", "recordings with the highest scores"],
+        [
+            [name, ", ".join(named.get(name, [])) or "no label", float(column.mean()), ", ".join(records[order])]
+            for name, column in zip(findings, scores.T, strict=True)
+            for order in [np.argsort(-column, kind="stable")[:3]]
+        ],
+    )
+    results.predictions = predictions_of(rows, findings, targets, scores)
+    results.figures["findings"] = lambda: draw.similarity(findings, texts)
+    results.next = f"python evaluate.py zero-shot --model {options.model} --data {options.data}"
+    return results
+
+
+def _prompts_of_findings(path: str | Path, findings: list[str]) -> dict[str, list[str]]:
+    """The prompts of the file where any label set has the name, else the name itself as a report's sentence."""
+    known = {str(label).lower(): texts for labels in load_yaml(path).values() for label, texts in labels.items()}
+    return {name: known.get(name.lower(), [f"{name.lower()}."]) for name in findings}
+
+
+def _labels_named(rows: Dataset, findings: list[str], label_set: str | None) -> tuple[str, dict[str, list[str]]]:
+    """The label set that names the most of the findings, and its labels of each that it names."""
+    found = {}
+    for name, classes in label_sets(rows).items():
+        of_set = {}
+        for finding in findings:
+            same = [label for label in classes if label.lower() == finding.lower()]
+            if labels := same or labels_of(finding.lower(), name, classes):
+                of_set[finding] = labels
+        found[name] = of_set
+    if label_set is not None:
+        label_matrix(rows, label_set)  # an unknown one is an error that lists those there are
+        return label_set, found[label_set]
+    best = max(found, key=lambda name: len(found[name]), default="")
+    return (best, found[best]) if found.get(best) else ("", {})
+
+
+def only_label_set(splits, options) -> str:
     """The label set to use where none was named: the first that the prompt file knows."""
-    known = [name for name in label_sets(split) if name in yaml.safe_load(Path(prompts).read_text())]
+    sets = label_sets(get_split(splits, options.split, options.data))
+    prompts = load_yaml(options.prompts)
+    known = [name for name in sets if name in prompts or "" in prompts]
     if not known:
-        raise ValueError(f"{prompts} has prompts for none of this data's label sets ({', '.join(label_sets(split))}).")
+        raise ValueError(f"{options.prompts} has prompts for none of this data's label sets ({', '.join(sets)}).")
     return known[0]

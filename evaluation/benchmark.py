@@ -1,0 +1,194 @@
+"""The field's benchmark: six label sets of three databases, zero-shot and probed, beside the published figures.
+
+    python evaluate.py benchmark --model DIR_OR_ID --root DIR --splits TABLES --output results/benchmark
+
+DIR holds prepared folders, or the raw databases, which are then prepared into DIR/prepared; TABLES are the published
+split and label tables. What is missing is a line of the table that says why.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from databases import DATABASES
+from evaluation import figures as draw
+from evaluation import linear_probe, zero_shot
+from evaluation.metrics import MIN_POSITIVES
+from evaluation.options import add_against, add_common
+from evaluation.overlap import known_name
+from evaluation.results import Results, difference, markdown_table, with_bounds
+from prepare import prepare
+
+NAME = "benchmark"
+# Name in papers -> database and label set here. csn-fixed is measured too, and no part of the mean.
+SETS = {
+    "super": ("ptbxl", "superclass"),
+    "sub": ("ptbxl", "subclass"),
+    "form": ("ptbxl", "form"),
+    "rhythm": ("ptbxl", "rhythm"),
+    "cpsc2018": ("cpsc2018", "cpsc2018"),
+    "csn": ("csn", "csn"),
+    "csn-fixed": ("csn", "csn-fixed"),
+}
+MEAN_OF = tuple(SETS)[:6]
+TASKS = {task.NAME: task for task in (zero_shot, linear_probe)}
+# Published macro AUROC; `SOURCES` says by whom.
+PUBLISHED = {
+    "zero-shot": {
+        "MERL": dict(zip(MEAN_OF, (0.742, 0.757, 0.659, 0.785, 0.828, 0.744), strict=True)) | {"mean": 0.753},
+        "D-BETA": dict(zip(MEAN_OF, (0.762, 0.759, 0.661, 0.886, 0.801, 0.763), strict=True)) | {"mean": 0.771},
+        "MELP": {"mean": 0.790},
+        "MELP, reproduced": {"mean": 0.784},
+    },
+    "linear-probe": {"MELP": {"super": 0.894, "rhythm": 0.937, "cpsc2018": 0.925, "csn": 0.903}},
+}
+SOURCES = (
+    "Published figures: MERL, Liu et al., ICML 2024, arXiv 2403.06659; D-BETA, arXiv 2410.02131; MELP, Wang et al., "
+    "ICML 2025, arXiv 2506.21803; its reproduction, xjc1022/MELP-Encoder-repro on the Hub. Linear probes: all of the "
+    "training recordings."
+)
+# What the root of a raw database holds.
+MARKERS = {
+    "ptbxl": ("ptbxl_database.csv",),
+    "cpsc2018": ("REFERENCE.csv", "g1/A0001.hea", "A0001.hea"),
+    "csn": ("WFDBRecords",),
+}
+
+
+def add_arguments(parser):
+    add_common(parser, data=False)
+    add_against(parser)
+    parser.add_argument("--root", required=True, help="folder of prepared folders or raw databases")
+    parser.add_argument("--splits", metavar="DIR", help="the published tables, to prepare raw databases")
+    parser.add_argument("--min-positives", type=int, default=MIN_POSITIVES, help="mark classes with fewer")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="(both)")
+
+
+def folders_under(root: Path) -> list[Path]:
+    """The root and its folders, two levels down; a raw database's own tree is not walked."""
+    if not root.is_dir():
+        raise ValueError(f"--root {root} is no folder.")
+    levels = [[root]]
+    for _ in range(2):
+        levels.append([folder for parent in levels[-1] for folder in sorted(parent.iterdir()) if folder.is_dir()])
+    return [folder for level in levels for folder in level]
+
+
+def find_data(root: Path, splits: str | None, workers: int | None) -> dict[str, Path | str]:
+    """Database -> prepared folder, or the reason why there is none."""
+    folders, found = folders_under(root), {}
+    for folder in folders:
+        if (folder / "dataset_dict.json").is_file() and (folder / "melp.json").is_file():
+            found.setdefault(known_name(json.loads((folder / "melp.json").read_text())["database"]), folder)
+    return {name: found.get(name) or _prepared(name, folders, root, splits, workers) for name in MARKERS}
+
+
+def _prepared(database: str, folders: list[Path], root: Path, splits: str | None, workers: int | None) -> Path | str:
+    raw = next((f for f in folders if any((f / marker).exists() for marker in MARKERS[database])), None)
+    if raw is None:
+        return f"no {database} under {root}, neither prepared nor raw"
+    if splits is None:
+        return f"raw {database} in {raw}: give --splits, the published tables"
+    if database not in DATABASES:
+        return f"raw {database} in {raw}: prepare.py does not know this database"
+    try:
+        return prepare(database, root / "prepared" / database, root=raw, splits=splits, workers=workers or 1)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def run(options) -> Results:
+    data = find_data(Path(options.root), options.splits, options.num_workers)
+    options.data = [str(folder) for folder in data.values() if isinstance(folder, Path)]
+    if not options.data:
+        raise ValueError("nothing to measure: " + "; ".join(str(reason) for reason in data.values()) + ".")
+    results = Results.of(NAME, options, None, ", ".join(SETS))
+    predictions, profile, patients = [], {}, {}
+    for task in options.tasks:
+        found = {}
+        for name, (database, label_set) in SETS.items():
+            try:
+                found[name] = one = _run_task(task, options, data[database], database, label_set)
+            except ValueError as error:
+                found[name] = str(error)
+                continue
+            patients[database] = max(patients.get(database, (0, 0)), (one.records, one.patients))
+            predictions.append(one.predictions.assign(set=name, task=task))
+            if options.output and options.runtime.rank == 0:
+                one.write(Path(options.output) / task / name)
+            for model, metric in _models(one).items():
+                if name in MEAN_OF:
+                    profile.setdefault(model, {})[f"{task} {name}"] = one.metrics[metric]["value"]
+            results.add(f"{task} {name} macro_auroc", one.metrics["macro_auroc"])
+            results.notes += [note for note in one.notes if note not in results.notes and "Label set csn" in note]
+        results.tables[f"{task}: macro AUROC"] = _table(results, task, found, options.against)
+    if not predictions:
+        raise ValueError("no label set could be measured: " + "; ".join(f"{n}: {r}" for n, r in found.items()))
+    results.records, results.patients = (sum(counts) for counts in zip(*patients.values(), strict=True))
+    results.predictions = pd.concat(predictions, ignore_index=True)
+    results.figures["performance_profile"] = lambda: draw.performance_profile(profile)
+    results.notes += [SOURCES, "CPSC2018 is read as the original reads it: the first 5 s, zero-padded to 10 s."]
+    results.next = f"python evaluate.py robustness --model {options.model} --data {options.data[0]}"
+    return results
+
+
+def _models(one: Results) -> dict[str, str]:
+    """Models that every task measures -> the metric that holds theirs."""
+    names = {"model": "macro_auroc", "untrained": "macro_auroc_untrained", "other": "macro_auroc_other"}
+    return {model: metric for model, metric in names.items() if metric in one.metrics}
+
+
+def _run_task(task: str, options, folder: Path | str, database: str, label_set: str) -> Results:
+    """One task on one label set, with that task's own defaults."""
+    if isinstance(folder, str):
+        raise ValueError(folder)
+    parser = argparse.ArgumentParser()
+    TASKS[task].add_arguments(parser)
+    arguments = ["--model", options.model, "--data", str(folder), "--label-set", label_set, "--split", options.split]
+    arguments += ["--samples", str(options.samples), "--seed", str(options.seed)]
+    arguments += ["--min-positives", str(options.min_positives)]
+    arguments += ["--against", options.against] if options.against else []
+    arguments += ["--fractions", "1"] if task == linear_probe.NAME else []
+    arguments += ["--cpsc-original"] if database == "cpsc2018" else []
+    one = parser.parse_args(arguments)
+    one.runtime = options.runtime
+    found = TASKS[task].run(one)
+    if "macro_auroc" not in found.metrics:
+        raise ValueError(f"no class of {label_set!r} has positives and negatives in the split {options.split!r}")
+    return found
+
+
+def _table(results: Results, task: str, found: dict[str, Results | str], against: str | None) -> str:
+    """A line a set, then the mean of the six, which also goes into the metrics; published figures to the right."""
+    published = PUBLISHED[task]
+    beside = ["untrained", "signal_features"] if task == linear_probe.NAME else ["untrained"]
+    beside += ["other"] if against else []
+    header = ["set", "records", "model", *(name.replace("_", " ") for name in beside)]
+    header += [*(["model less other"] if against else []), *(f"{name} (published)" for name in published), "note"]
+    rows = []
+    for name, one in found.items():
+        papers = [of_paper.get(name) for of_paper in published.values()]
+        if isinstance(one, str):
+            rows.append([name, None, None, *[None] * len(beside), *([None] if against else []), *papers, one])
+            continue
+        cells = [with_bounds(one.metrics.get(f"macro_auroc_{other}")) for other in beside]
+        if against:
+            cells.append(difference(one.metrics.get("macro_auroc_less_other")))
+        marked = sum(bool(row["note"]) for row in one.classes)
+        note = f"{marked} of {len(one.classes)} classes marked" if marked else ""
+        rows.append([name, one.records, with_bounds(one.metrics["macro_auroc"]), *cells, *papers, note])
+    measured = {name: one for name in MEAN_OF if isinstance(one := found[name], Results)}
+    if measured:
+        means = [
+            float(np.mean([one.metrics[metric]["value"] for one in measured.values()]))
+            for metric in ("macro_auroc", *(f"macro_auroc_{other}" for other in beside))
+        ]
+        results.add(f"{task} mean macro_auroc", means[0])
+        complete = len(measured) == len(MEAN_OF)
+        papers = [of_paper.get("mean") if complete else None for of_paper in published.values()]
+        note = f"mean of {len(measured)} of {len(MEAN_OF)} sets" + ("" if complete else ": not comparable")
+        rows.append(["mean", None, *means, *([None] if against else []), *papers, note])
+    return markdown_table(header, rows)
