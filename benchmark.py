@@ -156,10 +156,19 @@ def generate_case(model: MelpModel, batch: dict, dtype: torch.dtype):
 CASES = {"encode": encode_case, "train": train_case, "generate": generate_case}
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
 def new_case(task: str, device: torch.device, dtype_name: str, batch_size: int, per_second: float, **others) -> dict:
     """A row; what has no meaning for its task is None."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    case = {"task": task, "device": name, "dtype": dtype_name, "batch_size": batch_size, "per_second": per_second}
+    case = {
+        "task": task,
+        "device": device_name(device),
+        "dtype": dtype_name,
+        "batch_size": batch_size,
+        "per_second": per_second,
+    }
     case |= dict.fromkeys(("tflops", "peak_tflops", "share_of_peak"))
     return case | {"peak_memory_gb": peak_memory(device)} | others
 

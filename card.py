@@ -12,7 +12,18 @@ from huggingface_hub.repocard import metadata_load
 
 CARD_FILE = "README.md"
 # Fields of a recipe that name places on the machine of the run, or say nothing about the model.
-NOT_SHOWN = ("data", "output", "model", "text_model", "resume", "push_to_hub", "num_workers", "log_every")
+NOT_SHOWN = (
+    "data",
+    "output",
+    "model",
+    "text_model",
+    "ecg_model",
+    "text",
+    "resume",
+    "push_to_hub",
+    "num_workers",
+    "log_every",
+)
 
 CITATION = """```bibtex
 @inproceedings{wang2025melp,
@@ -35,7 +46,8 @@ class Run:
         name: of the folder.
         recipe: the resolved settings.
         log: lines of `metrics.jsonl`.
-        info: `run.json`: of `git_revision`, `versions`, `device`, `processes`, `device_power_watts` those it has.
+        info: the last start in `run.json`: `git_revision`, `versions`, `device`, `processes`.
+        chosen: `model/training.json`: the `step` that the model is of.
         data: `melp.json` of the prepared folder: `database`, `records`, `rejected`, `fingerprint`.
         data_license: from the metadata of the prepared folder's card.
     """
@@ -44,12 +56,17 @@ class Run:
     recipe: dict
     log: list[dict]
     info: dict
+    chosen: dict
     data: dict
     data_license: str | None
 
     @property
-    def step(self) -> int:
+    def last_step(self) -> int:
         return max((line["step"] for line in self.log), default=0)
+
+    @property
+    def step(self) -> int:
+        return self.chosen.get("step", self.last_step)
 
     @property
     def tag(self) -> str:
@@ -65,7 +82,8 @@ class Run:
         """Of optimizer steps, without validation and saving."""
         if self.rows_per_second is None or "processes" not in self.info:
             return None
-        rows = self.step * self.recipe["batch_size"] * self.info["processes"]
+        rows = self.last_step * self.recipe["batch_size"] * self.info["processes"]
+        rows *= self.recipe.get("accumulation_steps", 1)
         return rows / self.rows_per_second / 3600
 
 
@@ -75,8 +93,11 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder} is not a run folder of train.py: it has no recipe.yaml.")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     log = folder / "metrics.jsonl"
-    info, data, license_name = folder / "run.json", {}, None
-    info = json.loads(info.read_text()) if info.exists() else {}
+    data, license_name = {}, None
+    info, chosen = (
+        json.loads(path.read_text()) if path.exists() else {}
+        for path in (folder / "run.json", folder / "model" / "training.json")
+    )
     if recipe.get("data") is None:
         data = {"database": "synthetic", "records": {"in all": recipe.get("corpus_records")}}
     elif (prepared := Path(recipe["data"])).is_dir() and (prepared / "melp.json").exists():
@@ -87,7 +108,8 @@ def read_run(folder: Path) -> Run:
         name=re.sub(r"[^\w.-]", "-", folder.resolve().name),
         recipe=recipe,
         log=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
-        info=info,
+        info=info["starts"][-1] if info else {},
+        chosen=chosen,
         data=data,
         data_license=license_name,
     )
@@ -242,8 +264,15 @@ def training(run: Run | None) -> str:
     """Settings, speed, hardware and energy; nothing without a run, which `training_data` has said."""
     if run is None:
         return "Speed, hardware and energy of the training were not measured."
-    start = [f"`{name}` {_place(run.recipe[name])}" for name in ("model", "text_model") if run.recipe.get(name)]
-    lines = ["## Training", "", f"{run.step:,} optimizer steps{', from ' + ' and '.join(start) if start else ''}.", ""]
+    start = [f"`{name}` {_place(run.recipe[name])}" for name in STARTS if run.recipe.get(name)]
+    lines = [
+        "## Training",
+        "",
+        f"{run.last_step:,} optimizer steps{', from ' + ' and '.join(start) if start else ''}.",
+    ]
+    if "select_metric" in run.chosen:
+        lines.append(f"The model is that of step {run.step:,}, chosen by `{run.chosen['select_metric']}`.")
+    lines.append("")
     lines += ["| setting | value |", "|---|---|"]
     for name, value in run.recipe.items():
         if name not in NOT_SHOWN and value is not None:
@@ -267,7 +296,7 @@ def training(run: Run | None) -> str:
 
 
 def energy(run: Run) -> str:
-    watts = run.info.get("device_power_watts")
+    watts = run.recipe.get("device_watts")
     if watts is None or run.hours is None:
         return "Energy was not measured."
     kilowatt_hours = watts * run.info["processes"] * run.hours / 1000

@@ -97,6 +97,9 @@ class Recipe:
     text_column: str = field(default="text", metadata={"help": "of the datasets in --text"})
     sequence_length: int = field(default=128, metadata={"help": "tokens that texts are packed to (language stage)"})
     whole_word_mask: bool = field(default=False, metadata={"help": "mask whole words in the language stage"})
+    device_watts: float | None = field(
+        default=None, metadata={"help": "power of one device, for the estimate of energy in the model card"}
+    )
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push the model to at the end, private"})
 
 
@@ -155,7 +158,7 @@ def check_names(values: dict, known, where: str):
 
 # What may differ between a run and its continuation.
 RESUMABLE = ("output", "resume", "push_to_hub", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
-RESUMABLE += ("keep_checkpoints", "max_skipped_steps", "tracker", "sample_pictures", "measure_peak")
+RESUMABLE += ("device_watts", "keep_checkpoints", "max_skipped_steps", "tracker", "sample_pictures", "measure_peak")
 
 
 def check_same_run(recipe: Recipe, stored: Recipe):

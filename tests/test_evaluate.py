@@ -27,7 +27,7 @@ from evaluation.robustness import arms_exchanged, conditions, noisy
 from evaluation.signal_features import NAMES, features_of, find_beats
 from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
 from prepare import prepare
-from processing_melp import LEADS, limb_error
+from signal_melp import LEADS, limb_error
 
 REPO = Path(__file__).resolve().parent.parent
 CPU = Runtime(torch.device("cpu"))

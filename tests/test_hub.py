@@ -154,6 +154,7 @@ def write_run(folder: Path, seed: int = 0) -> Path:
         "text_model": "/home/someone/bert",
         "corpus_records": 240,
         "batch_size": 8,
+        "device_watts": 100.0,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"config": {"max_text_length": 64}}))
     lines = [
@@ -163,7 +164,7 @@ def write_run(folder: Path, seed: int = 0) -> Path:
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     info = {"git_revision": "0123abc", "versions": {"torch": "2.13.0"}, "device": "a test CPU", "processes": 2}
-    (folder / "run.json").write_text(json.dumps(info | {"device_power_watts": 100}))
+    (folder / "run.json").write_text(json.dumps({"starts": [info]}))
     (folder / "zero-shot").mkdir()
     (folder / "zero-shot" / "results.json").write_text(json.dumps(RESULTS))
     for name in JUNK:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from benchmark import device_name
 from recipe import Recipe, check_same_run, load_recipe, save_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -123,11 +124,11 @@ def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Pat
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "git": git_revision(),
+        "git_revision": git_revision(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "processes": accelerator.num_processes,
-        "device": str(accelerator.device),
+        "device": device_name(accelerator.device),
     }
     run["starts"].append(start)
     write_atomically(path, lambda path: path.write_text(json.dumps(run, indent=2)))
