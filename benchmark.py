@@ -12,6 +12,7 @@ and `local-loss` compare ways to the same result in one run: quote their ratio.
 """
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -62,10 +63,17 @@ def seconds_a_call(call, device: torch.device, min_seconds: float, repeats: int 
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product on random data."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds_a_call(lambda: a @ b, device, 3.0)
+    """FLOP/s of a square matrix product on random data, as large as the device multiplies within a quarter second.
+
+    A CPU without units for bfloat16 is a thousand times slower in it than in float32.
+    """
+    size, largest = 256, 8192 if device.type == "cuda" else 2048
+    while True:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        multiply = functools.partial(torch.matmul, a, b)
+        if size == largest or seconds_a_call(multiply, device, 0.0, repeats=1) > 0.25 / 8:
+            return 2 * size**3 / seconds_a_call(multiply, device, 3.0)
+        size *= 2
 
 
 def peak_memory(device: torch.device) -> float:

@@ -12,18 +12,8 @@ from huggingface_hub.repocard import metadata_load
 
 CARD_FILE = "README.md"
 # Fields of a recipe that name places on the machine of the run, or say nothing about the model.
-NOT_SHOWN = (
-    "data",
-    "output",
-    "model",
-    "text_model",
-    "ecg_model",
-    "text",
-    "resume",
-    "push_to_hub",
-    "num_workers",
-    "log_every",
-)
+STARTS = ("model", "text_model", "ecg_model")
+NOT_SHOWN = (*STARTS, "data", "text", "output", "resume", "push_to_hub", "num_workers", "log_every")
 
 CITATION = """```bibtex
 @inproceedings{wang2025melp,

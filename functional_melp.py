@@ -49,11 +49,21 @@ def _fourier_matrices(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return transform.float(), (transform * torch.cat([weight, weight])).float()
 
 
+def same_convolution(inputs: torch.Tensor, conv: torch.nn.Conv1d) -> torch.Tensor:
+    """`conv(inputs)`, stride 1, cut to the input's length: (batch, channels, time), by the faster way."""
+    (batch_size, _, length), kernel = inputs.shape, conv.kernel_size[0]
+    long = kernel * conv.in_channels // conv.groups > 4 * length and batch_size > 1
+    if not long or inputs.device.type != "cpu" or torch.compiler.is_compiling() or conv.bias.dtype != torch.float32:
+        return conv(inputs)[..., :length]
+    outputs = fourier_convolution(inputs, conv.weight, conv.groups, conv.padding[0])
+    return outputs + conv.bias.to(outputs.dtype)[:, None]
+
+
 def fourier_convolution(inputs: torch.Tensor, weight: torch.Tensor, groups: int, padding: int) -> torch.Tensor:
     """A grouped convolution with a long kernel, stride 1, by products in the frequency domain, in float32.
 
     On a CPU this takes less than half the time of torch's own, forward and backward, which is 10% of a training step
-    at the paper's size: the transforms are matrix products, and the frequencies need a third of the multiplications.
+    at the paper's size: the transforms are matrix products, and a batch of 4 needs a third of the multiplications.
 
     Args:
         inputs: (batch, channels, time); weight: (channels, channels / groups, kernel).

@@ -29,13 +29,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig
-    from .functional_melp import ScaleGradient, apply_dropout, fourier_convolution
+    from .functional_melp import ScaleGradient, apply_dropout, same_convolution
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig
-    from functional_melp import ScaleGradient, apply_dropout, fourier_convolution
+    from functional_melp import ScaleGradient, apply_dropout, same_convolution
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
@@ -283,19 +283,10 @@ class MelpPositionalConvEmbedding(nn.Module):
             ),
             dim=2,
         )
-        self.num_surplus = 1 if kernel % 2 == 0 else 0
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states.transpose(1, 2)
-        if self.training and hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
-            conv = self.conv
-            positions = fourier_convolution(hidden_states, conv.weight, conv.groups, conv.padding[0])
-            positions = positions + conv.bias[:, None]
-        else:
-            positions = self.conv(hidden_states)
-            if self.num_surplus:
-                positions = positions[:, :, : -self.num_surplus]
+        positions = same_convolution(hidden_states.transpose(1, 2), self.conv)
         return self.activation(positions).transpose(1, 2)
 
 
