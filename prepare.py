@@ -123,7 +123,9 @@ def features_of(module, label_sets: dict[str, list[str]]):
 def to_row(record: EcgRecord, job: Job) -> dict:
     """The stored row of a recording: its known leads in the model's order, at 500 Hz.
 
-    Samples already at 500 Hz are kept to the bit.
+    Samples already at 500 Hz are kept to the bit, also those of a constant lead (carts write zeros for one that was
+    not connected): it stays present, so that a model reads what the file and the original's loader give; no limb lead
+    is derived from it, and `quality` names it.
 
     Raises:
         ValueError: the reason why the recording cannot be used: its rule, a colon, the details.
@@ -173,16 +175,15 @@ def to_row(record: EcgRecord, job: Job) -> dict:
 
 
 def reason_of(error: Exception, record: str) -> str:
-    """One line without the name or path of the recording, which stands beside it."""
+    """One line, "rule: details", without the name or path of the recording, which stands beside it."""
     text = " ".join(str(error).split())
-    _, found, rest = text.partition(f"{record}: ")
-    text = rest if found else re.sub(r"^\S*[/\\]\S*: ", "", text)
+    text = re.sub(rf"^(?:\S*[/\\])?{re.escape(record)}: |^\S*[/\\]\S*: ", "", text)
     return text if isinstance(error, (ValueError, OSError)) else f"unexpected {type(error).__name__}: {text}"
 
 
 def rule_of(reason: str) -> str:
-    """What a reason has in common with others: its words before the details."""
-    return re.split(r"[:;(]", reason, maxsplit=1)[0].strip()
+    """What a reason has in common with others: what stands before the details."""
+    return reason.partition(":")[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- shards
@@ -404,7 +405,7 @@ def prepare(
     features = features_of(module, label_sets)
     gap = max_gap if nan == "interpolate" else None
     order = reading_order(plan)
-    fingerprint = fingerprint_of(plan, order, [database, getattr(module, "VERSION", 0), gap, str(features)])
+    fingerprint = fingerprint_of(plan, order, [database, module.VERSION, gap, str(features)])
     if is_finished(output, fingerprint):
         return output
     work = open_work(output, fingerprint)
@@ -421,7 +422,7 @@ def prepare(
     if len(rejected) == planned:
         reasons = "; ".join(f"{row['record']}: {row['reason']}" for row in rejected[:3])
         raise ValueError(f"none of the {planned} recordings could be used ({reasons}).")
-    inputs = module.inputs(root, **options) if hasattr(module, "inputs") else []
+    inputs = checksums(module.inputs(root, **options))
     options |= {"limit": limit, "nan": nan, "max_gap": gap}
     description = {
         "database": database,
@@ -431,7 +432,7 @@ def prepare(
         "rejected_by_rule": dict(Counter(rule_of(row["reason"]) for row in rejected).most_common()),
         # Names of files only: where they lie on this machine is nobody's business.
         "options": {name: os.path.basename(str(value)) for name, value in options.items() if value not in (None, [])},
-        "inputs": {Path(path).name: sha256_of(path) for path in inputs},
+        "inputs": inputs,
     }
     finish(module, output, description, rejected, features)
     return output
@@ -511,11 +512,19 @@ def finish(module, output: Path, description: dict, rejected: list[dict], featur
     shutil.rmtree(output / ".work")
 
 
-def sha256_of(path: str | Path) -> str:
+def checksums(paths: list[Path]) -> dict[str, str]:
+    """SHA-256 of each table, and one of all headers in their order, which hold checksums of the signals themselves."""
+    headers = [path for path in paths if path.suffix == ".hea"]
+    found = {path.name: sha256_of([path]) for path in paths if path.suffix != ".hea"}
+    return found | ({f"{len(headers):,} headers": sha256_of(headers)} if headers else {})
+
+
+def sha256_of(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -540,11 +549,11 @@ def card(module, output: Path, description: dict, features) -> str:
     """The dataset card: counts, prevalence of every label, what was rejected and why, where it comes from."""
     source, splits = module.SOURCE, list(description["records"])
     tables = {split: light_columns(output / split) for split in splits}
-    title = " ".join(part for part in (source["name"], source.get("version")) if part)
+    title = f"{source['name']} {source['version']}".strip()
     blocks = [
-        _metadata(source, title, splits),
+        card_metadata(source, title, splits),
         f"# {title}, prepared for MELP",
-        "\n".join(f"{name}: {source[key]}" for name, key in _SOURCE_LINES.items() if source.get(key)),
+        "\n".join(f"{name}: {source[key]}" for name, key in _SOURCE_LINES.items() if source[key]),
         "## Recordings\n\n" + _recordings(tables),
         f"{description['rejected']:,} more were rejected; `rejected.csv` names each.",
         _table(["rule", "recordings"], [[rule, n] for rule, n in description["rejected_by_rule"].items()]),
@@ -570,15 +579,16 @@ def card(module, output: Path, description: dict, features) -> str:
 _SOURCE_LINES = {"Source": "url", "Licence": "licence", "Cite": "citation"}
 
 
-def _metadata(source: dict, title: str, splits: list[str]) -> str:
+def card_metadata(source: dict, title: str, splits: list[str]) -> str:
     """The block that the Hub and `load_dataset` read."""
     from huggingface_hub import DatasetCardData
 
-    licence = re.sub(r"[ _]+", "-", (source.get("licence") or "").lower())
-    known = {"license": licence} if licence in HUB_LICENCES else {"license": "other", "license_name": licence or "own"}
+    licence = re.sub(r"[^a-z0-9.]+", "-", source["licence"].lower()).strip("-")
+    known = next((name for name in HUB_LICENCES if licence in (name, f"{name}-1.0")), None)
+    licences = {"license": known} if known else {"license": "other", "license_name": licence or "not-stated"}
     files = [{"split": split, "path": f"{split}/data-*.arrow"} for split in splits]
     configs = [{"config_name": "default", "data_files": files}]
-    data = DatasetCardData(pretty_name=title, tags=["ecg", "medical"], configs=configs, **known)
+    data = DatasetCardData(pretty_name=title, tags=["ecg", "medical"], configs=configs, **licences)
     return f"---\n{data.to_yaml()}\n---"
 
 

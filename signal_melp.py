@@ -58,7 +58,7 @@ def canonical_lead(name: str) -> str | None:
     if _EXTRA_NAME.fullmatch(plain):
         return None
     raise ValueError(
-        f"unknown lead {name!r}; name it as one of {', '.join(LEADS)}, or leave that channel out of the input"
+        f"unknown lead: {name!r} is none of {', '.join(LEADS)}; rename that channel, or leave it out of the input"
     )
 
 
@@ -76,9 +76,11 @@ def canonical_leads(names: Sequence[str], record: str = "record") -> list[str | 
         raise ValueError(f"{record}: {error}") from None
     used = [lead for lead in leads if lead]
     if repeated := sorted({lead for lead in used if used.count(lead) > 1}):
-        raise ValueError(f"{record}: lead {', '.join(repeated)} occurs more than once; keep one channel a lead")
+        raise ValueError(f"{record}: repeated lead: {', '.join(repeated)}; keep one channel a lead")
     if not used:
-        raise ValueError(f"{record}: no usable lead among {list(names)}; at least one of {', '.join(LEADS)} is needed")
+        raise ValueError(
+            f"{record}: no usable lead: {', '.join(map(str, names))}; at least one of {', '.join(LEADS)} is needed"
+        )
     return leads
 
 
@@ -95,7 +97,7 @@ def unit_to_millivolt(unit: str) -> float:
     plain = str(unit).strip().lower().replace("\u00b5", "u").replace("\u03bc", "u")  # micro sign, Greek mu
     factor = _MILLIVOLT.get(plain) or _MILLIVOLT.get(plain.removesuffix("s"))
     if factor is None:
-        raise ValueError(f"unknown unit {unit!r}; convert the signal to mV, or pass unit='V', 'mV', 'uV' or 'nV'")
+        raise ValueError(f"unknown unit: {unit!r}; convert the signal to mV, or pass unit='V', 'mV', 'uV' or 'nV'")
     return factor
 
 
@@ -286,8 +288,8 @@ def read_ecg(source, name: str | None = None, unit: str | None = None) -> EcgBlo
     except ImportError:
         raise
     except Exception as error:  # wfdb raises whatever its parsing runs into
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name}: cannot be read ({reason}); check the file and its header") from error
+        reason = f"cannot be read: {type(error).__name__}: {error}"
+        raise ValueError(f"{name}: {reason}; check the file and its header") from error
 
     leads = canonical_leads(names, name)
     ignored = [str(names[index]) for index, lead in enumerate(leads) if not lead]
@@ -300,7 +302,7 @@ def read_ecg(source, name: str | None = None, unit: str | None = None) -> EcgBlo
         signal.append(resample_ecg(channel, check_sampling_rate(rates[index], name), rate))
     sizes = {len(channel) for channel in signal}
     if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(f"{name}: channels of {sizes} samples; the file is empty or cut off, fetch it again")
+        raise ValueError(f"{name}: empty or cut off: channels of {sizes} samples; fetch the file again")
     return EcgBlock([name], np.stack(signal)[None], [lead for lead in leads if lead], float(rate), ignored)
 
 
@@ -368,7 +370,7 @@ def _header_factor(header_unit, unit, lead, name):
         factor = unit_to_millivolt(header_unit)
     except ValueError as error:
         if unit is None:
-            raise ValueError(f"{name}: lead {lead}: {error}") from None
+            raise ValueError(f"{name}: {error} (lead {lead})") from None
         return unit_to_millivolt(unit)
     if unit is not None and unit_to_millivolt(unit) != factor:
         raise ValueError(f"{name}: unit={unit!r} contradicts the header, which has {header_unit!r} for lead {lead}")
@@ -381,8 +383,8 @@ def check_sampling_rate(rate, name: str = "record") -> float:
         raise ValueError(f"{name}: an array does not know its rate; pass sampling_rate= in Hz")
     if not MIN_SAMPLING_RATE <= float(rate) <= MAX_SAMPLING_RATE:
         raise ValueError(
-            f"{name}: a sampling rate of {float(rate):g} Hz is outside {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz; "
-            "check it (Hz, not kHz or a period), or resample the signal first"
+            f"{name}: sampling rate outside {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz: {float(rate):g}; check it "
+            "(Hz, not kHz or a period), or resample the signal first"
         )
     return float(rate)
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from databases import EcgRecord
 from databases.snomed import CHALLENGE, add_reports, classes_of, describe, names_of
 from databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
-from databases.wfdb_record import find_records, read_headers, wfdb_item
+from databases.wfdb_record import find_records, header_files, read_headers, wfdb_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -43,7 +43,7 @@ def add_arguments(parser):
 
 
 def inputs(root, **_) -> list[Path]:
-    return []  # the headers are all there is
+    return header_files(root)
 
 
 def plan(root, *, reports: str = "none", seed: int = 0) -> pa.Table:

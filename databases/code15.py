@@ -89,7 +89,7 @@ def find_tracings(root: Path) -> tuple[pd.DataFrame, dict[str, str]]:
             with reading(path.name):
                 ids = open_part(str(path))["exam_id"][:]
         except (OSError, ValueError):
-            broken[path.name] = f"its part {path.name} cannot be opened: fetch it again"
+            broken[path.name] = f"its part cannot be opened: {path.name}; fetch it again"
             continue
         frames.append(pd.DataFrame({"path": str(path), "row": np.arange(len(ids))}, index=ids))
     rows = pd.concat(frames) if frames else pd.DataFrame({"path": [], "row": []})
@@ -116,7 +116,7 @@ def read(item: dict) -> EcgRecord:
         tracing = open_part(item["path"])["tracings"][item["row"]]
     used = np.flatnonzero(tracing.any(axis=1))
     if tracing.shape[-1] != len(LEADS) or len(used) == 0:
-        raise ValueError(f"{item['record']}: its tracing of shape {tracing.shape} holds no signal of 12 leads")
+        raise ValueError(f"{item['record']}: no signal of 12 leads: its tracing, of shape {tracing.shape}")
     signal, gain, baseline = quantise(tracing[used[0] : used[-1] + 1].T.astype(float) * item["unit"])
     samples = {"signal": signal, "gain": gain, "baseline": baseline}
     return record_of(item, {**samples, "leads": LEADS, "sampling_rate": SAMPLING_RATE}, EXTRA)

@@ -1,7 +1,8 @@
 """CPSC2018 (ICBEB): 6,877 recordings, 12 leads, 6 to 144 s at 500 Hz, nine classes.
 
 Source: F. Liu et al., Journal of Medical Imaging and Health Informatics 8, 1368 (2018), and PhysioNet's
-redistribution in the Challenges 2020 and 2021. Facts this module encodes, for the two forms in which it is found:
+redistribution, under CC BY 4.0, in the Challenges 2020 and 2021. Facts this module encodes, for the two forms in
+which it is found:
 
 - the Challenge's: `gN/A####.{hea,mat}`, WFDB, with SNOMED CT codes ("Dx:"), age and sex in the header's comments;
 - the competition's: `A####.mat`, a MATLAB struct `ECG` of `sex`, `age` and `data` (12 x samples, mV, leads I, II,
@@ -24,7 +25,7 @@ from databases import EcgRecord
 from databases.published import add_splits, apply_tables, table_files
 from databases.snomed import CPSC2018, add_reports, classes_of, describe
 from databases.tables import add_seed, label_sets, plan_table, record_of, seeded_split
-from databases.wfdb_record import find_records, quantise, read_headers, reading, wfdb_item
+from databases.wfdb_record import find_records, header_files, quantise, read_headers, reading, wfdb_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -33,7 +34,7 @@ EXTRA = {"age": "float32", "sex": "string"}
 SOURCE = {
     "name": "China Physiological Signal Challenge 2018 (CPSC2018, ICBEB)",
     "version": "2018",
-    "licence": "CC BY 4.0 (as in the PhysioNet/CinC Challenges)",
+    "licence": "CC BY 4.0",
     "citation": "F. Liu et al., J. Med. Imaging Health Inform. 8(7), 1368-1373 (2018), doi:10.1166/jmihi.2018.2442",
     "url": "http://2018.icbeb.org/Challenge.html",
 }
@@ -48,7 +49,12 @@ def add_arguments(parser):
 
 
 def inputs(root, *, splits: str | None = None, **_) -> list[Path]:
-    return sorted(Path(root).rglob("REFERENCE.csv"))[:1] + (table_files(splits, "cpsc2018") if splits else [])
+    return find_reference(root) + header_files(root) + (table_files(splits, "cpsc2018") if splits else [])
+
+
+def find_reference(root) -> list[Path]:
+    """The competition's table of labels, or nothing."""
+    return sorted(Path(root).rglob("REFERENCE.csv"))[:1]
 
 
 def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 0) -> pa.Table:
@@ -60,7 +66,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
         raise ValueError(f"{root} holds record {record} twice: --root is the folder of one form of CPSC2018.")
     codes = frame.pop("codes")
     if native:
-        references = inputs(root)
+        references = find_reference(root)
         if not references and not splits:
             raise ValueError(f"{root} has neither headers nor REFERENCE.csv: add that table, or give --splits.")
         codes = frame["record"].map(reference_codes(references[0])) if references else codes
@@ -97,7 +103,7 @@ def _read_native(item: dict) -> EcgRecord:
         struct = loadmat(item["path"] + ".mat")["ECG"][0, 0]
         data, age, sex = (struct[name] for name in ("data", "age", "sex"))
     if data.ndim != 2 or data.shape[0] != len(NATIVE_LEADS) or data.shape[1] == 0:
-        raise ValueError(f"{item['record']}: its data have shape {data.shape}, not 12 leads x samples")
+        raise ValueError(f"{item['record']}: not 12 leads x samples: data of shape {data.shape}")
     signal, gain, baseline = quantise(data.astype(float))
     samples = {"leads": NATIVE_LEADS, "sampling_rate": NATIVE_RATE, "gain": gain, "baseline": baseline}
     known = {

@@ -21,7 +21,7 @@ from databases import EcgRecord
 from databases.published import add_splits, apply_tables, table_files
 from databases.snomed import CSN, NAMES, add_reports, classes_of, describe, names_of
 from databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
-from databases.wfdb_record import find_records, read_headers, wfdb_item
+from databases.wfdb_record import find_records, header_files, read_headers, wfdb_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -45,7 +45,8 @@ def add_arguments(parser):
 
 def inputs(root, *, splits: str | None = None, **_) -> list[Path]:
     conditions = Path(root) / CONDITIONS
-    return [conditions] * conditions.is_file() + (table_files(splits, "csn") if splits else [])
+    tables = [conditions] * conditions.is_file() + (table_files(splits, "csn") if splits else [])
+    return tables + header_files(root)
 
 
 def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 0) -> pa.Table:

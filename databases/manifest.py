@@ -19,7 +19,7 @@ from databases.wfdb_record import wfdb_item
 __all__ = ["SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
 VERSION = 1
-SOURCE = {"name": "a table of the user's own", "version": "", "licence": "the user's", "citation": "", "url": ""}
+SOURCE = {"name": "a table of the user's own", "version": "", "licence": "", "citation": "", "url": ""}
 
 
 def add_arguments(parser):

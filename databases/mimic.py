@@ -8,6 +8,9 @@ cells `report_0` to `report_17` (blank ones between filled ones) and its measure
 Reports: the filled cells, each a sentence, in lower case, EKG written ecg, without the carts' ornaments (`***`, `=-`)
 around them; one of fewer than four words is rejected, as in the published training. Neither split nor labels are
 published: a seeded hash of the subject puts 98% into train and 2% into validation.
+
+About 1.5% of the recordings have NaN, and are rejected (or interpolated), or a lead of zeros, and are kept, as the
+published training reads them: `row["quality"]["flat_leads"]` names it for who would rather leave them out.
 """
 
 import csv

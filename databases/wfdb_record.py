@@ -36,7 +36,7 @@ def reading(name: str):
     except (ImportError, MemoryError, OSError, ValueError):
         raise
     except Exception as error:
-        raise ValueError(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{name}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 # A header's first line and its signal lines as nearly all databases write them (WFDB's header(5)): one segment, format
@@ -64,7 +64,7 @@ def read_wfdb(path: str | Path, name: str | None = None) -> dict:
     header = path.with_name(path.name + ".hea")
     if path.suffix.lower() != ".edf":
         if not header.is_file():
-            raise FileNotFoundError(f"{name}: it has no header ({header.name})")
+            raise FileNotFoundError(f"{name}: no header: {header.name}")
         if plain := _read_format_16(header, name):
             return plain
     block = read_ecg(str(path), name=name)
@@ -102,10 +102,11 @@ def _read_format_16(header: Path, name: str) -> dict | None:
 
 def _samples(path: Path, offset: int, count: int, name: str) -> np.ndarray:
     if not path.is_file():
-        raise FileNotFoundError(f"{name}: its signal file {path.name} is missing")
+        raise FileNotFoundError(f"{name}: no signal file: {path.name}")
     samples = np.fromfile(path, dtype="<i2", count=count, offset=offset)
     if len(samples) < count:
-        raise ValueError(f"{name}: {path.name} holds {len(samples)} of {count} samples; it is cut off, fetch it again")
+        held = f"{path.name} holds {len(samples)} of {count} samples"
+        raise ValueError(f"{name}: empty or cut off: {held}; fetch the file again")
     return samples
 
 
@@ -139,6 +140,10 @@ def find_records(root: str | Path) -> list[str]:
     if not found:
         raise ValueError(f"{root} holds no records (.hea with .mat or .dat); --root is the folder of the raw files.")
     return sorted(found)
+
+
+def header_files(root: str | Path) -> list[Path]:
+    return sorted(Path(root).rglob("*.hea"))
 
 
 _COMMENT = re.compile(r"^#\s*(Age|Sex|Dx):\s*(.*?)\s*$", re.MULTILINE)

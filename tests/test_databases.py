@@ -19,9 +19,10 @@ import pytest
 import wfdb
 from conftest import REPO
 from datasets import load_from_disk
+from huggingface_hub import DatasetCard
 
 from databases import DATABASES, challenge, code15, cpsc2018, csn, mimic, ptbxl, published, snomed, synthetic
-from prepare import main, prepare
+from prepare import card_metadata, main, prepare
 from processing_melp import LEADS
 
 NATIVE = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -109,6 +110,14 @@ def test_a_module_says_what_the_interface_asks(name):
     assert callable(module.plan) and callable(module.read) and callable(module.inputs)
     for dtype in getattr(module, "EXTRA", {}).values():
         assert pa.type_for_alias(dtype)
+    metadata = DatasetCard(card_metadata(module.SOURCE, "Title", ["train"])).data
+    assert metadata.license == {
+        "mimic": "odbl",
+        "challenge": "other",
+        "manifest": "other",
+        "synthetic": "apache-2.0",
+    }.get(name, "cc-by-4.0")
+    assert metadata.license != "other" or re.fullmatch(r"[a-z0-9.-]+", metadata.license_name)  # the Hub's own rule
 
 
 @pytest.mark.parametrize("name", ["ptbxl", "mimic", "cpsc2018", "csn", "code15", "georgia"])
@@ -376,7 +385,7 @@ def test_csn_names_codes_from_its_own_table(tmp_path):
     rows = rows_of(prepare("csn", tmp_path / "out", root=tmp_path))
     assert rows["JS1"]["snomed"] == {"sinus bradycardia", "some finding"} and rows["JS1"]["csn-fixed"] == set()
     assert rows["JS2"]["snomed"] == set()
-    assert csn.inputs(tmp_path) == [tmp_path / "ConditionNames_SNOMED-CT.csv"]
+    assert [path.name for path in csn.inputs(tmp_path)] == ["ConditionNames_SNOMED-CT.csv", "JS1.hea", "JS2.hea"]
 
 
 @pytest.mark.real_data
@@ -476,7 +485,7 @@ def test_code15_parts_in_any_order_missing_and_broken(tmp_path, h5py):
     assert set(reasons) == {"40", "60", "70"}
     for record, words in {
         "40": "no signal",
-        "60": "exams_part2.hdf5 cannot be opened",
+        "60": "cannot be opened: exams_part2.hdf5",
         "70": "none of the parts",
     }.items():
         assert words in reasons[record]
@@ -537,7 +546,7 @@ def test_mimic_cleans_reports_and_names_every_rule(mimic_root, tmp_path):
     assert reasons.pop("5") == "not in machine_measurements.csv"
     assert (
         reasons.pop("6") == "missing samples (NaN): 100 in lead aVR"
-        and "no header" in reasons.pop("8")
+        and reasons.pop("8") == "no header: 8.hea"
         and not reasons
     )
     measured = ("heart_rate", "pr_interval", "qrs_duration", "qt_interval", "qrs_axis")
@@ -654,6 +663,36 @@ def test_broken_records_cost_one_line_each(tmp_path):
         assert set(rows_of(folder)) == {"A0001"} and set(reasons) == bad | {"headless"}, module.__name__
         for record, reason in reasons.items():
             assert 5 < len(reason) < 200 and not reason.startswith(f"{record}:")
+
+
+def test_reasons_group_by_their_rule(tmp_path, capsys):
+    """However each recording is broken, "rule: details": the table that is printed has a line a rule."""
+    good, folder = some_ecg(), tmp_path / "raw/g1"
+    for number in (1, 2):
+        for how in ("gap", "short", "flat", "lead", "twice", "unit", "rate", "cut", "void", "headless", "lost"):
+            signal, leads, rate = good.copy(), list(LEADS), 40 * number if how == "rate" else 500
+            if how == "gap":
+                signal[number, :100] = -32768
+            leads[11] = f"banana {number}" if how == "lead" else "V6"
+            signal = signal[:, : 900 + number] if how == "short" else signal * (how != "flat")
+            write_record(folder / f"{how}{number}", signal, leads=leads, rate=rate)
+        for how, old, new in (("unit", "/mV", "/mmHg"), ("twice", "V6", f"V{number}")):
+            header = folder / f"{how}{number}.hea"
+            header.write_text(header.read_text().replace(old, new))
+        (folder / f"cut{number}.dat").write_bytes(b"1234" * number)
+        (folder / f"void{number}.dat").write_bytes(b"")
+        (folder / f"lost{number}.dat").unlink()
+        (folder / f"headless{number}.hea").unlink()
+    write_record(folder / "good", good)
+    main(["georgia", "--root", str(tmp_path / "raw"), "--output", str(tmp_path / "out")])
+    printed = re.findall(r"^ +(\d+)  (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert {rule: int(count) for count, rule in printed} == {
+        "missing samples (NaN)": 2, "shorter than 2 s": 2, "flat": 2, "unknown lead": 2, "repeated lead": 2,
+        "unknown unit": 2, "sampling rate outside 50 to 2000 Hz": 1, "empty or cut off": 4, "no header": 2,
+        "no signal file": 2,
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| no header | 2 |" in card and "| 21 headers | " in card
 
 
 @pytest.mark.real_data

@@ -168,8 +168,8 @@ def test_whatever_a_reader_runs_into_costs_one_line(tmp_path, monkeypatch, capsy
     read, plan = synthetic.read, synthetic.plan(records=40).to_pylist()
     faults = {
         plan[3]["record"]: TypeError("no\nsignal"),
-        plan[5]["record"]: ValueError(f"/raw/{plan[5]['record']}: cannot be read (KeyError: 'x'); check it"),
-        plan[6]["record"]: ValueError(f"/raw/{plan[6]['record']}: cannot be read (EOFError: y); check it"),
+        plan[5]["record"]: ValueError(f"/raw/{plan[5]['record']}: cannot be read: KeyError: 'x'; check it"),
+        plan[6]["record"]: ValueError(f"/raw/{plan[6]['record']}: cannot be read: EOFError: y; check it"),
     }
 
     def broken(item):
@@ -183,8 +183,8 @@ def test_whatever_a_reader_runs_into_costs_one_line(tmp_path, monkeypatch, capsy
         reasons = {row["record"]: row["reason"] for row in csv.DictReader(file)}
     assert reasons == {
         plan[3]["record"]: "unexpected TypeError: no signal",
-        plan[5]["record"]: "cannot be read (KeyError: 'x'); check it",
-        plan[6]["record"]: "cannot be read (EOFError: y); check it",
+        plan[5]["record"]: "cannot be read: KeyError: 'x'; check it",
+        plan[6]["record"]: "cannot be read: EOFError: y; check it",
     }
     printed = capsys.readouterr().out
     assert "37 recordings kept" in printed and "2  cannot be read" in printed and "1  unexpected TypeError" in printed
@@ -399,13 +399,19 @@ def test_a_contradictory_manifest_is_refused(tmp_path, change, message):
 
 @pytest.mark.real_data
 def test_a_stored_record_gives_the_input_that_its_file_gives(ecg_data, tmp_path):
-    """One rule of processing: through a prepared folder or straight from the file, the model sees the same."""
-    raw = ecg_data / "ptbxl"
-    record = "records500/00000/00001_hr"
-    write_manifest(tmp_path / "table.csv", [{"record": record, "patient": "1", "split": "test", "report": "x y."}])
-    folder = prepare("manifest", tmp_path / "out", root=raw, csv=str(tmp_path / "table.csv"))
-    extractor = MelpFeatureExtractor()
-    batch = MelpCollator(extractor, text=False)(list(load_prepared(folder)["test"]))
-    stored = prepare_inputs(batch, "cpu", "minmax")["input_values"]
-    direct = extractor(str(raw / record), return_tensors="pt")["input_values"]
-    torch.testing.assert_close(stored, direct, rtol=0, atol=1e-6)
+    """One rule of processing: through a prepared folder, straight from the file or as the original, the same input."""
+    records = ["ptbxl/records500/00000/00001_hr", "cinc2021/ningbo/g1/JS20004"]  # the latter has three flat leads
+    write_manifest(tmp_path / "table.csv", [{"record": name, "patient": name, "split": "test"} for name in records])
+    folder = prepare("manifest", tmp_path / "out", root=ecg_data, csv=str(tmp_path / "table.csv"))
+    extractor, rows = MelpFeatureExtractor(), load_prepared(folder)["test"]
+    stored = prepare_inputs(MelpCollator(extractor, text=False)(list(rows)), "cpu", "minmax")
+    direct = extractor([str(ecg_data / name) for name in records], return_tensors="pt")
+    assert stored["lead_mask"].all() and direct["lead_mask"].all()
+    torch.testing.assert_close(stored["input_values"], direct["input_values"], rtol=0, atol=1e-6)
+    for name, found in zip(records, stored["input_values"], strict=True):
+        record = wfdb.rdrecord(str(ecg_data / name))
+        by_lead = dict(zip(map(str.upper, record.sig_name), record.p_signal.T, strict=True))
+        signal = np.stack([by_lead[lead.upper()] for lead in LEADS])
+        expected = (signal - signal.min()) / (signal.max() - signal.min() + 1e-8)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert [row["quality"]["flat_leads"] for row in rows] == ["", "V2 V4 V6"]

@@ -265,15 +265,15 @@ def test_windows_of_another_rate_line_up(extractor):
     [
         ({"sampling_rate": None}, "record 0: .*pass sampling_rate="),
         ({"leads": None}, "record 0: .*pass leads="),
-        ({"leads": USUAL_ORDER[:11] + ["V9R1"]}, "record 0: unknown lead 'V9R1'"),
-        ({"leads": USUAL_ORDER[:11] + ["V5"]}, "record 0: lead V5 occurs more than once"),
+        ({"leads": USUAL_ORDER[:11] + ["V9R1"]}, "record 0: unknown lead: 'V9R1'"),
+        ({"leads": USUAL_ORDER[:11] + ["V5"]}, "record 0: repeated lead: V5"),
         ({"leads": USUAL_ORDER[:11]}, "11 leads named for an array of shape"),
         ({"leads": "I"}, "leads must be a list"),
         ({"leads": [f"V{i}R" for i in range(1, 10)] + ["X", "Y", "Z"]}, "no usable lead"),
-        ({"sampling_rate": 49}, "record 0: a sampling rate of 49 Hz is outside 50 to 2000"),
+        ({"sampling_rate": 49}, "record 0: sampling rate outside 50 to 2000 Hz: 49"),
         ({"sampling_rate": 2001}, "outside 50 to 2000"),
         ({"sampling_rate": float("nan")}, "outside 50 to 2000"),
-        ({"unit": "mmHg"}, "unknown unit 'mmHg'"),
+        ({"unit": "mmHg"}, "unknown unit: 'mmHg'"),
         ({"crop": "last"}, "crop must be one of"),
         ({"stride": 0}, "stride must be a positive"),
         ({"stride": 5, "crop": "first"}, "not both"),
@@ -481,7 +481,7 @@ def test_unreadable_files_are_named(extractor, tmp_path):
         extractor(path, sampling_rate=250)
     with pytest.raises(ValueError, match="made: unit='uV' contradicts the header"):
         extractor(path, unit="uV")
-    with pytest.raises(ValueError, match="nowhere: cannot be read .*no header"):
+    with pytest.raises(ValueError, match="nowhere: cannot be read: .*no header"):
         extractor(tmp_path / "nowhere")
     path.with_suffix(".dat").write_bytes(path.with_suffix(".dat").read_bytes()[:5000])
     with pytest.raises(ValueError, match="made: cannot be read"):
@@ -496,14 +496,14 @@ def test_unreadable_files_are_named(extractor, tmp_path):
 
 def test_header_without_a_unit_of_voltage(extractor, tmp_path):
     path = write_wfdb(tmp_path, heart(leads=USUAL_ORDER), USUAL_ORDER, units=["NU"] * 12)
-    with pytest.raises(ValueError, match="made: lead I: unknown unit 'NU'"):
+    with pytest.raises(ValueError, match="made: unknown unit: 'NU'.*lead I"):
         extractor(path)
     assert extractor(path, unit="mV").lead_mask.all()
 
 
 def test_unknown_lead_in_a_file(extractor, tmp_path):
     path = write_wfdb(tmp_path, heart(), [*LEADS[:11], "banana"])
-    with pytest.raises(ValueError, match="made: unknown lead 'banana'"):
+    with pytest.raises(ValueError, match="made: unknown lead: 'banana'"):
         extractor(path)
 
 
@@ -547,7 +547,7 @@ def test_real_oddities(extractor, ecg_data):
     low = read_ecg(ecg_data / "ptbxl/records100/00000/00001_lr")
     error = np.abs(resample_ecg(high.signal, 500, 100) - low.signal)[..., 10:-10]
     assert error.mean() < 0.01 and error.max() < 0.2  # PTB-XL resampled with another filter, which wraps at the ends
-    with pytest.raises(ValueError, match="A1980.mat: cannot be read .*no header"):
+    with pytest.raises(ValueError, match="A1980.mat: cannot be read: .*no header"):
         extractor(ecg_data / "cpsc2018/native/A1980.mat")
 
 
@@ -681,17 +681,17 @@ REMOTE = """
             hidden = name.split(".")[0] in {"wfdb", "scipy", "sklearn", "datasets", "accelerate"}
             return None if hidden else self.finder.find_spec(name, path, target)
 
-    if "without" in sys.argv:
-        sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
     import numpy as np
     from transformers import AutoFeatureExtractor, AutoProcessor
 
     kwargs = {"sampling_rate": 500, "leads": ["I", "II"], "return_tensors": "pt"}
     signal = np.random.default_rng(0).standard_normal((2, 5000))
-    extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
-    assert extractor(signal, **kwargs).lead_mask.sum() == 6
-    if "without" in sys.argv:
+    for folder in ("extractor", "processor"):
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+        assert extractor(signal, **kwargs).lead_mask.sum() == 6
+        assert type(extractor).__module__.startswith("transformers_modules")
         for call in (lambda: extractor(signal, **{**kwargs, "sampling_rate": 400}), lambda: extractor("record")):
             try:
                 call()
@@ -699,52 +699,30 @@ REMOTE = """
                 assert "pip install" in str(error)
             else:
                 raise SystemExit("worked without scipy or wfdb")
-    if "processor" in sys.argv:
-        processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-        out = processor(ecg=signal, text="sinus rhythm.", **kwargs)
-        assert out.input_ids.shape == (1, 5), out
-        assert (processor.sentence_split, processor.max_text_length) == ("original", 64)
-        processor.save_pretrained("again")
-        again = AutoProcessor.from_pretrained("again", trust_remote_code=True)
-        assert again(text="sinus rhythm.").input_ids.shape == (1, 5)
-        assert again.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
-    print("loaded", type(extractor).__module__)
+    processor = AutoProcessor.from_pretrained("processor", trust_remote_code=True)
+    out = processor(ecg=signal, text="sinus rhythm.", **kwargs)
+    assert out.input_ids.shape == (1, 5), out
+    assert (processor.sentence_split, processor.max_text_length) == ("original", 64)
+    processor.save_pretrained("again")
+    again = AutoProcessor.from_pretrained("again", trust_remote_code=True)
+    assert again(text="sinus rhythm.").input_ids.shape == (1, 5)
+    assert again.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
 """
 
 
-@pytest.mark.parametrize("form", ["processor", "extractor"])
-def test_remote_code_in_a_fresh_process(tokenizer, tmp_path, form):
+def test_remote_code_in_a_fresh_process(tokenizer, tmp_path):
     """Saved with its code, loaded elsewhere by the Auto classes, without the optional packages."""
-    save = f"""
-        import sys
-        sys.path.insert(0, {str(REPO)!r})
-        from transformers import AutoTokenizer
-        from processing_melp import MelpFeatureExtractor, MelpProcessor
-        MelpFeatureExtractor.register_for_auto_class()
-        MelpProcessor.register_for_auto_class()
-        extractor = MelpFeatureExtractor(scaling="millivolt")
-        if {form!r} == "extractor":
-            extractor.save_pretrained("model")
-        else:
-            tokenizer = AutoTokenizer.from_pretrained("tokenizer")
-            MelpProcessor(extractor, tokenizer, "original", 64).save_pretrained("model")
-    """
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-
-    def python(code, *arguments):
-        command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    python(save)
-    assert (tmp_path / "model" / "processing_melp.py").is_file()
-    saved = "processor_config.json" if form == "processor" else "preprocessor_config.json"
-    config = json.loads((tmp_path / "model" / saved).read_text())
-    assert "auto_map" in config and "auto_map" in config.get("feature_extractor", config)
+    extractor = MelpFeatureExtractor(scaling="millivolt")
+    extractor.save_pretrained(tmp_path / "extractor")
+    MelpProcessor(extractor, tokenizer, "original", 64).save_pretrained(tmp_path / "processor")
     fitting = {"model_type": "melp", "ecg_config": {"scaling": "millivolt"}}
     fitting |= {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "cls_token_id")}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(fitting))
-    assert "transformers_modules" in python(REMOTE, "model", form, "without")
+    for form, saved in (("processor", "processor_config.json"), ("extractor", "preprocessor_config.json")):
+        config = json.loads((tmp_path / form / saved).read_text())
+        assert "auto_map" in config and "auto_map" in config.get("feature_extractor", config)
+        (tmp_path / form / "config.json").write_text(json.dumps(fitting))
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", textwrap.dedent(REMOTE)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
