@@ -99,9 +99,9 @@ class Run:
     def begin(self, checkpoint: Path | None):
         """The run folder, what the checkpoint holds, and what is measured or compiled before the first step."""
         recipe, accelerator, stage = self.recipe, self.accelerator, self.stage
-        check_space(accelerator, recipe, stage.model)
         if recipe.push_to_hub is not None and accelerator.is_main_process:
             hub.open_repository(recipe.push_to_hub)  # a refusal is said now, not after the training
+        check_space(accelerator, recipe, stage.model)
         self.progress = load_checkpoint(accelerator, checkpoint) if checkpoint else Progress()
         if accelerator.is_main_process:
             start_run(recipe, accelerator, self.progress.step, stage.data)

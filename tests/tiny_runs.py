@@ -67,7 +67,9 @@ class Command:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["train"])
         port = _free_port() if processes > 1 else None
-        arguments = [(rank, processes, port, self.log, [str(path), *options]) for rank in range(processes)]
+        # One process computes on as many threads as the test's own: another number rounds otherwise.
+        threads = torch.get_num_threads() if processes == 1 else 1
+        arguments = [(rank, processes, threads, port, self.log, [str(path), *options]) for rank in range(processes)]
         self.processes = [context.Process(target=_main, args=each) for each in arguments]
         for process in self.processes:
             process.start()
@@ -97,7 +99,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _main(rank: int, processes: int, port: int, log: Path, arguments: list[str]):
+def _main(rank: int, processes: int, threads: int, port: int, log: Path, arguments: list[str]):
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as where it was not the server's
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if processes > 1:  # what torchrun sets
@@ -105,7 +107,7 @@ def _main(rank: int, processes: int, port: int, log: Path, arguments: list[str])
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     from train import main
 
     main(arguments)
