@@ -62,7 +62,7 @@ def seconds_a_call(call, device: torch.device, min_seconds: float, repeats: int 
     return best
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 3.0) -> float:
     """FLOP/s of a square matrix product on random data, as large as the device multiplies within a quarter second.
 
     A CPU without units for bfloat16 is a thousand times slower in it than in float32.
@@ -72,7 +72,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         multiply = functools.partial(torch.matmul, a, b)
         if size == largest or seconds_a_call(multiply, device, 0.0, repeats=1) > 0.25 / 8:
-            return 2 * size**3 / seconds_a_call(multiply, device, 3.0)
+            return 2 * size**3 / seconds_a_call(multiply, device, seconds)
         size *= 2
 
 
@@ -194,7 +194,7 @@ def measure_model(task: str, dtype_name: str, options) -> list[dict]:
     seconds = seconds_a_call(call, device, options.seconds)
     others = {"compiled": options.compile}
     if flops:
-        peak = matrix_peak(device, dtype)
+        peak = matrix_peak(device, dtype, options.seconds / 5)
         others |= {
             "tflops": flops / seconds / 1e12,
             "peak_tflops": peak / 1e12,

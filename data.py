@@ -131,7 +131,7 @@ def label_matrix(split: Dataset, label_set: str) -> tuple[np.ndarray, np.ndarray
 
 
 def with_reports(split: Dataset) -> Dataset:
-    """The rows that have a report."""
+    """The rows that have a report; how many have none is the difference of the lengths, for the caller to say."""
     reports = split.select_columns(["report"])["report"]
     kept = [index for index, report in enumerate(reports) if report and report.strip()]
     return split if len(kept) == len(split) else split.select(kept)

@@ -11,19 +11,23 @@ import benchmark
 from losses_melp import beat_loss
 
 
-@pytest.mark.parametrize("task", ["encode", "train"])
-def test_a_case_has_the_named_fields(task, tmp_path, capsys):
+def test_the_command_prints_and_writes_a_case(tmp_path, capsys):
     tiny_config().save_pretrained(tmp_path)
     out = tmp_path / "cases.json"
-    options = ["--batch-size", "2", "--device", "cpu", "--seconds", "0.1", "--threads", "1", "--json", str(out)]
-    benchmark.main([task, "--config", str(tmp_path), *options])
-    cases = json.loads(out.read_text())
-    assert [case["dtype"] for case in cases] == ["float32", "bfloat16"]
-    for case in cases:
-        assert case["task"] == task and case["batch_size"] == 2
-        for name in ("per_second", "tflops", "peak_tflops", "share_of_peak", "peak_memory_gb"):
-            assert case[name] > 0
-    assert f"| {task} | cpu" in capsys.readouterr().out
+    options = ["--batch-size", "2", "--device", "cpu", "--seconds", "0.1", "--threads", "1", "--dtype", "float32"]
+    benchmark.main(["encode", "--config", str(tmp_path), *options, "--json", str(out)])
+    (case,) = json.loads(out.read_text())
+    assert case["task"] == "encode" and case["dtype"] == "float32" and case["batch_size"] == 2
+    assert "| encode | cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task, dtype", [("encode", "bfloat16"), ("train", "float32"), ("train", "bfloat16")])
+def test_a_case_has_the_named_fields(task, dtype, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    (case,) = benchmark.measure_model(task, dtype, options(config=tmp_path, batch_size=2))
+    assert set(FIELDS) < case.keys() and case["dtype"] == dtype
+    for name in ("per_second", "tflops", "peak_tflops", "share_of_peak", "peak_memory_gb"):
+        assert case[name] > 0
 
 
 FIELDS = ("task", "device", "dtype", "batch_size", "per_second", "tflops", "peak_tflops", "share_of_peak")
