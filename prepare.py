@@ -124,8 +124,8 @@ def to_row(record: EcgRecord, job: Job) -> dict:
     """The stored row of a recording: its known leads in the model's order, at 500 Hz.
 
     Samples already at 500 Hz are kept to the bit, also those of a constant lead (carts write zeros for one that was
-    not connected): it stays present, so that a model reads what the file and the original's loader give; no limb lead
-    is derived from it, and `quality` names it.
+    not connected): it stays present, a constant row to the model, as under the original's scaling; no limb lead is
+    derived from it, and `quality` names it.
 
     Raises:
         ValueError: the reason why the recording cannot be used: its rule, a colon, the details.
