@@ -9,8 +9,8 @@ Reports: the filled cells, each a sentence, in lower case, EKG written ecg, with
 around them; one of fewer than four words is rejected, as in the published training. Neither split nor labels are
 published: a seeded hash of the subject puts 98% into train and 2% into validation.
 
-About 1.5% of the recordings have NaN, and are rejected (or interpolated), or a lead of zeros, and are kept: in training
-it is a constant row. `row["quality"]["flat_leads"]` names the lead for who would rather leave these recordings out.
+About 1.5% of the recordings have NaN, and are rejected (or interpolated), or a lead of zeros, and are kept: the model
+reads a constant row. `row["quality"]["flat_leads"]` names the lead for who would rather leave these recordings out.
 """
 
 import csv
