@@ -181,7 +181,7 @@ def test_benchmark_prepares_raw_databases(evaluated, tmp_path, ecg_data, capsys)
     main(["benchmark", *arguments, "--tasks", "zero-shot", "--samples", "20", "--cache", str(tmp_path / "cache")])
     printed = capsys.readouterr().out
     rows = {cells[1].strip(): cells for line in printed.splitlines() if len(cells := line.split("|")) > 4}
-    tables, classes = read_tables(ecg_data / "splits", "ptbxl")
+    tables, _ = read_tables(ecg_data / "splits", "ptbxl")
     tested = tables[(tables["split"] == "test") & (tables.index <= "00500")]
     expected = {
         name: str(tested[label_set].notna().sum()) for name, (_, label_set) in list(benchmark.SETS.items())[:4]
