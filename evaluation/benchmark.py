@@ -2,24 +2,26 @@
 
     python evaluate.py benchmark --model DIR_OR_ID --root DIR --splits TABLES --output results/benchmark
 
-DIR holds prepared folders, or the raw databases, which are then prepared into DIR/prepared; TABLES are the published
-split and label tables. What is missing is a line of the table that says why.
+DIR holds prepared folders, or the raw databases, which are then prepared into DIR/prepared (PTB-XL at 100 Hz where it
+has no records500); TABLES are the published split and label tables. What is missing is a line of the table that says
+why.
 """
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerate import PartialState
 
-from databases import DATABASES
 from evaluation import figures as draw
 from evaluation import linear_probe, zero_shot
 from evaluation.metrics import MIN_POSITIVES
 from evaluation.options import add_against, add_common
 from evaluation.overlap import known_name
-from evaluation.results import Results, difference, markdown_table, with_bounds
+from evaluation.results import Results, about_data, difference, markdown_table, with_bounds
 from prepare import prepare
 
 NAME = "benchmark"
@@ -46,14 +48,13 @@ PUBLISHED = {
     "linear-probe": {"MELP": {"super": 0.894, "rhythm": 0.937, "cpsc2018": 0.925, "csn": 0.903}},
 }
 SOURCES = (
-    "Published figures: MERL, Liu et al., ICML 2024, arXiv 2403.06659; D-BETA, arXiv 2410.02131; MELP, Wang et al., "
-    "ICML 2025, arXiv 2506.21803; its reproduction, xjc1022/MELP-Encoder-repro on the Hub. Linear probes: all of the "
-    "training recordings."
+    "Published figures: those of MERL, of D-BETA, of MELP (Wang, Xu and Yu, From Token to Rhythm, ICML 2025) and of "
+    "MELP's reproduction (xjc1022/MELP-Encoder-repro on the Hub). Linear probes: all of the training recordings."
 )
-# What the root of a raw database holds.
+# What the root of a raw database holds: CPSC2018 in the competition's form, and in the Challenge's.
 MARKERS = {
     "ptbxl": ("ptbxl_database.csv",),
-    "cpsc2018": ("REFERENCE.csv", "g1/A0001.hea", "A0001.hea"),
+    "cpsc2018": ("A[0-9][0-9][0-9][0-9].mat", "g1/A[0-9][0-9][0-9][0-9].hea"),
     "csn": ("WFDBRecords",),
 }
 
@@ -87,21 +88,22 @@ def find_data(root: Path, splits: str | None, workers: int | None) -> dict[str, 
 
 
 def _prepared(database: str, folders: list[Path], root: Path, splits: str | None, workers: int | None) -> Path | str:
-    raw = next((f for f in folders if any((f / marker).exists() for marker in MARKERS[database])), None)
+    raw = next((f for f in folders if any(next(f.glob(marker), None) for marker in MARKERS[database])), None)
     if raw is None:
         return f"no {database} under {root}, neither prepared nor raw"
     if splits is None:
         return f"raw {database} in {raw}: give --splits, the published tables"
-    if database not in DATABASES:
-        return f"raw {database} in {raw}: prepare.py does not know this database"
+    low_rate = database == "ptbxl" and not (raw / "records500").is_dir()
+    rate = {"rate": 100} if low_rate else {}
     try:
-        return prepare(database, root / "prepared" / database, root=raw, splits=splits, workers=workers or 1)
+        return prepare(database, root / "prepared" / database, root=raw, splits=splits, workers=workers or 1, **rate)
     except (ValueError, OSError) as error:
         return str(error)
 
 
 def run(options) -> Results:
-    data = find_data(Path(options.root), options.splits, options.num_workers)
+    with PartialState().main_process_first():  # one process prepares, the others find what it made
+        data = find_data(Path(options.root), options.splits, options.num_workers)
     options.data = [str(folder) for folder in data.values() if isinstance(folder, Path)]
     if not options.data:
         raise ValueError("nothing to measure: " + "; ".join(str(reason) for reason in data.values()) + ".")
@@ -131,6 +133,8 @@ def run(options) -> Results:
     results.predictions = pd.concat(predictions, ignore_index=True)
     results.figures["performance_profile"] = lambda: draw.performance_profile(profile)
     results.notes += [SOURCES, "CPSC2018 is read as the original reads it: the first 5 s, zero-padded to 10 s."]
+    if any(about_data(folder).get("options", {}).get("rate") == "100" for folder in options.data):
+        results.notes.append("PTB-XL was read at 100 Hz; papers read it at 500 Hz.")
     results.next = f"python evaluate.py robustness --model {options.model} --data {options.data[0]}"
     return results
 
@@ -157,7 +161,9 @@ def _run_task(task: str, options, folder: Path | str, database: str, label_set: 
     one.runtime = options.runtime
     found = TASKS[task].run(one)
     if "macro_auroc" not in found.metrics:
-        raise ValueError(f"no class of {label_set!r} has positives and negatives in the split {options.split!r}")
+        causes = Counter(row["note"] for row in found.classes)
+        causes = ", ".join(f"{count} with {cause}" for cause, count in causes.items())
+        raise ValueError(f"no class can be measured on {found.records} recordings: {causes}")
     return found
 
 

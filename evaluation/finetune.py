@@ -140,7 +140,7 @@ def fit(task: Task, network: MelpForEcgClassification, name: str) -> tuple[MelpF
     """Trains until validation stops it; the model with the best epoch's weights, and `epoch`, `loss`, `auroc` of each.
 
     Raises:
-        ValueError: when the loss is no longer finite.
+        ValueError: when the loss or a score is no longer finite.
     """
     options, accelerator = task.options, task.accelerator
     batches = TrainingBatches(
@@ -172,9 +172,9 @@ def fit(task: Task, network: MelpForEcgClassification, name: str) -> tuple[MelpF
         if (step + 1) % batches.steps_per_epoch:
             continue
         epoch, loss, loss_sum = len(history) + 1, float(loss_sum) / batches.steps_per_epoch, 0.0
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss is not finite in epoch {epoch} ({name}): lower --learning-rate.")
         quality = macro(score_classes(task.targets["validation"], predict(task, network, "validation"), task.classes))
+        if not math.isfinite(loss) or quality is None:
+            raise ValueError(f"loss or scores are not finite in epoch {epoch} ({name}): lower --learning-rate.")
         history.append({"epoch": epoch, "loss": loss, "auroc": quality})
         bar.set_postfix(loss=f"{loss:.3f}", validation=f"{quality:.3f}")
         if quality > best[0]:

@@ -16,6 +16,7 @@ BEST_ON_TEST = "best-on-test"
 METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
 # What a reader has to know about a label set of the benchmark.
 ABOUT = {
+    "cpsc2018": "Papers read CPSC2018 as the first 5 s, zero-padded to 10 s: comparable with --cpsc-original.",
     "csn": "Label set csn is the published one, made by finding each acronym anywhere in a recording's list: 772 of "
     "the 4,620 test rows are wrong (AF 987 positives for a true 690, AVB 169 for 39, VB 169 for 0). It is comparable "
     "with papers; csn-fixed is right.",
@@ -56,11 +57,12 @@ def thresholds_of(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def calibrated(held_out: tuple[np.ndarray, np.ndarray], scores: np.ndarray) -> np.ndarray:
     """Scores as probabilities, by a logistic curve a class fitted on held-out (targets, scores).
 
-    (recordings, classes); NaN for a class that is not both there and absent in the held-out recordings.
+    (recordings, classes); NaN for a class that is not both there and absent in the held-out recordings, or whose
+    scores are not finite.
     """
     probabilities = np.full(scores.shape, np.nan)
     for index, (target, score) in enumerate(zip(held_out[0].T, held_out[1].T, strict=True)):
-        if target.any() and not target.all():
+        if target.any() and not target.all() and np.isfinite(score).all() and np.isfinite(scores[:, index]).all():
             # Similarities differ by hundredths: standardised, or the penalty would flatten the curve.
             middle, spread = score.mean(), score.std() + 1e-12
             curve = LogisticRegression(C=100.0).fit((score[:, None] - middle) / spread, target)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 from safetensors.numpy import load_file, save_file
@@ -48,7 +48,8 @@ class Runtime:
     @classmethod
     def detect(cls, batch_size: int, num_workers: int | None = None, cache: Path | None = None, alone: bool = False):
         """`alone`: this process does all the work, whatever others there are (they are not asked)."""
-        state = PartialState()
+        # Only Accelerator reads this by itself: without it, processes on a CPU would know nothing of each other.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         if num_workers is None:  # on a CPU reading is a small part, and workers would take its cores
             num_workers = min(8, os.cpu_count() // state.num_processes) if state.device.type == "cuda" else 0
         rank, world = (0, 1) if alone else (state.process_index, state.num_processes)

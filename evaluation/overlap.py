@@ -1,7 +1,8 @@
 """Whether a model was trained on what it is measured on, as its card says."""
 
-import yaml
+from huggingface_hub.repocard import metadata_load
 
+from databases import CHALLENGE_SOURCES
 from evaluation.models import local_folder
 
 # Names under which a card or a command knows a database -> ours; compared in lower case, letters and digits only.
@@ -22,8 +23,6 @@ NAMES = {
     ),
     "synthetic": ("synthetic",),
 }
-# A mixture holds these (PhysioNet/CinC Challenge 2021 training data).
-CONTAINS = {"challenge2021": ("ptbxl", "cpsc2018", "csn", "georgia")}
 
 
 def _letters(name: str) -> str:
@@ -39,13 +38,14 @@ def known_name(name: str) -> str:
     return plain
 
 
+# A mixture holds these.
+CONTAINS = {"challenge2021": {known_name(source) for source in CHALLENGE_SOURCES}}
+
+
 def trained_on(model: str) -> list[str]:
     """The databases that the model's card names under `datasets`; empty where it says nothing."""
     card = local_folder(model) / "README.md"
-    text = card.read_text() if card.is_file() else ""
-    if not text.startswith("---"):
-        return []
-    metadata = yaml.safe_load(text.split("---", 2)[1]) or {}
+    metadata = (metadata_load(card) if card.is_file() else None) or {}
     named = metadata.get("datasets") or []
     return [named] if isinstance(named, str) else [str(name) for name in named]
 
@@ -58,7 +58,10 @@ def overlaps(model: str, databases: list[str]) -> list[str]:
         for database in databases:
             tested = known_name(database)
             if tested == ours:
-                warnings.append(f"WARNING: the model's card says that it was trained on {named}, tested here.")
+                warnings.append(
+                    f"WARNING: the model's card says that it was trained on {named}, tested here: the figures hold "
+                    "only for recordings that were kept out of training."
+                )
             elif tested in CONTAINS.get(ours, ()) or ours in CONTAINS.get(tested, ()):
                 held, mixture = (tested, named) if tested in CONTAINS.get(ours, ()) else (ours, database)
                 warnings.append(

@@ -173,6 +173,8 @@ def _models(options, prompts: dict[str, list[str]]) -> Iterator[tuple[str, Simil
 def run_findings(options) -> Results:
     """Scores of any list of findings in every recording, and figures for those that a label of the data names."""
     findings = [name.strip() for name in options.findings.split(",") if name.strip()]
+    if not findings:
+        raise ValueError("--findings names no finding: separate them by commas.")
     prompts = _prompts_of_findings(options.prompts, findings)
     splits = load_prepared(options.data)
     rows = get_split(splits, options.split, options.data)

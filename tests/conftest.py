@@ -15,3 +15,23 @@ def ecg_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample recordings at {folder}; set MELP_ECG_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory) -> Path:
+    """`model`, `encoder`, `other` (models), `data` (synthetic), `rhythm`: its recordings under PTB-XL's names."""
+    import torch
+    from tiny import RHYTHMS, relabel, tiny_model, tiny_processor
+
+    from prepare import prepare
+
+    root = tmp_path_factory.mktemp("evaluated")
+    prepare("synthetic", root / "data", records=200)
+    for name, seed in (("model", 0), ("other", 5)):
+        model = tiny_model(seed).to(torch.bfloat16)
+        model.save_pretrained(root / name)
+        tiny_processor().save_pretrained(root / name)
+    model.ecg_model.save_pretrained(root / "encoder")
+    tiny_processor().feature_extractor.save_pretrained(root / "encoder")
+    relabel(root / "data", root / "rhythm", lambda findings: [RHYTHMS[name] for name in findings if name in RHYTHMS])
+    return root

@@ -1,10 +1,8 @@
 """What evaluate.py says must follow from what it saves."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -12,60 +10,62 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-from tiny import tiny_model, tiny_processor
+from tiny import RHYTHMS, relabel, tiny_model, tiny_processor
+from tiny_runs import Launched
 
+from card import make_card
 from data import load_prepared
+from databases.published import read_tables, record_key
 from databases.synthetic import LABEL_SETS
 from evaluate import main, report_demo
 from evaluation import benchmark
 from evaluation.labelled import calibrated
 from evaluation.linear_probe import draw_part, fit_probe
+from evaluation.metrics import score_classes
 from evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model
 from evaluation.overlap import overlaps
 from evaluation.report import draft_reports
 from evaluation.robustness import arms_exchanged, conditions, noisy
 from evaluation.signal_features import NAMES, features_of, find_beats
 from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
-from prepare import prepare
 from signal_melp import LEADS, limb_error
 
-REPO = Path(__file__).resolve().parent.parent
 CPU = Runtime(torch.device("cpu"))
 CLASSES = LABEL_SETS["findings"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("evaluate")
-    prepare("synthetic", root / "data", records=160)
-    model = tiny_model().to(torch.bfloat16)
-    model.save_pretrained(root / "model")
-    tiny_processor().save_pretrained(root / "model")
-    model.ecg_model.save_pretrained(root / "encoder")
-    tiny_processor().feature_extractor.save_pretrained(root / "encoder")
-    return root
-
-
-def evaluate(folders, task, model, output, *more):
+def evaluate(evaluated, task, model, output, *more, data="rhythm"):
     """Runs a task; returns results.json and the predictions."""
-    arguments = ["--model", str(folders / model), "--cache", str(folders / "cache"), "--samples", "50"]
+    arguments = ["--model", str(evaluated / model), "--cache", str(evaluated / "cache"), "--samples", "20"]
     if "--root" not in more:
-        arguments += ["--data", str(folders / "data")]
+        arguments += ["--data", str(evaluated / data)]
     main([task, *arguments, "--output", str(output), *map(str, more)])
     return json.loads((output / "results.json").read_text()), pd.read_parquet(output / "predictions.parquet")
+
+
+@pytest.fixture(scope="module")
+def zero_shot_output(evaluated, tmp_path_factory):
+    """What `zero-shot --against other` left in a folder."""
+    output = tmp_path_factory.mktemp("zero-shot")
+    evaluate(evaluated, "zero-shot", "model", output, "--against", evaluated / "other")
+    return output
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-@pytest.mark.parametrize("task, model", [("zero-shot", "model"), ("linear-probe", "encoder")])
-def test_saved_predictions_give_the_reported_figures(folders, tmp_path, task, model, capsys):
-    results, predictions = evaluate(folders, task, model, tmp_path, *(["--draws", "1"] * (task == "linear-probe")))
-    table = (tmp_path / "results.md").read_text()
-    assert table in capsys.readouterr().out
+@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
+def test_saved_predictions_give_the_reported_figures(evaluated, zero_shot_output, tmp_path, task):
+    output = zero_shot_output
+    if task == "linear-probe":
+        output = tmp_path
+        evaluate(evaluated, task, "encoder", output, "--draws", "1")
+    results = json.loads((output / "results.json").read_text())
+    predictions = pd.read_parquet(output / "predictions.parquet")
+    table = (output / "results.md").read_text()
     assert "synthetic data" in table and "AUROC untrained" in table
-    test = load_prepared(folders / "data")["test"]
-    assert len(predictions) == len(test) * len(CLASSES) == results["records"] * 28
+    test = load_prepared(evaluated / "rhythm")["test"]
+    assert len(predictions) == len(test) * len(RHYTHMS) == results["records"] * 4
     values = []
     for row in results["classes"]:
         of_class = predictions[predictions["label"] == row["label"]]
@@ -84,34 +84,61 @@ def test_saved_predictions_give_the_reported_figures(folders, tmp_path, task, mo
     assert macro["value"] == pytest.approx(np.mean(values), abs=1e-9) and macro["low"] < macro["high"]
     assert results["fingerprints"]["model"] and results["settings"]["seed"] == 0
     for name in ("roc", "precision_recall", "reliability", "map"):
-        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
-        assert (tmp_path / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+        assert (output / "figures" / f"{name}.png").stat().st_size > 5000
+        assert (output / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_findings_of_any_name_are_scored_and_known_ones_measured(folders, tmp_path):
+def test_findings_of_any_name_are_scored_and_known_ones_measured(evaluated, tmp_path):
     findings = "Atrial fibrillation,normal ecg,no such thing"
-    results, predictions = evaluate(folders, "zero-shot", "model", tmp_path, "--findings", findings)
+    results, predictions = evaluate(evaluated, "zero-shot", "model", tmp_path, "--findings", findings, data="data")
     assert predictions["label"].unique().tolist() == findings.split(",")
     assert [row["label"] for row in results["classes"]] == ["Atrial fibrillation", "normal ecg"]
     unknown = predictions[predictions["label"] == "no such thing"]
     assert unknown["target"].isna().all() and unknown["score"].notna().all()
 
 
-def test_two_models_are_compared_on_the_same_recordings(folders, tmp_path):
-    other = tiny_model(seed=5)
-    other.save_pretrained(folders / "other")
-    tiny_processor().save_pretrained(folders / "other")
-    results, _ = evaluate(folders, "zero-shot", "model", tmp_path, "--against", folders / "other")
-    figure = results["metrics"]["macro_auroc_less_other"]
-    means = [results["metrics"][name]["value"] for name in ("macro_auroc", "macro_auroc_other")]
+def test_two_models_are_compared_on_the_same_recordings(evaluated, zero_shot_output):
+    metrics = json.loads((zero_shot_output / "results.json").read_text())["metrics"]
+    figure = metrics["macro_auroc_less_other"]
+    means = [metrics[name]["value"] for name in ("macro_auroc", "macro_auroc_other")]
     assert figure["value"] == pytest.approx(means[0] - means[1]) and figure["low"] <= figure["high"]
     assert figure["holds"] == (figure["low"] > 0 or figure["high"] < 0)
-    same, _ = evaluate(folders, "zero-shot", "model", tmp_path / "same", "--against", folders / "model")
-    assert same["metrics"]["macro_auroc_less_other"] == {"value": 0.0, "low": 0.0, "high": 0.0, "holds": False}
 
 
-def test_robustness_measures_every_condition_and_keeps_the_clean_one(folders, tmp_path):
-    results, predictions = evaluate(folders, "robustness", "model", tmp_path)
+def test_card_has_the_figures_and_says_what_the_model_has_seen(evaluated, zero_shot_output, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": str(evaluated / "data")}))
+    model, _ = load_model(str(evaluated / "model"), CPU.device)
+    card = make_card(model, tmp_path, run_folder=tmp_path, results=[zero_shot_output])
+    macro = json.loads((zero_shot_output / "results.json").read_text())["metrics"]["macro_auroc"]
+    line = f"| macro_auroc | {macro['value']:.3f} | {macro['low']:.3f} to {macro['high']:.3f} |"
+    assert line in str(card)
+    (figure,) = [entry for entry in card.data.eval_results if entry.metric_name == "macro_auroc"]
+    assert figure.metric_value == macro["value"] and figure.dataset_config == "rhythm"
+    card.save(tmp_path / "README.md")
+    (warning,) = overlaps(str(tmp_path), ["synthetic"])
+    assert "trained on synthetic, tested here" in warning and overlaps(str(tmp_path), ["ptbxl"]) == []
+
+
+def test_classes_that_cannot_be_measured_are_marked_with_the_cause(evaluated, tmp_path, capsys):
+    relabel(evaluated / "data", tmp_path / "one-class", lambda findings: ["SR"])
+    for task in ("zero-shot", "linear-probe"):
+        results, _ = evaluate(evaluated, task, "model", tmp_path / task, data=tmp_path / "one-class")
+        notes = {row["label"]: row["note"] for row in results["classes"]}
+        missing = dict.fromkeys(("AFIB", "SBRAD", "STACH"), "no positive recording")
+        assert notes == missing | {"SR": "no negative recording"}
+        assert "macro_auroc" not in results["metrics"] and "no negative recording" in capsys.readouterr().out
+    model, processor = load_model(str(evaluated / "model"), CPU.device)
+    with torch.no_grad():
+        next(model.text_projection.parameters()).fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    processor.save_pretrained(tmp_path / "broken")
+    results, _ = evaluate(evaluated, "zero-shot", tmp_path / "broken", tmp_path / "nan")
+    causes = {row["note"] for row in results["classes"] if row["positives"]}
+    assert causes == {"not scored (scores are not finite)"} and "macro_auroc" not in results["metrics"]
+
+
+def test_robustness_measures_every_condition_and_keeps_the_clean_one(evaluated, tmp_path):
+    results, predictions = evaluate(evaluated, "robustness", "model", tmp_path)
     metrics = results["metrics"]
     assert {f"macro_auroc {kind} {name}" for kind, name, _ in conditions()[1:]} <= set(metrics)
     assert metrics["macro_auroc leads 12"] == metrics["macro_auroc"]
@@ -121,31 +148,49 @@ def test_robustness_measures_every_condition_and_keeps_the_clean_one(folders, tm
     assert (tmp_path / "figures" / "robustness.svg").is_file()
 
 
-@pytest.mark.real_data
-def test_benchmark_measures_what_is_there_and_names_what_is_not(folders, tmp_path, ecg_data):
-    raw = tmp_path / "ptbxl"
-    raw.mkdir()
-    for name in ("ptbxl_database.csv", "scp_statements.csv"):
-        (raw / name).symlink_to(ecg_data / "ptbxl" / name)
-    table = pd.read_csv(raw / "ptbxl_database.csv")
-    there = [
-        number for number, path in enumerate(table["filename_hr"]) if (ecg_data / "ptbxl" / f"{path}.hea").exists()
-    ]
-    (raw / "ptbxl_database.csv").unlink()
-    table.iloc[there].to_csv(raw / "ptbxl_database.csv", index=False)
-    (raw / "records500").symlink_to(ecg_data / "ptbxl" / "records500")
-    prepare("ptbxl", tmp_path / "root" / "mine", root=raw)
-    results, predictions = evaluate(
-        folders, "benchmark", "model", tmp_path / "out", "--root", tmp_path / "root", "--tasks", "zero-shot"
-    )
-    table = results["tables"]["zero-shot: macro AUROC"]
-    assert "no csn under" in table and "0.742" in table and "2403.06659" in (tmp_path / "out/results.md").read_text()
-    measured = {name.split()[1] for name in results["metrics"] if name.startswith("zero-shot ")}
-    assert {"super", "mean"} <= measured and not {"csn", "cpsc2018"} & measured
-    assert set(predictions["set"]) == measured - {"mean"}
-    assert (tmp_path / "out" / "zero-shot" / "super" / "results.json").is_file()
+def test_benchmark_measures_what_is_there_and_names_what_is_not(evaluated, tmp_path):
+    mine = tmp_path / "root" / "mine"
+    shutil.copytree(evaluated / "rhythm", mine)
+    (mine / "melp.json").write_text(json.dumps({"database": "ptbxl", "fingerprint": "mine"}))
+    results, predictions = evaluate(evaluated, "benchmark", "model", tmp_path / "out", "--root", tmp_path / "root")
+    for task in ("zero-shot", "linear-probe"):
+        table = results["tables"][f"{task}: macro AUROC"]
+        assert "no csn under" in table and "no label set 'form'" in table and "mean of 1 of 6 sets" in table
+        assert f"{task} rhythm macro_auroc" in results["metrics"]
+        assert (tmp_path / "out" / task / "rhythm" / "results.json").is_file()
+    assert "0.742" in results["tables"]["zero-shot: macro AUROC"]
+    assert set(predictions["set"]) == {"rhythm"}
+    assert (tmp_path / "out" / "figures" / "performance_profile.svg").is_file()
     with pytest.raises(SystemExit, match="nothing to measure"):
-        main(["benchmark", "--model", str(folders / "model"), "--root", str(folders / "cache")])
+        main(["benchmark", "--model", str(evaluated / "model"), "--root", str(evaluated / "model")])
+
+
+@pytest.mark.real_data
+def test_benchmark_prepares_raw_databases(evaluated, tmp_path, ecg_data, capsys):
+    """Folds 9 and 10 of PTB-XL's first 500 at 100 Hz, ten of CPSC2018, and of Chapman some that are in training."""
+    root = tmp_path / "root"
+    (root / "ptb-xl").mkdir(parents=True)
+    with tarfile.open(ecg_data / "ptbxl" / "records100_00001-00500.tar.xz") as archive:
+        archive.extractall(root / "ptb-xl", filter="data")
+    table = pd.read_csv(ecg_data / "ptbxl" / "ptbxl_database.csv")
+    table[table["strat_fold"] > 8].to_csv(root / "ptb-xl" / "ptbxl_database.csv", index=False)
+    (root / "ptb-xl" / "scp_statements.csv").symlink_to(ecg_data / "ptbxl" / "scp_statements.csv")
+    (root / "cpsc2018").symlink_to(ecg_data / "cpsc2018" / "native")
+    (root / "chapman").symlink_to(ecg_data / "chapman")
+    arguments = ["--model", str(evaluated / "model"), "--root", str(root), "--splits", str(ecg_data / "splits")]
+    main(["benchmark", *arguments, "--tasks", "zero-shot", "--samples", "20", "--cache", str(tmp_path / "cache")])
+    printed = capsys.readouterr().out
+    rows = {cells[1].strip(): cells for line in printed.splitlines() if len(cells := line.split("|")) > 4}
+    tables, _ = read_tables(ecg_data / "splits", "ptbxl")
+    tested = tables[(tables["split"] == "test") & (tables.index <= "00500")]
+    expected = {
+        name: str(tested[label_set].notna().sum()) for name, (_, label_set) in list(benchmark.SETS.items())[:4]
+    }
+    assert expected["super"] == "64"
+    assert {name: rows[name][2].strip() for name in expected} == expected
+    assert rows["cpsc2018"][2].strip() == "2"  # A1983 and A1984
+    assert "no split 'test'" in rows["csn"][-2] and "no split 'test'" in rows["csn-fixed"][-2]
+    assert rows["mean"][-2].strip() == "mean of 5 of 6 sets: not comparable" and "read at 100 Hz" in printed
 
 
 def test_raw_databases_without_tables_are_named(tmp_path):
@@ -154,15 +199,15 @@ def test_raw_databases_without_tables_are_named(tmp_path):
     assert "--splits" in found["csn"] and found["cpsc2018"].startswith("no cpsc2018")
 
 
-def test_demo_shows_figures_and_drafts(folders, tmp_path, capsys):
-    report_demo(folders / "model", folders / "data", tmp_path)
+def test_demo_shows_figures_and_drafts(evaluated, tmp_path, capsys):
+    report_demo(evaluated / "model", evaluated / "rhythm", tmp_path)
     printed = capsys.readouterr().out
     assert "AUROC untrained" in printed and printed.count("draft:") == 3
     assert (tmp_path / "zero-shot" / "predictions.parquet").is_file()
 
 
-def test_drafts_are_texts(folders):
-    rows = load_prepared(folders / "data")["test"].select(range(2))
+def test_drafts_are_texts(evaluated):
+    rows = load_prepared(evaluated / "data")["test"].select(range(2))
     drafts = draft_reports(tiny_model(), tiny_processor(), rows, max_new_tokens=10)
     assert len(drafts) == 2 and all(isinstance(draft, str) for draft in drafts)
 
@@ -170,9 +215,9 @@ def test_drafts_are_texts(folders):
 # ---------------------------------------------------------------------------------------------------------- encoding
 
 
-def test_cached_features_are_the_encoder_s_and_belong_to_model_and_recordings(folders, tmp_path):
-    model, processor = load_model(str(folders / "model"), CPU.device)
-    splits = load_prepared(folders / "data")
+def test_cached_features_are_the_encoder_s_and_belong_to_model_and_recordings(evaluated, tmp_path):
+    model, processor = load_model(str(evaluated / "model"), CPU.device)
+    splits = load_prepared(evaluated / "data")
     runtime = Runtime(CPU.device, cache=tmp_path)
     for rows in (splits["test"], splits["validation"].select(range(len(splits["validation"])))):
         plain = encode(model, processor, rows, CPU)
@@ -188,29 +233,23 @@ def test_cached_features_are_the_encoder_s_and_belong_to_model_and_recordings(fo
     np.testing.assert_array_equal(fresh, encode(other, processor, splits["test"], CPU)["probe"])
 
 
-def test_embeddings_that_are_not_finite_name_the_recordings(folders):
-    model, processor = load_model(str(folders / "model"), CPU.device)
-    rows = load_prepared(folders / "data")["test"]
+def test_embeddings_that_are_not_finite_name_the_recordings(evaluated):
+    model, processor = load_model(str(evaluated / "model"), CPU.device)
+    rows = load_prepared(evaluated / "data")["test"]
     broken = Change("broken", lambda signal, mask, records: (signal * np.float32(np.nan), mask))
     with pytest.raises(ValueError, match=rows["record"][0]):
         encode(model, processor, rows, CPU, change=broken)
 
 
-def test_two_processes_find_what_one_finds(folders, tmp_path):
-    alone, predictions = evaluate(folders, "zero-shot", "model", tmp_path / "one")
-    arguments = ["zero-shot", "--model", folders / "model", "--data", folders / "data", "--cache", "none"]
-    arguments += ["--samples", "50", "--batch-size", "5", "--output", tmp_path / "two"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, "evaluate.py", *map(str, arguments)], cwd=REPO, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("## Macro") == 1
-    both = pd.read_parquet(tmp_path / "two" / "predictions.parquet")
-    assert both["record"].tolist() == predictions["record"].tolist()
-    np.testing.assert_allclose(both["score"], predictions["score"], atol=1e-5)
-    assert json.loads((tmp_path / "two" / "results.json").read_text())["records"] == alone["records"]
+def test_two_processes_find_what_one_finds(evaluated, zero_shot_output, tmp_path):
+    arguments = ["zero-shot", "--model", evaluated / "model", "--data", evaluated / "rhythm", "--cache", "none"]
+    arguments += ["--samples", "20", "--batch-size", "5", "--against", evaluated / "other", "--output", tmp_path]
+    both = Launched("evaluate", [str(argument) for argument in arguments], tmp_path / "log", processes=2)
+    assert both.wait() == [0, 0], both.printed
+    assert both.printed.count("## Macro") == 1  # two that know nothing of each other would print it twice
+    ours, alone = (pd.read_parquet(folder / "predictions.parquet") for folder in (tmp_path, zero_shot_output))
+    assert ours["record"].tolist() == alone["record"].tolist()
+    np.testing.assert_allclose(ours["score"], alone["score"], atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
@@ -256,8 +295,8 @@ def test_calibration_keeps_the_order_and_gives_probabilities():
     assert probabilities.mean() == pytest.approx(0.2, abs=0.02) and probabilities.max() > 0.7
 
 
-def test_signal_features_measure_the_simulated_heart(folders):
-    rows = load_prepared(folders / "data")["test"]
+def test_signal_features_measure_the_simulated_heart(evaluated):
+    rows = load_prepared(evaluated / "data")["test"]
     rates = []
     for row in rows:
         signal = np.frombuffer(row["signal"], "<i2").reshape(12, -1) / np.array(row["gain"])[:, None]
@@ -298,12 +337,32 @@ def test_changes_are_what_they_are_called():
     assert 0.1 < first.std() < 1 and not np.allclose(first, noisy(signal.copy(), mask, ["b"], noise)[0] - signal)
 
 
+@pytest.mark.real_data
+def test_classes_of_the_published_subclass_tables_go_by_name(ecg_data):
+    """Scores that are right by name: the published column orders of train and test would mis-score 3 of 23."""
+    frame, classes = read_tables(ecg_data / "splits", "ptbxl")
+    classes = classes["subclass"]  # in the training table's order, as the outputs of a model trained on it
+    test = pd.read_csv(ecg_data / "splits/ptbxl/sub_class/ptbxl_sub_class_test.csv.gz")
+    published = test[[column for column in test if column in classes]]
+    scores = published[classes].to_numpy(dtype=float)
+    lists = frame["subclass"].reindex(test["filename_hr"].map(record_key))
+    targets = np.array([[name in labels for name in classes] for labels in lists])
+    assert [row["auroc"] for row in score_classes(targets, scores, classes)] == [1.0] * 23
+    by_place = score_classes(published.to_numpy(dtype=bool), scores, classes)
+    assert [row["label"] for row in by_place if row["auroc"] < 1] == [
+        name for name, other in zip(classes, published, strict=True) if name != other
+    ]
+    assert sum(row["auroc"] < 1 for row in by_place) == 3
+
+
 @pytest.mark.parametrize(
     "datasets, database, warned",
     [
         ("[ptb-xl]", "ptbxl", "trained on ptb-xl"),
         ("physionet/challenge-2021", "cpsc2018", "contains cpsc2018"),
         ("[ptb-xl]", "challenge2021", "challenge2021 contains ptbxl"),
+        ("[challenge]", "st_petersburg_incart", "contains stpetersburgincart"),
+        ("[georgia]", "challenge", "challenge contains georgia"),
         ("[mimic-iv-ecg]", "ptbxl", None),
     ],
 )
@@ -324,13 +383,14 @@ def test_a_card_that_names_the_tested_data_is_a_warning(tmp_path, datasets, data
             "no prompt for sinus arrhythmia",
         ),
         (["zero-shot", "--model", "{root}/data"], "config.json"),
+        (["zero-shot", "--model", "{root}/model", "--findings", ","], "names no finding"),
         (["linear-probe", "--model", "{root}/model", "--fractions", "2"], "--fractions"),
     ],
 )
-def test_errors_name_the_cause(folders, arguments, message):
+def test_errors_name_the_cause(evaluated, arguments, message):
     prompts = yaml.safe_load(PROMPTS.read_text())
     del prompts["findings"]["sinus arrhythmia"]
-    (folders / "prompts.yaml").write_text(yaml.safe_dump(prompts))
-    arguments = [argument.format(root=folders) for argument in arguments]
+    (evaluated / "prompts.yaml").write_text(yaml.safe_dump(prompts))
+    arguments = [argument.format(root=evaluated) for argument in arguments]
     with pytest.raises(SystemExit, match=message):
-        main([*arguments, "--data", str(folders / "data"), "--cache", "none"])
+        main([*arguments, "--data", str(evaluated / "data"), "--cache", "none"])

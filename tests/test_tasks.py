@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from datasets import ClassLabel, DatasetDict, List
-from tiny import tiny_model, tiny_processor
+from datasets import DatasetDict
+from tiny import RHYTHMS, tiny_model, tiny_processor
 from transformers import AutoModelForSequenceClassification
 
 from data import MelpCollator, load_prepared, prepare_inputs
@@ -23,43 +23,14 @@ from evaluation.finetune import new_model, parameter_groups, rate_at
 from evaluation.labels import GROUPS, correspondences, group_of, labels_of, shared_findings
 from evaluation.ranking import rank
 from evaluation.zero_shot import PROMPTS, load_prompts
-from prepare import prepare
 
 FINDINGS = list(synthetic.FINDINGS)
-RHYTHMS = {
-    "sinus rhythm": "SR",
-    "sinus bradycardia": "SBRAD",
-    "sinus tachycardia": "STACH",
-    "atrial fibrillation": "AFIB",
-}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A tiny model, a synthetic folder, and the same recordings under PTB-XL's names of their rhythms."""
-    root = tmp_path_factory.mktemp("tasks")
-    prepare("synthetic", root / "data", records=150)
-    tiny_model().save_pretrained(root / "model")
-    tiny_processor().save_pretrained(root / "model")
-    splits = load_prepared(root / "data")
-
-    def renamed(row):
-        return {"rhythm": [RHYTHMS[FINDINGS[i]] for i in row["findings"] if FINDINGS[i] in RHYTHMS]}
-
-    classes = List(ClassLabel(names=sorted(RHYTHMS.values())))
-    other = {
-        name: part.map(renamed).remove_columns("findings").cast_column("rhythm", classes)
-        for name, part in splits.items()
-    }
-    DatasetDict(other).save_to_disk(str(root / "rhythm"))
-    (root / "rhythm" / "melp.json").write_text((root / "data" / "melp.json").read_text())
-    return root
-
-
-def run(folders, tmp_path, task, *more, data=("data",)):
+def run(evaluated, tmp_path, task, *more, data=("data",)):
     folder = tmp_path / "out"
-    paths = [str(folders / name) for name in data]
-    common = ["--model", str(folders / "model"), "--output", str(folder), "--cache", "none", "--samples", "50"]
+    paths = [str(evaluated / name) for name in data]
+    common = ["--model", str(evaluated / "model"), "--output", str(folder), "--cache", "none", "--samples", "20"]
     main([task, "--data", *paths, *common, *more])
     return json.loads((folder / "results.json").read_text()), pd.read_parquet(folder / "predictions.parquet")
 
@@ -210,8 +181,8 @@ def test_identical_reports_are_hits():
     assert found["report to ecg"]["naive"].within(1).tolist() == [1, 1, 0]
 
 
-def test_retrieval_saves_the_ranks_that_its_figures_follow_from(folders, tmp_path):
-    results, predictions = run(folders, tmp_path, "retrieval")
+def test_retrieval_saves_the_ranks_that_its_figures_follow_from(evaluated, tmp_path):
+    results, predictions = run(evaluated, tmp_path, "retrieval")
     for direction in retrieval.DIRECTIONS:
         ranks = predictions[predictions["label"] == direction]["score"]
         figure = results["metrics"][f"{direction.replace(' ', '_')}_median_rank"]
@@ -220,8 +191,8 @@ def test_retrieval_saves_the_ranks_that_its_figures_follow_from(folders, tmp_pat
     assert metrics["ecg_to_report_recall_10"]["value"] >= metrics["ecg_to_report_naive_recall_10"]["value"]
 
 
-def test_patients_are_identified_by_their_other_recordings(folders, tmp_path):
-    results, predictions = run(folders, tmp_path, "identify", "--split", "train")
+def test_patients_are_identified_by_their_other_recordings(evaluated, tmp_path):
+    results, predictions = run(evaluated, tmp_path, "identify", "--split", "train")
     assert results["patients"] == len(predictions) == predictions["patient"].nunique() > 5
     for row in predictions.itertuples():  # a patient's two different recordings
         assert (
@@ -232,16 +203,16 @@ def test_patients_are_identified_by_their_other_recordings(folders, tmp_path):
     assert (identify.identification(features, 3 * features).ranks == 1).all()
 
 
-def test_published_pairs_are_found_by_file_name(folders, tmp_path):
-    records = list(load_prepared(folders / "data")["train"]["record"][:4])
+def test_published_pairs_are_found_by_file_name(evaluated, tmp_path):
+    records = list(load_prepared(evaluated / "data")["train"]["record"][:4])
     for name, files in (("gallery", records[:2]), ("probe", records[2:])):
         table = pd.DataFrame({"filename_hr": [f"records500/{f}_hr" for f in files] + ["a_hr"], "label": [0, 1, 2]})
         table.to_csv(tmp_path / f"valid_{name}.csv", index=False)
-    _, predictions = run(folders, tmp_path, "identify", "--splits", str(tmp_path))
+    _, predictions = run(evaluated, tmp_path, "identify", "--splits", str(tmp_path))
     assert predictions["record"].tolist() == records[2:] and predictions["gallery_record"].tolist() == records[:2]
     (tmp_path / "valid_probe.csv").unlink()
     with pytest.raises(SystemExit, match="no valid_probe.csv"):
-        run(folders, tmp_path, "identify", "--splits", str(tmp_path))
+        run(evaluated, tmp_path, "identify", "--splits", str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------------- report
@@ -261,12 +232,12 @@ def test_draft_figures_agree_with_the_libraries_that_define_them():
     assert overall["findings_precision"](once)[0] == overall["findings_recall"](once)[0] == pytest.approx(4 / 6)
 
 
-def test_drafts_of_a_batch_are_those_of_single_recordings(folders, tmp_path):
-    rows = load_prepared(folders / "data")["test"].select(range(3))
+def test_drafts_of_a_batch_are_those_of_single_recordings(evaluated, tmp_path):
+    rows = load_prepared(evaluated / "data")["test"].select(range(3))
     model, processor = tiny_model(), tiny_processor()
     drafts = report.draft_reports(model, processor, rows, batch_size=2, max_new_tokens=8)
     assert drafts == [report.draft_reports(model, processor, rows.select([i]), max_new_tokens=8)[0] for i in range(3)]
-    results, _ = run(folders, tmp_path, "report", "--limit", "4", "--max-new-tokens", "8")
+    results, _ = run(evaluated, tmp_path, "report", "--limit", "4", "--max-new-tokens", "8")
     saved = pd.read_parquet(tmp_path / "out" / "drafts.parquet")
     assert len(saved) == 4 == results["records"] and saved["draft"].map(type).eq(str).all()
     assert results["metrics"]["findings_f1_same_for_all"]["value"] > 0
@@ -276,8 +247,8 @@ def test_drafts_of_a_batch_are_those_of_single_recordings(folders, tmp_path):
 # ------------------------------------------------------------------------------------------------ transfer, finetune
 
 
-def test_transfer_pairs_labels_by_finding(folders, tmp_path):
-    results, predictions = run(folders, tmp_path, "transfer", data=("data", "rhythm"))
+def test_transfer_pairs_labels_by_finding(evaluated, tmp_path):
+    results, predictions = run(evaluated, tmp_path, "transfer", data=("data", "rhythm"))
     across = [row for row in results["classes"] if row["source"].endswith("(findings)") and "rhythm" in row["target"]]
     assert {row["label"]: row["target_labels"] for row in across} == {name: [code] for name, code in RHYTHMS.items()}
     rows = {(row["source"], row["target"], row["method"]): row for row in results["groups"]}
@@ -286,11 +257,11 @@ def test_transfer_pairs_labels_by_finding(folders, tmp_path):
     assert rows[a, b, "probe"]["auroc"] == pytest.approx(rows[b, b, "probe"]["auroc"])
     assert predictions.groupby(["source", "target"]).ngroups == 4
     with pytest.raises(SystemExit, match="two or more folders"):
-        run(folders, tmp_path, "transfer")
+        run(evaluated, tmp_path, "transfer")
 
 
-def test_layers_further_down_learn_more_slowly(folders):
-    model = new_model(str(folders / "model"), ["a", "b"], pretrained=True, seed=0)
+def test_layers_further_down_learn_more_slowly(evaluated):
+    model = new_model(str(evaluated / "model"), ["a", "b"], pretrained=True, seed=0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rate = {
         names[id(parameter)]: group["lr"]
@@ -308,13 +279,17 @@ def test_layers_further_down_learn_more_slowly(folders):
     assert rate_at(0, 100) == pytest.approx(0.1) and rate_at(10, 100) == 1 and rate_at(99, 100) < 0.001
 
 
-def test_finetuned_model_gives_the_saved_predictions(folders, tmp_path):
-    results, predictions = run(folders, tmp_path, "finetune", "--epochs", "1", data=("rhythm",))
+def test_finetuned_model_gives_the_saved_predictions(evaluated, tmp_path):
+    splits = load_prepared(evaluated / "rhythm")
+    few = DatasetDict({**splits, "train": splits["train"].select(range(32))})
+    few.save_to_disk(str(tmp_path / "few"))
+    options = ["--epochs", "1", "--train-batch-size", "16"]
+    results, predictions = run(evaluated, tmp_path, "finetune", *options, data=(tmp_path / "few",))
     model = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out" / "model", trust_remote_code=True
     ).eval()
     assert list(model.config.id2label.values()) == sorted(RHYTHMS.values())
-    rows = load_prepared(folders / "rhythm")["test"]
+    rows = splits["test"]
     batch = MelpCollator(tiny_processor(), text=False)(list(rows.select(range(2))))
     with torch.inference_mode():
         logits = model(**prepare_inputs(batch, "cpu", model.config.scaling)).logits
@@ -322,4 +297,4 @@ def test_finetuned_model_gives_the_saved_predictions(folders, tmp_path):
     np.testing.assert_allclose(logits.sigmoid().numpy(), saved, atol=1e-5)
     assert {"macro_auroc", "macro_auroc_from_scratch"} <= set(results["metrics"])
     with pytest.raises(SystemExit, match="not finite"):
-        run(folders, tmp_path, "finetune", "--epochs", "1", "--learning-rate", "1e30", data=("rhythm",))
+        run(evaluated, tmp_path, "finetune", *options, "--learning-rate", "1e30", data=(tmp_path / "few",))

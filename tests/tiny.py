@@ -1,8 +1,13 @@
 """A tiny MELP with a tokenizer of its own, for tests that need a whole model folder."""
 
+import json
+from pathlib import Path
+
 import torch
+from datasets import ClassLabel, DatasetDict, List
 
 from configuration_melp import MelpConfig
+from data import label_sets, load_prepared
 from modeling_melp import MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
@@ -12,6 +17,14 @@ REPORTS = [
     "sinus bradycardia. first degree av block. qtc 0.48 s. possible anterior infarct. borderline ecg",
     "ventricular pacing.",
 ]
+
+# Synthetic findings -> PTB-XL's statements.
+RHYTHMS = {
+    "sinus rhythm": "SR",
+    "sinus bradycardia": "SBRAD",
+    "sinus tachycardia": "STACH",
+    "atrial fibrillation": "AFIB",
+}
 
 TINY_ECG = {
     "conv_dim": [16, 16, 16, 16],
@@ -71,3 +84,19 @@ def tiny_batch(padding: str = "longest", samples: int = 1000) -> dict[str, torch
     inputs = tiny_processor()(text=REPORTS, padding=padding, return_tensors="pt")
     ecg = torch.rand(len(REPORTS), 12, samples, generator=torch.Generator().manual_seed(1))
     return {"input_values": ecg, **inputs}
+
+
+def relabel(source: Path, target: Path, labels_of):
+    """A prepared folder's copy with the label set `rhythm`, made of each recording's findings."""
+    splits = load_prepared(source)
+    names = label_sets(splits["train"])["findings"]
+    classes = List(ClassLabel(names=sorted(RHYTHMS.values())))
+    DatasetDict(
+        {
+            name: part.map(lambda row: {"rhythm": labels_of([names[index] for index in row["findings"]])})
+            .remove_columns("findings")
+            .cast_column("rhythm", classes)
+            for name, part in splits.items()
+        }
+    ).save_to_disk(str(target))
+    (target / "melp.json").write_text(json.dumps({"database": "synthetic", "fingerprint": target.name}))

@@ -1,5 +1,6 @@
-"""Tiny runs of `train.py` in processes of their own, as a launcher starts them, without importing torch for each."""
+"""Tiny runs of a command in processes of their own, as a launcher starts them, without importing torch for each."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -55,13 +56,11 @@ def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
     )
 
 
-class Command:
-    """`train.py RECIPE OPTIONS` on one or more processes; `printed` is what they wrote."""
+class Launched:
+    """`SCRIPT.py ARGUMENTS` on one or more processes; `printed` is what they wrote."""
 
-    def __init__(self, folder: Path, recipe: Recipe, *options: str, processes: int = 1):
+    def __init__(self, script: str, arguments: list[str], folder: Path, processes: int = 1):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "recipe.yaml"
-        path.write_text(yaml.safe_dump({name: value for name, value in vars(recipe).items() if value is not None}))
         self.log = folder / "printed.txt"
         os.environ["PYTHONPATH"] = str(REPO)  # for the server, which imports train once
         context = multiprocessing.get_context("forkserver")
@@ -69,8 +68,8 @@ class Command:
         port = _free_port() if processes > 1 else None
         # One process computes on as many threads as the test's own: another number rounds otherwise.
         threads = torch.get_num_threads() if processes == 1 else 1
-        arguments = [(rank, processes, threads, port, self.log, [str(path), *options]) for rank in range(processes)]
-        self.processes = [context.Process(target=_main, args=each) for each in arguments]
+        of_each = [(script, rank, processes, threads, port, self.log, arguments) for rank in range(processes)]
+        self.processes = [context.Process(target=_main, args=each) for each in of_each]
         for process in self.processes:
             process.start()
 
@@ -93,13 +92,23 @@ class Command:
         return self.log.read_text() if self.log.exists() else ""
 
 
+class Command(Launched):
+    """`train.py RECIPE OPTIONS`."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *options: str, processes: int = 1):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in vars(recipe).items() if value is not None}))
+        super().__init__("train", [str(path), *options], folder, processes)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _main(rank: int, processes: int, threads: int, port: int, log: Path, arguments: list[str]):
+def _main(script: str, rank: int, processes: int, threads: int, port: int, log: Path, arguments: list[str]):
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as where it was not the server's
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if processes > 1:  # what torchrun sets
@@ -108,9 +117,7 @@ def _main(rank: int, processes: int, threads: int, port: int, log: Path, argumen
         os.environ.update({name: str(value) for name, value in names.items()})
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     torch.set_num_threads(threads)
-    from train import main
-
-    main(arguments)
+    importlib.import_module(script).main(arguments)
 
 
 def log(run: Path) -> list[dict]:
