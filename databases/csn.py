@@ -61,7 +61,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
     frame["snomed"] = [names_of(row, names) for row in codes]
     sets = {"csn-fixed": list(CSN.values()), "snomed": occurring(frame["snomed"])}
     if splits:
-        sets |= apply_tables(frame, splits, "csn")
+        sets = apply_tables(frame, splits, "csn") | sets  # the published set first: figures are then comparable
     return plan_table(frame, sets)
 
 

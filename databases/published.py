@@ -1,4 +1,4 @@
-"""The published label and split tables of the benchmark (MELP, arXiv 2506.21803, and MERL, arXiv 2403.06659).
+"""The published label and split tables of the benchmark (MELP and MERL).
 
 Facts this module encodes: a folder holds `ptbxl/{super_class,sub_class,form,rhythm}`, `icbeb` (CPSC2018) and `chapman`
 (Chapman-Shaoxing-Ningbo), each with a table for train, val and test, gzipped or not, some beginning with a blank line.
