@@ -206,7 +206,7 @@ def _check_launch(accelerator: Accelerator, recipe: Recipe):
         if recipe.accumulation_steps > 1:
             raise ValueError("DeepSpeed steps after each backward pass: --accumulation-steps needs DDP.")
         plugin = accelerator.state.deepspeed_plugin
-        if plugin.zero_stage == 3:
+        if plugin.deepspeed_config["zero_optimization"]["stage"] == 3:  # also where a config file says it
             raise ValueError(
                 "DeepSpeed's ZeRO-3 leaves no process with the whole weights, which validation and saving read: use "
                 "ZeRO-1 or ZeRO-2."
