@@ -197,14 +197,23 @@ def _check_launch(accelerator: Accelerator, recipe: Recipe):
     """Raises ValueError for what Accelerate can be configured to and MELP cannot be trained with."""
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            "FSDP takes no scalar parameters, and MELP's temperature is one: use DDP (--multi_gpu). A batch that does "
-            "not fit into memory is what --accumulation-steps is for."
+            "FSDP is not supported: it gathers a module's weights in a forward of all processes at once, while "
+            "validation and saving run in each process on its own, and it takes no scalar parameter, which the "
+            "temperature is. Use DDP (--multi_gpu); a batch that does not fit into memory is what "
+            "--accumulation-steps is for."
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if recipe.accumulation_steps > 1:
             raise ValueError("DeepSpeed steps after each backward pass: --accumulation-steps needs DDP.")
-        # It would read the batch size from a loader of Accelerate's; ours is its own.
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.deepspeed_config["zero_optimization"]["stage"] == 3:  # also where a config file says it
+            raise ValueError(
+                "DeepSpeed's ZeRO-3 leaves no process with the whole weights, which validation and saving read: use "
+                "ZeRO-1 or ZeRO-2."
+            )
+        # It would read the batch size from a loader of Accelerate's; ours is its own. It clips in its own step.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
+        plugin.deepspeed_config["gradient_clipping"] = recipe.max_grad_norm
 
 
 def train(recipe: Recipe, dry_run: bool = False) -> Path:

@@ -304,6 +304,15 @@ def test_a_packed_document_is_read_as_if_alone(tmp_path):
             assert torch.allclose(together[index, place], alone, atol=1e-5)
 
 
+def test_accumulated_means_are_over_all_masked_tokens(tmp_path):
+    stage = language_stage(tmp_path, mlm_probability=0.4)
+    stage.model.eval()
+    batches = [stage.collate(list(stage.rows.select(rows))) for rows in ([0], [0, 1])]
+    sums, counts = zip(*(stage.loss_sum(batch, stage.model) for batch in batches), strict=True)
+    assert counts[0] != counts[1]
+    assert stage.backward(batches)["loss"].item() == pytest.approx((sum(sums) / sum(counts)).item(), rel=1e-5)
+
+
 def test_whole_words_are_masked(tmp_path):
     stage = language_stage(tmp_path, whole_word_mask=True, mlm_probability=0.4)
     torch.manual_seed(0)

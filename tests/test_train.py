@@ -1,10 +1,12 @@
 """Training as a user starts it: the stages, the run folder, resuming, two processes against one."""
 
+import argparse
 import json
 import os
 import shutil
 import signal
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,16 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from tiny_runs import TINY_BERT, TINY_MELP, Command, assert_same, log, melp_recipe, weights
 from transformers import AutoModel, AutoProcessor
 
 from prepare import prepare
-from recipe import Recipe, load_recipe
+from recipe import Recipe, add_recipe_options, load_recipe
 from stages.melp import MelpStage
 from train import learning_rate, main, train
+from training.batches import StepBatches
 from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
@@ -191,6 +195,46 @@ def test_accumulation_on_two_processes(deterministic, tmp_path):
     assert_same(weights(one), weights(Path(fields.output)))
 
 
+def test_beat_loss_can_stay_with_each_process(deterministic, tmp_path):
+    recipe, one = deterministic
+    fields = recipe("apart", batch_size=4, local_loss_gather=False, max_steps=1)
+    command = Command(tmp_path, fields, processes=2)
+    assert command.wait() == [0, 0], command.printed[-3000:]
+    set_seed(fields.seed)
+    stage = MelpStage(fields, Accelerator(cpu=True))
+    stage.model.train()
+    halves = [StepBatches(stage.rows, stage.collate, 4, fields.seed, rank, 2)[0][0] for rank in (0, 1)]
+    alone = [stage.losses(half)["local_loss"].item() for half in halves]
+    logged = log(Path(fields.output))[0]
+    assert logged["local_loss"] == pytest.approx(sum(alone) / 2, rel=1e-5)
+    assert logged["local_loss"] != pytest.approx(log(one)[0]["local_loss"], rel=1e-3)
+    assert logged["contrastive_loss"] == pytest.approx(log(one)[0]["contrastive_loss"], rel=1e-5)
+
+
+def test_compiled_losses_and_gradients_are_the_same(deterministic, monkeypatch):
+    """Graphs as torch.compile captures them; generating code from them would take minutes on a CPU."""
+    recipe, _ = deterministic
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    found = []
+    for compiled in (False, True):
+        fields = recipe("compiled", batch_size=4)
+        set_seed(fields.seed)
+        stage = MelpStage(fields, Accelerator(cpu=True))
+        stage.model.train()
+        names = list(stage.model.state_dict())
+        if compiled:
+            stage.compile()
+        losses = stage.backward([stage.collate(list(stage.rows.select(range(4))))])
+        assert list(stage.model.state_dict()) == names
+        found.append(
+            (losses["loss"].item(), {n: p.grad for n, p in stage.model.named_parameters() if p.requires_grad})
+        )
+    (loss, gradients), (compiled_loss, compiled_gradients) = found
+    assert compiled_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (compiled_gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5, name
+
+
 def test_cached_accumulation_repeats_dropout_and_lead_masks(corpus, language, tmp_path):
     """Its gradient is that of the same micro-batches with one graph over all of them, random draws included."""
     recipe = melp_recipe(corpus, language, tmp_path, lead_dropout=0.5, batch_size=3)
@@ -309,6 +353,17 @@ def test_a_recipe_can_go_on_from_a_model(run, corpus, tmp_path):
 def test_recipes_of_the_repository_are_valid():
     for path in (REPO / "recipes").glob("*.yaml"):
         assert load_recipe(path, {"learning_rate": "1e-5"}).learning_rate == 1e-5
+
+
+def test_options_of_a_comparison_can_be_given_on_the_command_line():
+    parser = argparse.ArgumentParser()
+    add_recipe_options(parser)
+    command = "--shared-positives true --contrastive sigmoid --accumulation-steps 4 --batch-size 16"
+    command += " --local-loss-gather false --sentence-augmentation 0 --seed 2"
+    recipe = load_recipe(REPO / "recipes" / "demo.yaml", vars(parser.parse_args(command.split())))
+    assert recipe.shared_positives is True and recipe.local_loss_gather is False and recipe.contrastive == "sigmoid"
+    assert (recipe.accumulation_steps, recipe.batch_size, recipe.seed) == (4, 16, 2)
+    assert recipe.sentence_augmentation == 0.0
 
 
 def test_errors_end_with_a_sentence(corpus, tmp_path):

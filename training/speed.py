@@ -96,6 +96,6 @@ def estimate(recipe: Recipe, stage, optimizer, batches) -> str:
         f"{batches.steps_per_epoch:,}; {len(stage.held_out):,} held-out rows",
         f"about {hours:.2f} h, from two steps timed here, data loading and validation not counted",
         f"{peak_memory(accelerator.device):.1f} GB of memory at most so far",
-        "Nothing was written: give the same command without --dry-run to train.",
+        "No run folder was written: give the same command without --dry-run to train.",
     ]
     return "\n".join(lines)
