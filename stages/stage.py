@@ -28,7 +28,11 @@ class Stage:
     def load_rows(self) -> tuple[Dataset, Dataset]:
         """Rows to learn from and held-out rows (maybe none): those with a report."""
         splits = self.load_splits()
-        rows = with_reports(get_split(splits, "train", self.data))
+        recordings = get_split(splits, "train", self.data)
+        rows = with_reports(recordings)
+        if len(rows) < len(recordings):
+            left_out = len(recordings) - len(rows)
+            self.accelerator.print(f"{left_out:,} of {len(recordings):,} recordings have no report and are left out.")
         if len(rows) == 0:
             raise ValueError(f"{self.data} has no report to learn from in its split 'train'.")
         return rows, with_reports(splits["validation"]) if "validation" in splits else rows.select([])
