@@ -825,9 +825,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             **kwargs,
         )
-        return MelpOutput(
-            logits=self.lm_head(decoded), past_key_values=past_key_values, token_embeds=encoder_outputs.token_embeds
-        )
+        logits = self.lm_head(decoded)
+        return MelpOutput(logits=logits, past_key_values=past_key_values, token_embeds=encoder_outputs.token_embeds)
 
 
 class MelpForEcgClassification(MelpPreTrainedModel):
@@ -837,10 +836,8 @@ class MelpForEcgClassification(MelpPreTrainedModel):
     base_model_prefix = "ecg_model"
     input_modalities = ("time",)
     accepts_loss_kwargs = False  # Trainer: the loss is a mean over this batch
-    # What a whole MELP folder holds beside the ECG tower.
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(text_model|text_projection|sentence_projection|decoder|lm_head|logit_scale)\b"
-    ]
+    # What a whole MELP folder holds besides.
+    _keys_to_ignore_on_load_unexpected = [r"^(text_\w+|sentence_projection|decoder|lm_head|logit_scale)\b"]
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
