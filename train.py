@@ -1,6 +1,6 @@
 """Trains MELP.
 
-    accelerate launch train.py                                    # embedded corpus, both stages, evaluation
+    python train.py                                               # embedded corpus, both stages, evaluation
     accelerate launch train.py recipes/melp.yaml --data DIR --text-model DIR --output DIR
     accelerate launch train.py recipes/demo.yaml --data DIR --model DIR --max-steps 500 --output DIR
     torchrun --nproc_per_node 2 train.py recipes/melp.yaml ...    # or any launcher that Accelerate knows
