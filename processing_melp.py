@@ -491,6 +491,13 @@ class MelpProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return [*self.feature_extractor.model_input_names, "input_ids", "attention_mask", "sentence_ids"]
 
+    def decode(self, *args, **kwargs) -> str:
+        return _joined(super().decode(*args, **kwargs))
+
+    def batch_decode(self, *args, **kwargs) -> list[str]:
+        """Reports of token ids (batch, tokens), as a tokenizer's; hyphens join what they joined."""
+        return [_joined(text) for text in super().batch_decode(*args, **kwargs)]
+
     def __call__(
         self,
         ecg=None,
@@ -570,6 +577,11 @@ class MelpProcessor(ProcessorMixin):
             data["attention_mask"][row, : len(ids)] = 1
             data["sentence_ids"][row, : len(ids)] = torch.tensor(numbers)
         return data if return_tensors == "pt" else {key: value.numpy() for key, value in data.items()}
+
+
+def _joined(text: str) -> str:
+    # BERT's tokens do not know that there was no space: "pre - excitation".
+    return re.sub(r"(?<=\w) ([-/]) (?=\w)", r"\1", text)
 
 
 def with_bos(tokenizer):

@@ -726,3 +726,10 @@ def test_remote_code_in_a_fresh_process(tokenizer, tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(REMOTE)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_decoded_reports_keep_their_hyphens(processor):
+    report = "st-t changes. a/b. no change"
+    ids = processor.tokenizer(report)["input_ids"]
+    assert processor.decode(ids, skip_special_tokens=True) == report
+    assert processor.batch_decode([ids, ids], skip_special_tokens=True) == [report, report]
