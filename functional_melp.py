@@ -37,6 +37,7 @@ class ScaleGradient(torch.autograd.Function):
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # kept for training too, whoever asks first
 def _fourier_matrices(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The real Fourier transform of `size` samples as a matrix (2 frequencies, samples), and its inverse's transpose.
 

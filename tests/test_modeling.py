@@ -385,3 +385,11 @@ def test_fourier_convolution_is_a_convolution(kernel, length, batch_size):
     wanted = torch.autograd.grad(expected, (inputs, weight), direction)
     for ours, theirs in zip(torch.autograd.grad(found, (inputs, weight), direction), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
+
+
+def test_fourier_convolution_learns_after_inference():
+    inputs, weight = torch.randn(2, 16, 41), torch.randn(16, 4, 16, requires_grad=True)
+    with torch.inference_mode():
+        fourier_convolution(inputs, weight, 4, 8)
+    fourier_convolution(inputs, weight, 4, 8).sum().backward()
+    assert weight.grad.isfinite().all() and weight.grad.any()
