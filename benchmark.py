@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configuration_melp import MelpConfig
 from losses_melp import beat_loss
 from modeling_melp import MelpModel
+from training.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent  # whose config.json has the paper's size
 REPORT_TOKENS = (20, 41)  # reports of the usual length, about 30 tokens with [BOS] and [SEP]
@@ -139,6 +140,7 @@ def train_case(model: MelpModel, batch: dict, dtype: torch.dtype):
     """Forward, three losses and backward, as `train.py` does them: float32 weights, autocast below float32."""
     model.train()
     model.freeze_text_layers()
+    keep_freed_memory(batch["input_values"].device)
     device_type = batch["input_values"].device.type
 
     def call():

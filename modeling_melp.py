@@ -29,13 +29,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig
-    from .functional_melp import ScaleGradient, apply_dropout, same_convolution
+    from .functional_melp import DropoutAttention, ScaleGradient, apply_dropout, same_convolution
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig
-    from functional_melp import ScaleGradient, apply_dropout, same_convolution
+    from functional_melp import DropoutAttention, ScaleGradient, apply_dropout, same_convolution
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
@@ -127,10 +127,19 @@ def eager_attention_forward(
     attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
-    attn_weights = F.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):  # sums in float32 in any dtype
+        attn_weights = attn_weights.softmax(dim=-1)
     attn_weights = apply_dropout(attn_weights, dropout, module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
+
+
+def cpu_attention_forward(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
+    """Of a training step on a CPU, where SDPA's kernel has no dropout and a slow backward pass."""
+    explicit = module.config._attn_implementation == "eager" or torch.compiler.is_compiling()
+    if explicit or dropout == 0.0:
+        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
+    return DropoutAttention.apply(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
 
 
 class MelpAttention(nn.Module):
@@ -190,9 +199,9 @@ class MelpAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if self.training and self.dropout > 0 and query.device.type == "cpu":
-            # With dropout a CPU has no fused kernel: SDPA does the same products, with torch's slow masks.
-            attention_interface = eager_attention_forward
+        if self.training and query.device.type == "cpu" and attention_mask is None and not self.is_causal:
+            # A CPU's fused kernel has no dropout, and its backward pass is slower than the products.
+            attention_interface = cpu_attention_forward
         attn_output, attn_weights = attention_interface(
             self,
             query,

@@ -26,6 +26,7 @@ from stages import STAGES
 from training.batches import StepBatches
 from training.health import Collapse, Guard, Interrupt, write_skipped
 from training.logs import RunLog, check_packages
+from training.memory import keep_freed_memory
 from training.randomness import as_if_not_run
 from training.run_folder import (
     Progress,
@@ -77,6 +78,7 @@ class Run:
             mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=recipe.output
         )
         _check_launch(self.accelerator, recipe)
+        keep_freed_memory(self.accelerator.device)
         set_seed(recipe.seed)
         self.stage = STAGES[recipe.stage](recipe, self.accelerator)
         groups, betas = parameter_groups(recipe, self.stage.model), (recipe.adam_beta1, recipe.adam_beta2)
