@@ -4,19 +4,22 @@
     python benchmark.py train --batch-size 4 --dtype bfloat16
     python benchmark.py generate          greedy drafts of 32 tokens, with the cache
     python benchmark.py local-loss        the beat loss forward and backward, beside a loop over the reports
-    python benchmark.py data [--data DIR] records read: WFDB files, a prepared folder at random, in order, in a stream
+    python benchmark.py data [--data DIR] records read (WFDB; a prepared folder at random, in order, as a stream),
+                                          arrays processed, records simulated, MIMIC-IV-ECG prepared
 
 At the paper's size. FLOPs are those the model needs (matrix products and convolutions, counted by torch); the peak is
 that of a large square matrix product in the same run, so the share compares machines: quote it, not the rate. `data`
-and `local-loss` compare ways to the same result in one run: quote their ratio.
+and `local-loss` compare ways to the same result in one run: quote their ratio. `data` counts the CPU time of one core.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import multiprocessing
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_melp import MelpConfig
@@ -40,6 +44,7 @@ DRAFT_TOKENS = 32
 BEATS, SENTENCES, DIM = 13, 4, 256  # of the beat loss; the original's class has 13 beats
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
 CORPUS_RECORDS, WFDB_RECORDS = 500, 200  # that `data` makes
+LISTED_RECORDS, MIMIC_RECORDS = 3000, 800_035  # of the MIMIC-IV-ECG that it makes up, and of the real one
 
 
 def synchronise(device: torch.device):
@@ -260,13 +265,11 @@ def wfdb_batch(paths: list[str]) -> torch.Tensor:
     return torch.from_numpy(np.stack(records))
 
 
-def data_ways(folder, files: str, batch_size: int) -> dict:
+def reading_ways(rows, folder, paths: list[str], batch_size: int) -> dict:
     """`{way: batches}`; every way ends at float32 tensors of scaled records, on the CPU."""
-    from data import MelpCollator, get_split, load_prepared, prepare_inputs, stream_prepared
+    from data import MelpCollator, prepare_inputs, stream_prepared
     from processing_melp import MelpFeatureExtractor
 
-    rows = get_split(load_prepared(folder), "train", folder)
-    paths = write_wfdb_files(rows.select(range(min(len(rows), WFDB_RECORDS))), files)
     collate = MelpCollator(MelpFeatureExtractor(), text=False)
 
     def of_folder(order):
@@ -290,26 +293,94 @@ def data_ways(folder, files: str, batch_size: int) -> dict:
     }
 
 
+def core_ways(rows, batch_size: int) -> dict:
+    """`{way: batches}` of what one core does: the processor on arrays (batch, 12, samples) in mV, the simulator."""
+    from data import MelpCollator
+    from databases import synthetic
+    from processing_melp import MelpFeatureExtractor
+    from signal_melp import LEADS, resample_ecg
+
+    extractor, plan = MelpFeatureExtractor(), synthetic.plan(records=batch_size).to_pylist()
+    signal = MelpCollator(extractor, text=False)(rows.__getitems__(range(batch_size)))["input_values"].numpy()
+    slower = resample_ecg(signal, 500, 400)
+    return {
+        "processor, 500 Hz": lambda: [extractor(signal, sampling_rate=500, leads=LEADS)],
+        "processor, from 400 Hz": lambda: [extractor(slower, sampling_rate=400, leads=LEADS)],
+        "simulator": lambda: [[synthetic.read(item) for item in plan]],
+    }
+
+
+def rate_of_a_core(batches, batch_size: int, seconds: float) -> float:
+    """Records a second of CPU time, of the fastest pass; the first, which also warms the cache, does not count."""
+    sum(1 for _ in batches())
+    rates, until = [], time.perf_counter() + seconds
+    while not rates or time.perf_counter() < until:
+        started = time.process_time()
+        count = sum(batch_size for _ in batches())
+        rates.append(count / (time.process_time() - started))
+    return max(rates)
+
+
 def make_corpus(folder) -> Path:
     from prepare import prepare
 
     return prepare("synthetic", Path(folder) / "corpus", records=CORPUS_RECORDS)
 
 
+def write_mimic_tables(rows, paths: list[str], root: Path, records: int):
+    """What MIMIC-IV-ECG has beside its files: a list of its records, and the carts' reports."""
+    with open(root / "record_list.csv", "w") as listed, open(root / "machine_measurements.csv", "w") as measured:
+        listed.write("subject_id,study_id,path\n")
+        measured.write("study_id,report_0\n")
+        for study, (path, report) in zip(range(records), itertools.cycle(zip(paths, rows["report"], strict=True))):
+            listed.write(f"{study // 5},{study},{Path(path).relative_to(root)}\n")
+            measured.write(f'{study},"{report}"\n')
+
+
+# In a process of its own, as users run it: without torch. The first run imports what the second is measured with.
+PREPARE = """
+import re, sys, time
+from prepare import prepare
+prepare("mimic", sys.argv[2] + "-first", root=sys.argv[1], limit=10)
+started = time.process_time()
+prepare("mimic", sys.argv[2], root=sys.argv[1])
+print(time.process_time() - started)
+# Of its own: what the system calls a child's peak is no less than its parent's.
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1] if sys.platform == "linux" else "nan")
+"""
+
+
+def measure_prepare(rows, folder: str) -> dict:
+    """CPU time, room and memory of `prepare.py mimic` on a made-up copy of that database's layout."""
+    root, output = Path(folder) / "mimic", Path(folder) / "prepared"
+    (root / "files").mkdir(parents=True)
+    write_mimic_tables(rows, write_wfdb_files(rows, root / "files"), root, LISTED_RECORDS)
+    command = [sys.executable, "-c", PREPARE, str(root), str(output)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    seconds, kilobytes = map(float, done.stdout.split())
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    others = {"kilobytes_a_record": size / LISTED_RECORDS / 1e3, "peak_memory_gb": kilobytes * 1024 / 1e9}
+    return {"way": "prepare.py mimic", "per_second": LISTED_RECORDS / seconds, **others}
+
+
 def measure_data(options) -> list[dict]:
-    device, cases = torch.device("cpu"), []
-    with tempfile.TemporaryDirectory() as folder:
+    """All by the CPU time of one core: on a machine that others use, too, it is what an idle one would take."""
+    from data import get_split, load_prepared
+
+    cases, device = [], torch.device("cpu")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         data = options.data or make_corpus(folder)
-        ways = data_ways(data, folder, options.batch_size)
+        rows = get_split(load_prepared(data), "train", data)
+        few = rows.select(range(min(len(rows), WFDB_RECORDS)))
+        reading = reading_ways(rows, data, write_wfdb_files(few, folder), options.batch_size)
+        ways = reading | core_ways(rows, options.batch_size)
         for way, batches in ways.items():
-            sum(1 for _ in batches())  # which also warms the cache
-            rates, until = [], time.perf_counter() + options.seconds / len(ways)
-            while not rates or time.perf_counter() < until:
-                started = time.perf_counter()
-                count = sum(options.batch_size for _ in batches())
-                rates.append(count / (time.perf_counter() - started))
-            cases.append(new_case("data", device, "float32", options.batch_size, max(rates), way=way))
-            cases[-1]["times_wfdb"] = cases[-1]["per_second"] / cases[0]["per_second"]
+            rate = rate_of_a_core(batches, options.batch_size, options.seconds / len(ways))
+            cases.append(new_case("data", device, "float32", options.batch_size, rate, way=way))
+            if way in reading:
+                cases[-1]["times_wfdb"] = rate / cases[0]["per_second"]
+        cases.append(new_case("data", device, "float32", 1, **measure_prepare(few, folder)))
     return cases
 
 
@@ -350,6 +421,12 @@ def remark(case: dict) -> str | None:
     """What a ratio task is about, in words."""
     if "times_wfdb" in case and case["way"] != "wfdb":
         return f"{case['way']}: {case['times_wfdb']:.0f} times wfdb"
+    if (size := case.get("kilobytes_a_record")) is not None:
+        return (
+            f"{case['way']}: {size:.0f} KB a record, {case['peak_memory_gb']:.2f} GB of memory a process; "
+            f"{MIMIC_RECORDS:,} records: {MIMIC_RECORDS / case['per_second'] / 60:.0f} core-minutes, "
+            f"{size * MIMIC_RECORDS / 1e6:.0f} GB"
+        )
     if "milliseconds" in case:
         return (
             f"{case['way']}, batch {case['batch_size']}: {case['milliseconds']:.1f} ms forward and backward, "

@@ -94,6 +94,8 @@ def read_run(folder: Path) -> Run:
         data = json.loads((prepared / "melp.json").read_text())
         if (prepared / CARD_FILE).exists():
             license_name = (metadata_load(prepared / CARD_FILE) or {}).get("license")
+    elif "records" in info.get("data", {}):  # a dataset of the Hub, or a folder that has gone
+        data = info["data"]
     return Run(
         name=re.sub(r"[^\w.-]", "-", folder.resolve().name),
         recipe=recipe,

@@ -5,6 +5,7 @@ Hub; `MelpCollator` decodes a list of rows to millivolts, `prepare_inputs` scale
 """
 
 import functools
+import json
 import math
 import re
 from pathlib import Path
@@ -24,6 +25,30 @@ REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_
 STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled by shards of so many, or of more
 
 
+def prepared_folder(path: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or, of a dataset on the Hub, where its copy lies after the download.
+
+    Raises:
+        ValueError: naming what is neither.
+    """
+    if not _may_be_on_the_hub(path):
+        return Path(path)
+    try:
+        return Path(snapshot_download(str(path), repo_type="dataset", revision=revision))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no folder, nor a dataset that the Hub gives you ({reason})") from error
+
+
+def about_prepared(path: str | Path) -> dict:
+    """What stands in `melp.json` of a folder or of a copy on the Hub: `database`, `fingerprint`, `records`, ...
+
+    A folder without that file stands for itself, its fingerprint is None.
+    """
+    file = prepared_folder(path) / "melp.json"
+    return json.loads(file.read_text()) if file.is_file() else {"database": str(path), "fingerprint": None}
+
+
 def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
     """The splits of a folder that `prepare.py` wrote, or of a dataset on the Hub that is a copy of one.
 
@@ -32,13 +57,8 @@ def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
     Raises:
         ValueError: naming the folder, and the columns that are missing.
     """
-    folder = path
-    if _may_be_on_the_hub(path):
-        try:
-            folder = snapshot_download(str(path), repo_type="dataset", revision=revision)
-        except Exception as error:
-            raise ValueError(f"{path} is no folder, nor a dataset that the Hub gives ({error})") from error
-    if not (Path(folder) / "dataset_dict.json").is_file():
+    folder = prepared_folder(path, revision)
+    if not (folder / "dataset_dict.json").is_file():
         raise ValueError(f"{path} is not a prepared folder (it has no dataset_dict.json): make one with prepare.py.")
     splits = load_from_disk(str(folder))
     for name, split in splits.items():

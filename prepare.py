@@ -502,12 +502,17 @@ def place_shards(output: Path, shards: list[Shard], summaries: list[dict], featu
 
 def finish(module, output: Path, description: dict, rejected: list[dict], features):
     """Writes what stands beside the shards; `dataset_dict.json`, written last, makes the folder whole."""
+    tables = {split: light_columns(output / split) for split in description["records"]}
+    description["with_report"] = sum(map(with_report, tables.values()))
+    description["labelled"] = {
+        name: sum(len(table) - table[name].null_count for table in tables.values()) for name in label_names(features)
+    }
     with open(output / "rejected.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=["record", "split", "reason"])
         writer.writeheader()
         writer.writerows(rejected)
     write_atomically(output / "melp.json", json.dumps(description, indent=2))
-    write_atomically(output / "README.md", card(module, output, description, features))
+    write_atomically(output / "README.md", card(module, output.name, description, features, tables))
     write_atomically(output / "dataset_dict.json", json.dumps({"splits": list(description["records"])}))
     shutil.rmtree(output / ".work")
 
@@ -545,32 +550,31 @@ millivolts = (samples - numpy.c_[row["baseline"]]) / numpy.c_[row["gain"]]  # (l
 """
 
 
-def card(module, output: Path, description: dict, features) -> str:
+def card(module, name: str, description: dict, features, tables: dict[str, pa.Table]) -> str:
     """The dataset card: counts, prevalence of every label, what was rejected and why, where it comes from."""
     source, splits = module.SOURCE, list(description["records"])
-    tables = {split: light_columns(output / split) for split in splits}
     title = f"{source['name']} {source['version']}".strip()
     blocks = [
         card_metadata(source, title, splits),
         f"# {title}, prepared for MELP",
-        "\n".join(f"{name}: {source[key]}" for name, key in _SOURCE_LINES.items() if source[key]),
+        "\n".join(f"- {word}: {source[key]}" for word, key in _SOURCE_LINES.items() if source[key]),
         "## Recordings\n\n" + _recordings(tables),
         f"{description['rejected']:,} more were rejected; `rejected.csv` names each.",
         _table(["rule", "recordings"], [[rule, n] for rule, n in description["rejected_by_rule"].items()]),
         "## Doubtful, but kept\n\n" + _doubtful(tables),
     ]
-    for name, classes in label_names(features).items():
-        columns = {split: table[name] for split, table in tables.items()}
-        blocks += [f"## Labels: {name}\n\n" + _prevalence(columns, classes)]
-    columns = [[f"`{name}`", kind, meaning] for name, (kind, meaning) in COLUMNS.items()]
-    for name, feature in features.items():
-        if name in label_names(features):
-            columns += [[f"`{name}`", "list of class ids", "a label set; null: not labelled, empty: none of them"]]
-        elif name not in COLUMNS:
-            columns += [[f"`{name}`", feature.dtype, "of the database"]]
+    for label_set, classes in label_names(features).items():
+        columns = {split: table[label_set] for split, table in tables.items()}
+        blocks += [f"## Labels: {label_set}\n\n" + _prevalence(columns, classes)]
+    columns = [[f"`{column}`", kind, meaning] for column, (kind, meaning) in COLUMNS.items()]
+    for column, feature in features.items():
+        if column in label_names(features):
+            columns += [[f"`{column}`", "list of class ids", "a label set; null: not labelled, empty: none of them"]]
+        elif column not in COLUMNS:
+            columns += [[f"`{column}`", feature.dtype, "of the database"]]
     blocks += ["## Columns\n\n" + _table(["column", "type", "meaning"], columns)]
-    blocks += ["## Reading it\n" + READING.format(folder=output.name, split=splits[0])]
-    settings = "".join(f" --{name.replace('_', '-')} {value}" for name, value in description["options"].items())
+    blocks += ["## Reading it\n" + READING.format(folder=name, split=splits[0])]
+    settings = "".join(f" --{option.replace('_', '-')} {value}" for option, value in description["options"].items())
     blocks += [f"## How it was made\n\n`prepare.py {description['database']}{settings}`"]
     blocks += [_table(["input", "SHA-256"], [list(item) for item in description["inputs"].items()])]
     return "\n\n".join(block.strip() for block in [*blocks, module.__doc__] if block) + "\n"
@@ -630,12 +634,16 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})" if total else "0"
 
 
+def with_report(table: pa.Table) -> int:
+    return pc.sum(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(table["report"])), 0)).as_py()
+
+
 def _recordings(tables: dict[str, pa.Table]) -> str:
     rows = []
     for split, table in tables.items():
         hours = pc.sum(table["samples"]).as_py() / STORED_RATE / 3600
-        reports = pc.sum(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(table["report"])), 0)).as_py()
-        rows.append([split, len(table), pc.count_distinct(table["patient"]).as_py(), f"{hours:.1f}", reports])
+        patients = pc.count_distinct(table["patient"]).as_py()
+        rows.append([split, len(table), patients, f"{hours:,.2f}", with_report(table)])
     return _table(["split", "recordings", "patients", "hours", "with a report"], rows)
 
 
@@ -710,7 +718,17 @@ def main(arguments: list[str] | None = None):
     print(f"{description['rejected']:,} rejected (rejected.csv)")
     for rule, count in description["rejected_by_rule"].items():
         print(f"    {count:9,}  {rule}")
-    print(f"Next:\n    accelerate launch train.py --data {folder}")
+    labelled = ", ".join(f"{count:,} by {name}" for name, count in description["labelled"].items())
+    print(f"With a report: {description['with_report']:,}; labelled: {labelled or 'none'}")
+    print(f"Next:\n    {next_command(description, folder)}")
+
+
+def next_command(description: dict, folder: Path) -> str:
+    if description["with_report"]:
+        return f"accelerate launch train.py --data {folder}"
+    if any(description["labelled"].values()):
+        return f"python evaluate.py zero-shot --model MODEL --data {folder}"
+    return f"accelerate launch train.py recipes/ecg.yaml --data {folder}"
 
 
 if __name__ == "__main__":

@@ -249,8 +249,9 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             stride: seconds. Instead of cropping, cut each record into windows that start every `stride` seconds, the
                 last one ending with the record (up to half a second may stay unused).
             nan_handling: "error", or "interpolate" for gaps of at most `max_gap_s` seconds.
-            quality: add `quality`, a dict for each record, of `ecg_quality` (of the part that is used) and `record`,
-                `sampling_rate`, `seconds`, `leads`, `derived_leads`, `ignored_leads`.
+            quality: add `quality`, a dict for each record, of `ecg_quality` (of the part that is used), what was found
+                (`record`, `sampling_rate`, `seconds`, `leads`), `derived_leads`, `masked_leads` (absent: rows of
+                zeros), `ignored_leads`, and `done`, in words all that was done to the record.
             record_names: what errors and the quality report call the records; otherwise the path or the index.
             return_tensors: "pt", or "np" (as None).
 
@@ -286,7 +287,8 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             masks.append(mask.repeat(windows.shape[1], axis=0))
             counts += [windows.shape[1]] * len(block.names)
             if quality:
-                reports += [self._report(block, index, used[index], mask[index]) for index in range(len(mask))]
+                cut = None if stride is None else windows.shape[1]
+                reports += [self._report(block, row, used[row], mask[row], crop, cut) for row in range(len(mask))]
         signal = torch.from_numpy(np.concatenate(values) if len(values) > 1 else values[0])
         mask = torch.from_numpy(np.concatenate(masks))
         data = {"input_values": scale_ecg(signal, mask, self.scaling), "lead_mask": mask}
@@ -402,18 +404,33 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             present |= derive_limb_leads(windows, present, usable, self.leads)
         return windows, present
 
-    def _report(self, block, index, signal, mask):
-        return {
+    def _report(self, block, index, signal, mask, crop, windows):
+        present = [lead for lead, there in zip(self.leads, mask, strict=True) if there]
+        report = {
             "record": block.names[index],
             "sampling_rate": block.sampling_rate,
             "seconds": block.signal.shape[-1] / block.sampling_rate,
             "leads": block.leads,
-            "derived_leads": [
-                lead for lead, there in zip(self.leads, mask, strict=True) if there and lead not in block.leads
-            ],
+            "derived_leads": [lead for lead in present if lead not in block.leads],
+            "masked_leads": [lead for lead in self.leads if lead not in present],
             "ignored_leads": block.ignored_leads,
-            **ecg_quality(signal, block.leads, block.sampling_rate),
         }
+        done = []
+        if block.sampling_rate != self.sampling_rate:
+            done.append(f"resampled from {block.sampling_rate:g} to {self.sampling_rate:g} Hz")
+        if windows is not None:
+            done.append(f"cut into {windows} windows of {self.duration:g} s")
+        elif round(self.duration * block.sampling_rate) < block.signal.shape[-1]:
+            done.append(f"cropped from {report['seconds']:g} to {self.duration:g} s ({crop})")
+        if report["seconds"] < self.duration:
+            done.append(f"padded from {report['seconds']:g} to {self.duration:g} s with 0 mV")
+        if missing := int(np.isnan(signal).sum()):
+            done.append(f"interpolated {missing} missing samples")
+        for verb in ("derived", "masked", "ignored"):
+            if names := report[f"{verb}_leads"]:
+                done.append(f"{verb} {', '.join(names)}")
+        done.append(f"scaled: {self.scaling}")
+        return report | {"done": done, **ecg_quality(signal, block.leads, block.sampling_rate)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """A table of the user's own: CSV, JSON (records or lines) or Parquet, one row a recording.
 
-Columns: `record` (path of a WFDB record, relative to the root), `patient`, and any of `split` (train, validation or
-test), `report`, `labels` or `labels_NAME` (class names separated by ";" or a list; an empty cell means "none of them",
-null in JSON or Parquet "not labelled"). Other columns can be named for these with `--column ours=theirs`.
+Columns: `record` (path of a WFDB record or an EDF file, relative to the root), `patient`, and any of `split` (train,
+validation or test), `report`, `labels` or `labels_NAME` (class names separated by ";" or a list; an empty cell means
+"none of them", null in JSON or Parquet "not labelled"). Other columns can be named for these with `--column
+ours=theirs`, and are left out otherwise.
 """
 
 import os

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
+from data import about_prepared
 from evaluation import figures as draw
 from evaluation import linear_probe, zero_shot
 from evaluation.metrics import MIN_POSITIVES
 from evaluation.options import add_against, add_common
 from evaluation.overlap import known_name
-from evaluation.results import Results, about_data, difference, markdown_table, with_bounds
+from evaluation.results import Results, difference, markdown_table, with_bounds
 from prepare import prepare
 
 NAME = "benchmark"
@@ -133,7 +134,7 @@ def run(options) -> Results:
     results.predictions = pd.concat(predictions, ignore_index=True)
     results.figures["performance_profile"] = lambda: draw.performance_profile(profile)
     results.notes += [SOURCES, "CPSC2018 is read as the original reads it: the first 5 s, zero-padded to 10 s."]
-    if any(about_data(folder).get("options", {}).get("rate") == "100" for folder in options.data):
+    if any(about_prepared(folder).get("options", {}).get("rate") == "100" for folder in options.data):
         results.notes.append("PTB-XL was read at 100 Hz; papers read it at 500 Hz.")
     results.next = f"python evaluate.py robustness --model {options.model} --data {options.data[0]}"
     return results

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from data import about_prepared
 from evaluation.models import model_fingerprint
 from evaluation.overlap import overlaps
 
@@ -65,7 +66,7 @@ class Results:
         A task over several folders (`options.data` is a list) gives None and counts by itself.
         """
         folders = [options.data] if isinstance(options.data, str) else list(options.data)
-        about = {str(folder): about_data(folder) for folder in folders}
+        about = {str(folder): about_prepared(folder) for folder in folders}
         database = ", ".join(dict.fromkeys(entry["database"] for entry in about.values()))
         settings = {name: value for name, value in vars(options).items() if name not in ("task", "runtime")}
         results = cls(
@@ -130,12 +131,6 @@ class Results:
         names += ["predictions.parquet"] if self.predictions is not None else []
         names += [f"figures/ ({', '.join(self.figures)}; PNG and SVG)"] if self.figures else []
         return f"Written to {folder}: {', '.join(names)}"
-
-
-def about_data(path: str) -> dict:
-    """`database` and `fingerprint` of prepared data; a Hub id, which has no `melp.json` here, stands for itself."""
-    file = Path(path) / "melp.json"
-    return json.loads(file.read_text()) if file.is_file() else {"database": str(path), "fingerprint": None}
 
 
 def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores, **more) -> pd.DataFrame:

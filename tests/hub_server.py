@@ -1,14 +1,17 @@
 """A small server on the loopback interface that answers what huggingface_hub asks of the Hub.
 
-It keeps repositories in memory: a commit is a dict of path to bytes. It can be told to fail once.
+It keeps repositories in memory: a commit is a dict of path to bytes. It can be told to fail once. Repositories of
+datasets are kept under `datasets/ORG/NAME`, as the Hub's addresses have them.
 """
 
 import base64
 import hashlib
 import json
+import re
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -33,11 +36,12 @@ class Repository:
 
 
 class HubServer(ThreadingHTTPServer):
-    """`users` maps a token to its user. `log` holds (method, path) of every request."""
+    """`users` maps a token to its user. `log` holds (method, path) of every request, `served` the bytes a path."""
 
     def __init__(self, users: dict[str, str]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.users, self.repositories, self.blobs, self.log = users, {}, {}, []
+        self.served: Counter[str] = Counter()  # bytes of files, by path
         self.fail_commits = 0  # so many commits answer 500
         self.refuse_lfs_after: int | None = None  # uploads of large files that still work
 
@@ -100,15 +104,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT":
             self.upload(parts[-1], body)
         elif path == "/api/validate-yaml":
-            self.validate(json.loads(body)["content"])
+            self.validate(**json.loads(body))
         elif path == "/api/repos/create":
             self.create(json.loads(body))
         elif parts[:2] == ["api", "models"]:
             self.api("/".join(parts[2:4]), parts[4:], body)
+        elif parts[:2] == ["api", "datasets"]:
+            self.api("/".join(parts[1:4]), parts[4:], body)
         elif path.endswith(".git/info/lfs/objects/batch"):
             self.lfs_batch(path[1:].split(".git/")[0], json.loads(body))
-        elif len(parts) > 4 and parts[2] == "resolve":
-            self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        elif "resolve" in parts[2:4]:
+            end = parts.index("resolve")
+            self.resolve("/".join(parts[:end]), parts[end + 1], "/".join(parts[end + 2 :]))
         else:
             self.reply(404, error="EntryNotFound")
 
@@ -127,11 +134,11 @@ class Handler(BaseHTTPRequestHandler):
             return repository
         return None
 
-    def validate(self, content: str):
+    def validate(self, content: str, repoType: str = "model"):
         errors = []
         try:
             data = yaml.safe_load(content.split("---")[1])
-            for name in ("license", "library_name", "pipeline_tag"):
+            for name in ("license", "library_name", "pipeline_tag") if repoType == "model" else ("license",):
                 if not isinstance(data.get(name), str):
                     errors.append({"message": f'"{name}" must be a string'})
             for entry in data.get("model-index", []):
@@ -146,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.user is None:
             return self.reply(401, {"error": "Invalid credentials in Authorization header"})
         owner = request.get("organization") or self.user
-        repo_id = f"{owner}/{request['name']}"
+        repo_id = "datasets/" * (request.get("type") == "dataset") + f"{owner}/{request['name']}"
         answer = {"url": f"{self.server.url}/{repo_id}", "name": repo_id}
         if repo_id in self.server.repositories:
             return self.reply(409, answer | {"error": "You already created this model repo"})
@@ -158,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def api(self, repo_id: str, rest: list[str], body: bytes):
         action = rest[0] if rest else "revision"
-        repository = self.repository(repo_id, write=self.command == "POST")
+        repository = self.repository(repo_id, write=self.command == "POST" and action != "paths-info")
         if repository is None:
             return
         revision = "/".join(rest[1:]) or "main"
@@ -176,9 +183,14 @@ class Handler(BaseHTTPRequestHandler):
             info = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": repository.private, "tags": []}
             self.reply(200, info | {"siblings": siblings})
         elif action == "tree":
-            if len(rest) > 2:
-                return self.reply(404, {"error": "not found"}, error="EntryNotFound")
-            self.reply(200, [self.describe(name, content) for name, content in sorted(files.items())])
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
+            entries = list(self.tree(files, "/".join(rest[2:]), recursive))
+            self.reply(200, entries) if entries or len(rest) <= 2 else self.reply(404, error="EntryNotFound")
+        elif action == "paths-info":
+            fields = parse_qs(body.decode()) or {}
+            wanted = fields.get("paths") or json.loads(body)["paths"]
+            found = [entry for entry in self.tree(files, "", recursive=True) if entry["path"] in wanted]
+            self.reply(200, found)
         elif action == "preupload":
             modes = [
                 {
@@ -200,6 +212,19 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {})
         else:
             self.reply(404, error="EntryNotFound")
+
+    def tree(self, files: dict[str, bytes], folder: str, recursive: bool):
+        """Files and folders in a folder, as the Hub describes them."""
+        prefix, folders = f"{folder}/" if folder else "", set()
+        for name, content in sorted(files.items()):
+            if not name.startswith(prefix):
+                continue
+            parents = name[len(prefix) :].split("/")[:-1]
+            for depth in range(1, len(parents) + 1 if recursive else min(len(parents), 1) + 1):
+                folders.add(prefix + "/".join(parents[:depth]))
+            if recursive or not parents:
+                yield self.describe(name, content)
+        yield from ({"type": "directory", "path": path, "size": 0, "oid": git_oid(path.encode())} for path in folders)
 
     @staticmethod
     def describe(name: str, content: bytes) -> dict:
@@ -256,7 +281,14 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             return self.reply(404, error="EntryNotFound", headers={"X-Repo-Commit": commit})
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
-        self.reply(200, content, headers)
+        status, asked = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            status, start, size = 206, int(asked[1]), len(content)
+            content = content[start : int(asked[2] or size) + 1]
+            headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
+        if self.command == "GET":
+            self.server.served[f"{repo_id}/{name}"] += len(content)
+        self.reply(status, content, headers | {"Accept-Ranges": "bytes"})
 
 
 def git_oid(content: bytes) -> str:

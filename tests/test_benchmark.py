@@ -8,7 +8,9 @@ import torch
 from tiny import tiny_config
 
 import benchmark
+from data import load_prepared
 from losses_melp import beat_loss
+from prepare import prepare
 
 
 def test_the_command_prints_and_writes_a_case(tmp_path, capsys):
@@ -57,15 +59,31 @@ def test_the_loop_gives_the_beat_loss():
     assert "loop, batch 8" in benchmark.remark(cases[1])
 
 
-def test_every_way_of_reading_gives_the_same_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "CORPUS_RECORDS", 40)
-    cases = benchmark.measure_data(options())
-    assert [case["way"] for case in cases] == ["wfdb", "shards at random", "shards in order", "stream"]
-    assert all(case["per_second"] > 0 and set(FIELDS) < case.keys() for case in cases)
-    assert cases[1]["times_wfdb"] == cases[1]["per_second"] / cases[0]["per_second"]
-    folder = benchmark.make_corpus(tmp_path)
+def test_every_way_of_reading_gives_the_same_records(tmp_path):
+    rows = load_prepared(folder := prepare("synthetic", tmp_path / "corpus", records=20))["train"]
     (tmp_path / "files").mkdir()
-    ways = benchmark.data_ways(folder, str(tmp_path / "files"), 4)
+    ways = benchmark.reading_ways(rows, folder, benchmark.write_wfdb_files(rows, tmp_path / "files"), 4)
     in_order = next(iter(ways["shards in order"]()))["input_values"]
     torch.testing.assert_close(next(iter(ways["wfdb"]())), in_order, atol=1e-5, rtol=0)
     assert next(iter(ways["stream"]()))["input_values"].shape == in_order.shape == (4, 12, 5000)
+    (of_arrays,), (resampled,) = (
+        benchmark.core_ways(rows, 4)[way]() for way in ("processor, 500 Hz", "processor, from 400 Hz")
+    )
+    torch.testing.assert_close(torch.as_tensor(of_arrays["input_values"]), in_order, atol=1e-5, rtol=0)
+    assert resampled["input_values"].shape == in_order.shape
+
+
+def test_one_run_measures_reading_processing_and_preparing(monkeypatch):
+    monkeypatch.setattr(benchmark, "CORPUS_RECORDS", 40)
+    monkeypatch.setattr(benchmark, "LISTED_RECORDS", 50)
+    threads = torch.get_num_threads()
+    cases = benchmark.measure_data(options())
+    torch.set_num_threads(threads)
+    reading, preparing = cases[:4], cases[-1]
+    assert [case["way"] for case in reading] == ["wfdb", "shards at random", "shards in order", "stream"]
+    assert cases[1]["times_wfdb"] == cases[1]["per_second"] / cases[0]["per_second"]
+    core = ["processor, 500 Hz", "processor, from 400 Hz", "simulator", "prepare.py mimic"]
+    assert [case["way"] for case in cases[4:]] == core
+    assert all(case["per_second"] > 0 and set(FIELDS) < case.keys() for case in cases)
+    assert 120 < preparing["kilobytes_a_record"] < 125 and 0.05 < preparing["peak_memory_gb"] < 1
+    assert "GB of memory a process; 800,035 records: " in benchmark.remark(preparing)

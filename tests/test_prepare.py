@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 import prepare as prepare_module
 from data import MelpCollator, decode, label_matrix, load_prepared, prepare_inputs
 from databases import synthetic
-from prepare import check_plan, main, prepare, rule_of
+from prepare import check_plan, main, next_command, prepare, rule_of
 from processing_melp import MelpFeatureExtractor
 from signal_melp import LEADS
 
@@ -75,6 +75,19 @@ def test_synthetic_corpus_comes_back_as_it_was_made(tmp_path, capsys):
         assert len(row["signal"]) <= 125_000
     card = (tmp_path / "corpus" / "README.md").read_text()
     assert "| train |" in card and "sinus rhythm" in card
+    assert "With a report: 60; labelled: 60 by findings" in printed
+
+
+@pytest.mark.parametrize(
+    "with_report, labelled, command",
+    [
+        (3, {"superclass": 0}, "accelerate launch train.py --data DIR"),
+        (0, {"superclass": 3}, "python evaluate.py zero-shot --model MODEL --data DIR"),
+        (0, {"superclass": 0}, "accelerate launch train.py recipes/ecg.yaml --data DIR"),
+    ],
+)
+def test_what_to_run_next_is_something_that_works(with_report, labelled, command):
+    assert next_command({"with_report": with_report, "labelled": labelled}, Path("DIR")) == command
 
 
 def test_an_interrupted_run_goes_on_without_redoing_or_doubling(tmp_path, monkeypatch):

@@ -381,6 +381,31 @@ def test_quality_finds_what_is_doubtful():
     assert nothing["flat_leads"] == ["I", "II"] and nothing["nan_share"] == 1
 
 
+def test_the_report_says_what_was_done(extractor):
+    slow = heart(12, 250, ["I", "II"])
+    slow[0, 100:104] = np.nan
+    record = {"ii": slow[1], "I": slow[0], "MLII": slow[1]}
+    options = {"sampling_rate": 250, "nan_handling": "interpolate", "quality": True}
+    masked = "masked V1, V2, V3, V4, V5, V6"
+    (report,) = extractor(record, crop="center", **options).quality
+    assert report["done"] == [
+        "resampled from 250 to 500 Hz",
+        "cropped from 12 to 10 s (center)",
+        "derived III, aVR, aVF, aVL",
+        masked,
+        "ignored MLII",
+        "scaled: minmax",
+    ]
+    (report,) = extractor(record, stride=2, derive_leads=False, **options).quality
+    assert report["done"][1:4] == [
+        "cut into 2 windows of 10 s",
+        "interpolated 4 missing samples",
+        "masked III, aVR, aVF, aVL, V1, V2, V3, V4, V5, V6",
+    ]
+    (report,) = extractor(heart(4), sampling_rate=500, leads=LEADS, quality=True).quality
+    assert report["done"] == ["padded from 4 to 10 s with 0 mV", "scaled: minmax"] and report["masked_leads"] == []
+
+
 # Files made here
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from benchmark import device_name
+from data import about_prepared
 from recipe import Recipe, check_same_run, load_recipe, save_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -112,14 +113,15 @@ def start_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | 
 
 
 def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None):
-    """`run.json`: the data's fingerprint, and for each start revision, versions, machine and command."""
+    """`run.json`: what the data is, and for each start revision, versions, machine and command."""
     path = Path(recipe.output) / "run.json"
     run = json.loads(path.read_text()) if path.exists() else {"data": {}, "starts": []}
     # The language stage may learn from text files alone.
-    fingerprint = json.loads((data / "melp.json").read_text())["fingerprint"] if data else None
-    if run["data"] and run["data"]["fingerprint"] != fingerprint:
+    about = about_prepared(data) if data else {"fingerprint": None}
+    if run["data"] and run["data"]["fingerprint"] != about["fingerprint"]:
         raise ValueError(f"{data} is not the data that {recipe.output} was run with: its fingerprint is another.")
-    run["data"] = {"path": data and str(data), "fingerprint": fingerprint}
+    kept = ("database", "records", "rejected", "fingerprint")
+    run["data"] = {"path": data and str(data)} | {name: about[name] for name in kept if name in about}
     start = {
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
