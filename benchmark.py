@@ -4,6 +4,7 @@
     python benchmark.py train --batch-size 4 --dtype bfloat16
     python benchmark.py generate          greedy drafts of 32 tokens, with the cache
     python benchmark.py local-loss        the beat loss forward and backward, beside a loop over the reports
+    python benchmark.py bootstrap         1,000 draws of patients at the size of the subclass test
     python benchmark.py data [--data DIR] records read (WFDB; a prepared folder at random, in order, as a stream),
                                           arrays processed, records simulated, MIMIC-IV-ECG prepared
 
@@ -43,6 +44,7 @@ SENTENCE_TOKENS = 8
 DRAFT_TOKENS = 32
 BEATS, SENTENCES, DIM = 13, 4, 256  # of the beat loss; the original's class has 13 beats
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
+RECORDS, CLASSES, PATIENTS, DRAWS = 2158, 23, 1900, 1000  # of `bootstrap`: PTB-XL's subclass test
 CORPUS_RECORDS, WFDB_RECORDS = 500, 200  # that `data` makes
 LISTED_RECORDS, MIMIC_RECORDS = 3000, 800_035  # of the MIMIC-IV-ECG that it makes up, and of the real one
 
@@ -238,6 +240,26 @@ def measure_local_loss(way: str, batch_size: int, options) -> list[dict]:
     return [new_case("local-loss", device, "float32", batch_size, batch_size / seconds, **others)]
 
 
+# ---------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def measure_bootstrap(options) -> list[dict]:
+    """The figures of a class and their intervals, as `evaluate.py` has them."""
+    from evaluation.metrics import ClassFigures
+
+    generator = np.random.default_rng(0)
+    targets = generator.random((RECORDS, CLASSES)) < 0.1
+    scores = generator.random((RECORDS, CLASSES)) + 0.3 * targets
+    patients = [*range(PATIENTS), *generator.integers(PATIENTS, size=RECORDS - PATIENTS)]
+    names, thresholds = [str(number) for number in range(CLASSES)], np.full(CLASSES, 0.8)
+
+    def call():
+        return ClassFigures(targets, scores, names, patients, thresholds, samples=DRAWS).rows
+
+    seconds = seconds_a_call(call, torch.device("cpu"), 0.0, repeats=1)
+    return [new_case("bootstrap", torch.device("cpu"), "float64", RECORDS, DRAWS / seconds, whole_seconds=seconds)]
+
+
 # --------------------------------------------------------------------------------------------------------------- data
 
 
@@ -399,8 +421,8 @@ def measure(job: tuple, options) -> list[dict]:
 
 
 def jobs_of(options) -> list[tuple]:
-    if options.task == "data":
-        return [(measure_data,)]
+    if options.task in ("data", "bootstrap"):
+        return [({"data": measure_data, "bootstrap": measure_bootstrap}[options.task],)]
     if options.task == "local-loss":
         sizes = [("melp", options.batch_size), ("loop", options.batch_size), ("melp", LARGE_BATCH)]
         return [(measure_local_loss, way, size) for way, size in sizes]
@@ -427,6 +449,8 @@ def remark(case: dict) -> str | None:
             f"{MIMIC_RECORDS:,} records: {MIMIC_RECORDS / case['per_second'] / 60:.0f} core-minutes, "
             f"{size * MIMIC_RECORDS / 1e6:.0f} GB"
         )
+    if "whole_seconds" in case:
+        return f"{DRAWS:,} draws of {RECORDS:,} recordings x {CLASSES} classes: {case['whole_seconds']:.1f} s"
     if "milliseconds" in case:
         return (
             f"{case['way']}, batch {case['batch_size']}: {case['milliseconds']:.1f} ms forward and backward, "
@@ -435,7 +459,7 @@ def remark(case: dict) -> str | None:
     return None
 
 
-BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64}
+BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 0}
 
 
 def main(arguments: list[str] | None = None):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
 from datasets.distributed import split_dataset_by_node
 from huggingface_hub import snapshot_download
 
@@ -22,6 +22,7 @@ from processing_melp import CROPS, crop_start, scale_ecg, split_sentences
 from signal_melp import LEADS, derive_limb_leads
 
 REQUIRED_COLUMNS = ("record", "patient", "report", "signal", "leads", "sampling_rate", "gain", "baseline")
+ALL = "all"  # the name of all splits together
 STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled by shards of so many, or of more
 
 
@@ -121,6 +122,9 @@ def _index_of(split: Dataset) -> pd.Index:
 
 
 def get_split(splits: DatasetDict, name: str, path: str | Path) -> Dataset:
+    """A split by its name, or `all` of them one after the other; raises ValueError naming those there are."""
+    if name == ALL and ALL not in splits:
+        return concatenate_datasets(list(splits.values()))
     if name not in splits:
         raise ValueError(f"{path} has no split {name!r}; it has {', '.join(splits)}.")
     return splits[name]

@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None, alone: bool = False):
         results = TASKS[options.task].run(options)
         if options.runtime.rank > 0:
             return
+        next_task = TASKS[options.task].NEXT
+        results.next = f"python evaluate.py {next_task} --model {options.model} --data {' '.join(options.data)}"
         print("\n" + results.markdown())
         if options.output:
             results.write(options.output)

@@ -17,15 +17,14 @@ import pandas as pd
 from accelerate import PartialState
 
 from data import about_prepared
-from evaluation import figures as draw
 from evaluation import linear_probe, zero_shot
 from evaluation.metrics import MIN_POSITIVES
-from evaluation.options import add_against, add_common
+from evaluation.options import add_common
 from evaluation.overlap import known_name
-from evaluation.results import Results, difference, markdown_table, with_bounds
+from evaluation.results import Results, difference, key_of, markdown_table, with_bounds
 from prepare import prepare
 
-NAME = "benchmark"
+NAME, NEXT = "benchmark", "robustness"
 # Name in papers -> database and label set here. csn-fixed is measured too, and no part of the mean.
 SETS = {
     "super": ("ptbxl", "superclass"),
@@ -46,11 +45,18 @@ PUBLISHED = {
         "MELP": {"mean": 0.790},
         "MELP, reproduced": {"mean": 0.784},
     },
-    "linear-probe": {"MELP": {"super": 0.894, "rhythm": 0.937, "cpsc2018": 0.925, "csn": 0.903}},
+    "linear-probe": {
+        "MELP": {"super": 0.894, "rhythm": 0.937, "cpsc2018": 0.925, "csn": 0.903},
+        "MELP, by MS-ECG-FM": {"mean": 0.912},
+        "MS-ECG-FM": {"mean": 0.936},
+    },
 }
 SOURCES = (
-    "Published figures: those of MERL, of D-BETA, of MELP (Wang, Xu and Yu, From Token to Rhythm, ICML 2025) and of "
-    "MELP's reproduction (xjc1022/MELP-Encoder-repro on the Hub). Linear probes: all of the training recordings."
+    "Published figures: MERL (Liu et al., Zero-Shot ECG Classification with Multimodal Learning and Test-time "
+    "Clinical Knowledge Enhancement, ICML 2024); D-BETA (Pham, Saeed and Ma, Boosting Masked ECG-Text Auto-Encoders "
+    "as Discriminative Learners, ICML 2025); MELP (Wang, Xu and Yu, From Token to Rhythm, ICML 2025); its "
+    "reproduction (xjc1022/MELP-Encoder-repro on the Hub); MS-ECG-FM, as its authors give themselves and MELP. Linear "
+    "probes: all of the training recordings."
 )
 # What the root of a raw database holds: CPSC2018 in the competition's form, and in the Challenge's.
 MARKERS = {
@@ -62,7 +68,6 @@ MARKERS = {
 
 def add_arguments(parser):
     add_common(parser, data=False)
-    add_against(parser)
     parser.add_argument("--root", required=True, help="folder of prepared folders or raw databases")
     parser.add_argument("--splits", metavar="DIR", help="the published tables, to prepare raw databases")
     parser.add_argument("--min-positives", type=int, default=MIN_POSITIVES, help="mark classes with fewer")
@@ -109,7 +114,7 @@ def run(options) -> Results:
     if not options.data:
         raise ValueError("nothing to measure: " + "; ".join(str(reason) for reason in data.values()) + ".")
     results = Results.of(NAME, options, None, ", ".join(SETS))
-    predictions, profile, patients = [], {}, {}
+    predictions, patients = [], {}
     for task in options.tasks:
         found = {}
         for name, (database, label_set) in SETS.items():
@@ -122,28 +127,21 @@ def run(options) -> Results:
             predictions.append(one.predictions.assign(set=name, task=task))
             if options.output and options.runtime.rank == 0:
                 one.write(Path(options.output) / task / name)
-            for model, metric in _models(one).items():
-                if name in MEAN_OF:
-                    profile.setdefault(model, {})[f"{task} {name}"] = one.metrics[metric]["value"]
+            for model in ("model", "untrained", *one.against):
+                figure = one.metrics.get("macro_auroc" if model == "model" else f"macro_auroc_{key_of(model)}")
+                if figure and name in MEAN_OF:
+                    results.profile.setdefault(model, {})[f"{task} {name}"] = figure["value"]
             results.add(f"{task} {name} macro_auroc", one.metrics["macro_auroc"])
             results.notes += [note for note in one.notes if note not in results.notes and "Label set csn" in note]
-        results.tables[f"{task}: macro AUROC"] = _table(results, task, found, options.against)
+        results.tables[f"{task}: macro AUROC"] = _table(results, task, found)
     if not predictions:
         raise ValueError("no label set could be measured: " + "; ".join(f"{n}: {r}" for n, r in found.items()))
     results.records, results.patients = (sum(counts) for counts in zip(*patients.values(), strict=True))
     results.predictions = pd.concat(predictions, ignore_index=True)
-    results.figures["performance_profile"] = lambda: draw.performance_profile(profile)
     results.notes += [SOURCES, "CPSC2018 is read as the original reads it: the first 5 s, zero-padded to 10 s."]
     if any(about_prepared(folder).get("options", {}).get("rate") == "100" for folder in options.data):
         results.notes.append("PTB-XL was read at 100 Hz; papers read it at 500 Hz.")
-    results.next = f"python evaluate.py robustness --model {options.model} --data {options.data[0]}"
     return results
-
-
-def _models(one: Results) -> dict[str, str]:
-    """Models that every task measures -> the metric that holds theirs."""
-    names = {"model": "macro_auroc", "untrained": "macro_auroc_untrained", "other": "macro_auroc_other"}
-    return {model: metric for model, metric in names.items() if metric in one.metrics}
 
 
 def _run_task(task: str, options, folder: Path | str, database: str, label_set: str) -> Results:
@@ -155,7 +153,7 @@ def _run_task(task: str, options, folder: Path | str, database: str, label_set: 
     arguments = ["--model", options.model, "--data", str(folder), "--label-set", label_set, "--split", options.split]
     arguments += ["--samples", str(options.samples), "--seed", str(options.seed)]
     arguments += ["--min-positives", str(options.min_positives)]
-    arguments += ["--against", options.against] if options.against else []
+    arguments += ["--against", *options.against] if options.against else []
     arguments += ["--fractions", "1"] if task == linear_probe.NAME else []
     arguments += ["--cpsc-original"] if database == "cpsc2018" else []
     one = parser.parse_args(arguments)
@@ -168,22 +166,22 @@ def _run_task(task: str, options, folder: Path | str, database: str, label_set: 
     return found
 
 
-def _table(results: Results, task: str, found: dict[str, Results | str], against: str | None) -> str:
+def _table(results: Results, task: str, found: dict[str, Results | str]) -> str:
     """A line a set, then the mean of the six, which also goes into the metrics; published figures to the right."""
     published = PUBLISHED[task]
     beside = ["untrained", "signal_features"] if task == linear_probe.NAME else ["untrained"]
-    beside += ["other"] if against else []
+    against = list(results.against)
+    beside += against
     header = ["set", "records", "model", *(name.replace("_", " ") for name in beside)]
-    header += [*(["model less other"] if against else []), *(f"{name} (published)" for name in published), "note"]
+    header += [*(f"model less {n}" for n in against), *(f"{name} (published)" for name in published), "note"]
     rows = []
     for name, one in found.items():
         papers = [of_paper.get(name) for of_paper in published.values()]
         if isinstance(one, str):
-            rows.append([name, None, None, *[None] * len(beside), *([None] if against else []), *papers, one])
+            rows.append([name, None, None, *[None] * len(beside + against), *papers, one])
             continue
-        cells = [with_bounds(one.metrics.get(f"macro_auroc_{other}")) for other in beside]
-        if against:
-            cells.append(difference(one.metrics.get("macro_auroc_less_other")))
+        cells = [with_bounds(one.metrics.get(f"macro_auroc_{key_of(other)}")) for other in beside]
+        cells += [difference(one.metrics.get(f"macro_auroc_less_{key_of(other)}")) for other in against]
         marked = sum(bool(row["note"]) for row in one.classes)
         note = f"{marked} of {len(one.classes)} classes marked" if marked else ""
         rows.append([name, one.records, with_bounds(one.metrics["macro_auroc"]), *cells, *papers, note])
@@ -191,11 +189,11 @@ def _table(results: Results, task: str, found: dict[str, Results | str], against
     if measured:
         means = [
             float(np.mean([one.metrics[metric]["value"] for one in measured.values()]))
-            for metric in ("macro_auroc", *(f"macro_auroc_{other}" for other in beside))
+            for metric in ("macro_auroc", *(f"macro_auroc_{key_of(other)}" for other in beside))
         ]
         results.add(f"{task} mean macro_auroc", means[0])
         complete = len(measured) == len(MEAN_OF)
         papers = [of_paper.get("mean") if complete else None for of_paper in published.values()]
         note = f"mean of {len(measured)} of {len(MEAN_OF)} sets" + ("" if complete else ": not comparable")
-        rows.append(["mean", None, *means, *([None] if against else []), *papers, note])
+        rows.append(["mean", None, *means, *[None] * len(against), *papers, note])
     return markdown_table(header, rows)

@@ -4,6 +4,7 @@ Many classes are many small panels, not many lines: a panel is read at first sig
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -29,12 +30,12 @@ def save(figure: Figure, path: Path):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _panels(count: int, size: float = 1.9, columns: int = 7, title: str = "", below: float = 0.4):
+def _panels(count: int, size: float = 1.9, columns: int = 7, title: str = "", below: float = 0.55):
     """A figure with `count` square panels and room for a title above and a line below, in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
     height = size * rows + below + 0.55
-    figure = Figure(figsize=(max(size * columns + 0.7, 4.5), height), layout="constrained")
+    figure = Figure(figsize=(max(size * columns + 0.7, 5.2), height), layout="constrained")
     figure.get_layout_engine().set(rect=(0, below / height, 1, 1 - (below + 0.5) / height))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
@@ -47,14 +48,14 @@ def _panels(count: int, size: float = 1.9, columns: int = 7, title: str = "", be
 
 
 def _caption(figure: Figure, entries: Sequence[tuple[str, str]], note: str = "", dots: bool = False):
-    """A legend line at the bottom: (name, colour) of each line (or kind of dot) drawn, and a note."""
+    """A legend at the bottom, (name, colour) of each line (or kind of dot) drawn, and a note under it."""
     style = {"marker": "o", "lw": 0} if dots else {"lw": 1.8}
     handles = [matplotlib.lines.Line2D([], [], color=colour, **style) for _, colour in entries]
+    columns = max(1, min(len(entries), int(figure.get_figwidth() / 1.15)))
+    place = (0.5, 0.2 / figure.get_figheight() if note else 0)
     names = [name for name, _ in entries]
-    if note:
-        handles.append(matplotlib.lines.Line2D([], [], alpha=0))
-        names.append(note)
-    figure.legend(handles, names, loc="lower center", ncols=len(names), frameon=False, fontsize=8)
+    figure.legend(handles, names, loc="lower center", bbox_to_anchor=place, ncols=columns, frameon=False, fontsize=8)
+    figure.text(0.5, 0.1 / figure.get_figheight(), note, ha="center", va="bottom", fontsize=8)
 
 
 def _wrapped(label: str, width: int = 22) -> str:
@@ -70,7 +71,7 @@ def _curves(scored: dict[str, ClassFigures], metric: str, curve, title: str, xla
     if not shown:
         raise ValueError("no class has both positives and negatives: there is no curve to draw.")
     figure, axes = _panels(len(shown), title=title)
-    colours = list(zip(scored, MODEL_COLOURS, strict=False))
+    colours = list(zip(scored, cycle(MODEL_COLOURS), strict=False))
     for axis, index in zip(axes, shown, strict=True):
         for name, colour in reversed(colours):
             one = scored[name]
@@ -117,8 +118,7 @@ def reliability_diagram(targets: np.ndarray, probabilities: np.ndarray) -> Figur
     upper.set(ylabel="observed share of positives", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     error = calibration_error(targets, probabilities)
     upper.set_title(f"Reliability: calibration error {error:.3f}", fontsize=11)
-    place = {"rotation": 45, "rotation_mode": "anchor", "xytext": (-4, 4), "textcoords": "offset points"}
-    upper.annotate("below the line: too sure", (0.5, 0.5), fontsize=8, color=GREY, **place)
+    upper.text(0.98, 0.03, "below the line: too sure", ha="right", fontsize=8, color=GREY)
     lower.bar(stated, [row["count"] for row in rows], width=0.05, color=BLUE)
     lower.set(xlabel="stated probability", ylabel="count", yscale="log", ylim=(0.8, None))
     lower.minorticks_off()
@@ -179,45 +179,59 @@ def embedding_map(embeddings: np.ndarray, targets: np.ndarray, classes: Sequence
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     _caption(
-        figure, [("with the finding", ORANGE), ("without", LIGHT)], "(positives); distances mean little", dots=True
+        figure,
+        [("with the finding", ORANGE), ("without", LIGHT)],
+        "in brackets: positives; distances mean little",
+        dots=True,
     )
     return figure
 
 
-def robustness(rows: Sequence[dict]) -> Figure:
-    """Macro AUROC with its interval in each condition, a panel a kind; the band is the clean recordings' interval.
+def robustness(conditions: Sequence) -> Figure:
+    """Macro AUROC with its interval in each condition, a panel a kind; the band is the first model's as recorded.
 
-    Each row has `kind`, `condition`, `auroc`, `low` and `high`; the one of kind "clean" is the band.
+    Each condition has `kind`, `name` and `models`: of each model `value`, `low` and `high`; the one of kind "clean" is
+    the band.
     """
-    clean = next(row for row in rows if row["kind"] == "clean")
-    kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "clean"]
-    of_kind = {kind: [row for row in rows if row["kind"] == kind and row["auroc"] is not None] for kind in kinds}
-    widths = [len(of_kind[kind]) + 0.6 for kind in kinds]
-    figure = Figure(figsize=(0.62 * sum(widths) + 1.6, 4.0), layout="constrained")
+    clean = next(row for row in conditions if row.kind == "clean")
+    kinds = [kind for kind in dict.fromkeys(row.kind for row in conditions) if kind != "clean"]
+    of_kind = {kind: [row for row in conditions if row.kind == kind] for kind in kinds}
+    names = list(clean.models)
+    band = clean.models[names[0]]
+    colours = dict(zip(names, cycle((ORANGE, *MODEL_COLOURS[3:])), strict=False))
+    widths = [len(rows) + 0.6 for rows in of_kind.values()]
+    figure = Figure(figsize=((0.54 + 0.08 * len(names)) * sum(widths) + 1.6, 4.2), layout="constrained")
+    below = 0.08 if len(names) > 1 else 0
+    figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
     axes = figure.subplots(1, len(kinds), sharey=True, width_ratios=widths, squeeze=False).ravel()
-    for axis, kind in zip(axes, kinds, strict=True):
-        axis.axhspan(clean["low"], clean["high"], color=BLUE, alpha=0.12, lw=0)
-        axis.axhline(clean["auroc"], color=BLUE, lw=1)
+    for axis, (kind, rows) in zip(axes, of_kind.items(), strict=True):
+        axis.axhspan(band["low"], band["high"], color=BLUE, alpha=0.12, lw=0)
+        axis.axhline(band["value"], color=BLUE, lw=1)
         axis.axhline(0.5, color=LIGHT, lw=1)
-        values = np.array([[row["auroc"], row["low"], row["high"]] for row in of_kind[kind]]).reshape(-1, 3)
-        bounds = np.abs(values[:, 1:] - values[:, :1]).T
         line = "o-" if kind in ("leads", "rate", "duration") else "o"
-        axis.errorbar(range(len(values)), values[:, 0], yerr=bounds, fmt=line, color=ORANGE, ms=4, lw=1, capsize=2)
-        axis.set_xticks(range(len(values)), [row["condition"] for row in of_kind[kind]], rotation=40, ha="right")
+        for number, (name, colour) in enumerate(colours.items()):
+            values = np.array([[row.models[name][key] for key in ("value", "low", "high")] for row in rows])
+            places = np.arange(len(rows)) + 0.16 * (number - (len(names) - 1) / 2)
+            bounds = np.abs(values[:, 1:] - values[:, :1]).T
+            axis.errorbar(places, values[:, 0], yerr=bounds, fmt=line, color=colour, ms=4, lw=1, capsize=2)
+        axis.set_xticks(range(len(rows)), [row.name for row in rows], rotation=40, ha="right")
         axis.tick_params(labelsize=7)
-        axis.set_xlim(-0.5, len(values) - 0.5)
+        axis.set_xlim(-0.5, len(rows) - 0.5)
         axis.set_title(kind, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("zero-shot macro AUROC")
     figure.suptitle("Robustness (blue: as recorded, with its 95% interval; grey: chance)", fontsize=10)
+    if len(names) > 1:
+        _caption(figure, list(colours.items()))
     return figure
 
 
-def performance_profile(scores: dict[str, dict[str, float]]) -> Figure:
-    """Share of tasks in which a model falls short of the best model by at most so much AUROC.
+def performance_profile(scores: dict[str, dict[str, float]], what: str = "AUROC") -> Figure:
+    """Share of figures in which a model falls short of the best model by at most so much.
 
     Args:
-        scores: model -> task -> AUROC; the tasks that all models have count.
+        scores: model -> unit -> figure, larger being better; the units that all models have count.
+        what: the name of the figure.
     """
     tasks = set.intersection(*(set(of_model) for of_model in scores.values()))
     best = {task: max(of_model[task] for of_model in scores.values()) for task in tasks}
@@ -225,12 +239,12 @@ def performance_profile(scores: dict[str, dict[str, float]]) -> Figure:
     limit = 1.1 * max(values.max() for values in short.values()) or 0.1
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
-    for (name, values), colour in zip(short.items(), MODEL_COLOURS, strict=False):
+    for (name, values), colour in zip(short.items(), cycle(MODEL_COLOURS), strict=False):
         shares = np.arange(1, len(values) + 1) / len(values)
         x, y = np.concatenate([[0], values, [limit]]), np.concatenate([[0], shares, [1]])
         axis.step(x, y, where="post", color=colour, lw=1.8, label=name)
-    axis.set(xlabel="AUROC short of the best model", ylabel="share of tasks", xlim=(0, limit), ylim=(0, 1.03))
-    axis.set_title(f"Performance profile over {len(tasks)} tasks (up and left is better)", fontsize=10)
+    axis.set(xlabel=f"{what} short of the best model", ylabel="share of figures", xlim=(0, limit), ylim=(0, 1.03))
+    axis.set_title(f"Performance profile over {len(tasks)} figures (up and left is better)", fontsize=10)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -20,15 +20,15 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import MelpCollator, TrainingBatches, label_sets, load_prepared, prepare_inputs
-from evaluation.labelled import add_figures, class_figures, first_label_set, labelled_rows, thresholds_of
-from evaluation.metrics import macro, score_classes
-from evaluation.models import SIGNAL_COLUMNS, load_model, read_config
+from data import MelpCollator, TrainingBatches, prepare_inputs
+from evaluation.labelled import add_figures, class_figures, open_labelled, thresholds_of
+from evaluation.metrics import ClassFigures, macro, score_classes
+from evaluation.models import SIGNAL_COLUMNS, load_model, others, read_config
 from evaluation.options import add_common, add_labels
-from evaluation.results import Results, markdown_table, predictions_of
+from evaluation.results import Results, markdown_table
 from modeling_melp import MelpForEcgClassification
 
-NAME = "finetune"
+NAME, NEXT = "finetune", "linear-probe"
 _WARMUP = 0.1  # share of all steps
 
 
@@ -187,41 +187,49 @@ def fit(task: Task, network: MelpForEcgClassification, name: str) -> tuple[MelpF
 
 
 def run(options) -> Results:
-    splits = load_prepared(options.data)
-    label_set = options.label_set or first_label_set(splits, options.split, options.data)
-    rows, targets = {}, {}
-    for split in ("train", "validation", options.split):
-        rows[split], targets[split] = labelled_rows(splits, split, label_set, options.data)
-        rows[split] = rows[split].select_columns([*SIGNAL_COLUMNS, "patient", label_set])
-    classes = label_sets(rows["train"])[label_set]
-    if macro(score_classes(targets["validation"], targets["validation"].astype(float), classes)) is None:
-        raise ValueError(f"{options.data}: no class of {label_set!r} has positives and negatives in validation.")
-    _, processor = load_model(options.model, torch.device("cpu"))
-    extractor = getattr(processor, "feature_extractor", processor)
+    data = open_labelled(options, fitted=True)
+    rows = {
+        split: part.select_columns([*SIGNAL_COLUMNS, "patient", data.label_set]) for split, part in data.rows.items()
+    }
+    held_out = data.targets["validation"]
+    if macro(score_classes(held_out, held_out.astype(float), data.classes)) is None:
+        raise ValueError(
+            f"{' '.join(options.data)}: no class of {data.label_set!r} has positives and negatives in validation."
+        )
     bfloat16 = options.runtime.device.type == "cuda" and torch.cuda.is_bf16_supported()
     accelerator = Accelerator(mixed_precision="bf16" if bfloat16 else "no")
-    task = Task(options, accelerator, rows, targets, classes, LabelledCollator(extractor, label_set, len(classes)))
     scored, histories = {}, {}
-    for name, pretrained in (("model", True), ("from scratch", False)):
-        network, histories[name] = fit(task, new_model(options.model, classes, pretrained, options.seed), name)
-        thresholds = thresholds_of(targets["validation"], predict(task, network, "validation"))
-        scores = predict(task, network, options.split)
-        scored[name] = class_figures(options, rows[options.split], classes, targets[options.split], scores, thresholds)
-        if pretrained and options.output and accelerator.is_main_process:
+    starts = {"model": (options.model, True), "from scratch": (options.model, False)}
+    starts |= {name: (path, True) for name, path in others(options).items()}
+    for name, (path, pretrained) in starts.items():
+        _, processor = load_model(path, torch.device("cpu"))
+        extractor = getattr(processor, "feature_extractor", processor)
+        collate = LabelledCollator(extractor, data.label_set, len(data.classes))
+        task = Task(options, accelerator, rows, data.targets, data.classes, collate)
+        network, histories[name] = fit(task, new_model(path, data.classes, pretrained, options.seed), name)
+        scored[name] = _tested(task, network)
+        if name == "model" and options.output and accelerator.is_main_process:
             network.save_pretrained(Path(options.output) / "model")
             extractor.save_pretrained(Path(options.output) / "model")
         accelerator.free_memory()
-    results = Results.of(NAME, options, rows[options.split], label_set)
-    add_figures(results, scored, scored["model"].scores)
+    results = Results.of(NAME, options, rows[options.split], data.label_set)
+    add_figures(results, rows[options.split], scored, scored["model"].scores)
     results.tables["Training"] = _training_table(histories)
     results.notes.append(
         f"{len(rows['train']):,} training recordings; the epoch with the best validation macro AUROC is tested."
     )
     if options.output:
         results.notes.append("model/ is the fine-tuned model: AutoModelForSequenceClassification opens it.")
-    results.predictions = predictions_of(rows[options.split], classes, targets[options.split], scored["model"].scores)
-    results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
     return results
+
+
+def _tested(task: Task, network: MelpForEcgClassification) -> ClassFigures:
+    """Figures of the measured split, with thresholds from validation."""
+    options = task.options
+    thresholds = thresholds_of(task.targets["validation"], predict(task, network, "validation"))
+    rows, targets = task.rows[options.split], task.targets[options.split]
+    scores = predict(task, network, options.split)
+    return class_figures(options, rows, task.classes, targets, scores, thresholds)
 
 
 def _training_table(histories: dict[str, list[dict]]) -> str:

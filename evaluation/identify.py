@@ -5,29 +5,30 @@ patients, and the nearest in the gallery by the cosine of the probing features (
 Top-k: the patient is among the first k.
 
 Pairs are those of the published tables with `--splits` (`valid_gallery.csv` and `valid_probe.csv`, which name
-recordings of PTB-XL by `filename_hr` and patients by `label`), or two recordings drawn of each patient of the split
-who has several. Whole recordings are encoded; the published tables name their first five seconds.
+recordings of PTB-XL by `filename_hr`, patients by `label`, and of each recording the first `length` samples at 500 Hz:
+5 s), or two recordings drawn of each patient of the split who has several, whole.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from data import get_split, load_prepared
+from data import get_split
 from databases.published import record_key
-from evaluation.models import encode, load_model, untrained_like
-from evaluation.options import add_against, add_common
+from evaluation.folders import load_folders
+from evaluation.models import Change, compared, encode, first_samples
+from evaluation.options import add_common
 from evaluation.ranking import Ranking, add_rankings, rank
-from evaluation.results import Results
+from evaluation.results import Results, key_of
 
-NAME = "identify"
+NAME, NEXT = "identify", "linear-probe"
 
 
 def add_arguments(parser):
     add_common(parser)
-    add_against(parser)
     parser.add_argument("--splits", metavar="DIR", help="folder of the published gallery and probe tables")
 
 
@@ -49,50 +50,53 @@ def drawn_pairs(rows: Dataset, seed: int, where: str) -> tuple[Dataset, Dataset]
     return rows.select(gallery), rows.select(probes)
 
 
-def published_pairs(splits: DatasetDict, folder: str, where: str) -> tuple[Dataset, Dataset, int]:
-    """The gallery and probe recordings of the published tables that the data have, and how many pairs there were.
+def published_pairs(splits: DatasetDict, folder: str, where: str) -> tuple[Dataset, Dataset, int, Change]:
+    """The gallery and probe recordings of the published tables that the data have.
+
+    Returns:
+        both, how many pairs the tables have, and the change that leaves of each recording its first `length` samples.
 
     Raises:
         ValueError: naming the table that is missing or has no such columns, or when fewer than two pairs are there.
     """
     rows = concatenate_datasets(list(splits.values()))
     row_of = {record_key(record): index for index, record in enumerate(rows["record"])}
-    tables = {}
+    tables, lengths = {}, {}
     for name in ("gallery", "probe"):
         files = [path for end in (".csv", ".csv.gz") if (path := Path(folder) / f"valid_{name}{end}").is_file()]
         if not files:
             raise ValueError(f"--splits {folder} has no valid_{name}.csv (or .csv.gz).")
         table = pd.read_csv(files[0])
-        if not {"filename_hr", "label"} <= set(table):
-            raise ValueError(f"{files[0]} needs the columns filename_hr and label; it has {', '.join(table)}.")
-        tables[name] = table.set_index("label")["filename_hr"].map(record_key)
+        if not {"filename_hr", "length", "label"} <= set(table):
+            raise ValueError(f"{files[0]} needs the columns filename_hr, length and label; it has {', '.join(table)}.")
+        table["record"] = table["filename_hr"].map(record_key)
+        tables[name] = table.set_index("label")["record"]
+        lengths |= table.set_index("record")["length"].astype(int).to_dict()
     pairs = pd.DataFrame(tables)
     found = pairs.map(row_of.get).dropna().astype(int)
     if len(found) < 2:
         raise ValueError(
             f"{where} has {len(found)} of the {len(pairs)} pairs of {folder}: they are recordings of the whole PTB-XL."
         )
-    return rows.select(found["gallery"]), rows.select(found["probe"]), len(pairs)
+    gallery, probes = rows.select(found["gallery"]), rows.select(found["probe"])
+    counts = {record: lengths[record_key(record)] for part in (gallery, probes) for record in part["record"]}
+    change = Change(f"first samples {sorted(counts.items())}", partial(first_samples, count=counts))
+    return gallery, probes, len(pairs), change
 
 
 def run(options) -> Results:
-    splits = load_prepared(options.data)
-    where = f"{options.data}, split {options.split!r}"
+    splits, where, change = load_folders(options.data), " ".join(options.data), None
     if options.splits:
-        gallery, probes, published = published_pairs(splits, options.splits, str(options.data))
+        gallery, probes, published, change = published_pairs(splits, options.splits, where)
         note = f"{len(probes):,} of the {published:,} pairs of the tables in {options.splits}, whatever their split."
     else:
-        gallery, probes = drawn_pairs(get_split(splits, options.split, options.data), options.seed, where)
+        rows = get_split(splits, options.split, where)
+        gallery, probes = drawn_pairs(rows, options.seed, f"{where}, split {options.split!r}")
         note = "One gallery and one probe recording of each patient with several, drawn with --seed."
-    runtime = options.runtime
-    model, extractor = load_model(options.model, runtime.device)
-    models = {"model": (model, extractor), "untrained": (untrained_like(options.model, runtime.device), extractor)}
-    if options.against:
-        models["other"] = load_model(options.against, runtime.device)
     found = {}
-    for name, (network, reader) in models.items():
+    for name, (network, reader) in compared(options).items():
         parts = [
-            encode(network, reader, part, runtime, f"{what} ({name})")["probe"]
+            encode(network, reader, part, options.runtime, f"{what} ({name})", change)["probe"]
             for what, part in (("gallery", gallery), ("probes", probes))
         ]
         found[name] = identification(*parts)
@@ -109,8 +113,8 @@ def run(options) -> Results:
             "score": found["model"].ranks,
             "gallery_record": gallery["record"],
         }
+        | {f"score_{key_of(name)}": of.ranks for name, of in found.items() if name != "model"}
     )
-    results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
     return results
 
 

@@ -1,16 +1,18 @@
 """What tasks that score classes have in common: labelled rows, thresholds, figures beside each other."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from sklearn.linear_model import LogisticRegression
 
-from data import get_split, label_matrix, label_sets
+from data import ALL, get_split, label_matrix, label_sets
 from evaluation import figures as draw
+from evaluation.folders import SHARED, load_folders
 from evaluation.labels import GROUPS, group_of
 from evaluation.metrics import ClassFigures, best_threshold, calibration_error
-from evaluation.results import Results, difference, markdown_table, with_bounds
+from evaluation.results import Results, difference, key_of, markdown_table, predictions_of, with_bounds
 
 BEST_ON_TEST = "best-on-test"
 METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
@@ -27,25 +29,64 @@ ABOUT = {
 }
 
 
-def labelled_rows(splits: DatasetDict, split: str, label_set: str, path) -> tuple[Dataset, np.ndarray]:
-    """The rows of a split that are labelled in a label set, and their targets (rows, classes) bool.
+@dataclass
+class Labelled:
+    """The labelled rows of splits: `rows` and `targets` (rows, classes) bool by split."""
+
+    label_set: str
+    classes: list[str]
+    rows: dict[str, Dataset]
+    targets: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, splits: DatasetDict, parts: Iterable[str], label_set: str, where: str) -> "Labelled":
+        """The named splits; `where` names their folder in errors.
+
+        Raises:
+            ValueError: naming the folder, when a split, the label set or labels are missing.
+        """
+        rows, targets = {}, {}
+        for part in parts:
+            whole = get_split(splits, part, where)
+            try:
+                targets[part], labelled = label_matrix(whole, label_set)
+            except ValueError as error:
+                raise ValueError(f"{where}, split {part!r}: {error}") from None
+            rows[part] = whole.select(labelled)
+        return cls(label_set, label_sets(rows[part])[label_set], rows, targets)
+
+
+def open_labelled(
+    options, fitted: bool = False, held_out: bool = False, known: Container[str] | None = None
+) -> Labelled:
+    """The labelled rows of the measured split, and of those that a task needs beside it.
+
+    Args:
+        fitted: the task fits on the training and validation splits.
+        held_out: it uses the validation split where there is one.
+        known: the label sets to choose from where none was named.
 
     Raises:
-        ValueError: naming the folder, when the split, the label set or labels are missing.
+        ValueError: as `Labelled.of`; when there is nothing to classify, or training recordings would be measured.
     """
-    rows = get_split(splits, split, path)
-    try:
-        targets, labelled = label_matrix(rows, label_set)
-    except ValueError as error:
-        raise ValueError(f"{path}, split {split!r}: {error}") from None
-    return rows.select(labelled), targets
+    splits, where = load_folders(options.data, options.label_set), " ".join(options.data)
+    if fitted and options.split in ("train", ALL):
+        raise ValueError(f"--split {options.split} has the recordings that the model is fitted on: choose another.")
+    sets = list(label_sets(get_split(splits, options.split, where)))
+    if not sets:
+        why = "nothing to classify. Prepare it with labels." if len(options.data) == 1 else "they share no finding."
+        raise ValueError(f"{where} has no label set: {why}")
+    usable = [name for name in sets if known is None or name in known or name == SHARED]
+    label_set = named_label_set(options) or (usable[0] if usable else None)
+    if label_set is None:
+        raise ValueError(f"{options.prompts} has prompts for none of this data's label sets ({', '.join(sets)}).")
+    beside = ("train", "validation") if fitted else ("validation",) if held_out and "validation" in splits else ()
+    return Labelled.of(splits, dict.fromkeys((*beside, options.split)), label_set, where)
 
 
-def first_label_set(splits: DatasetDict, split: str, path) -> str:
-    names = list(label_sets(get_split(splits, split, path)))
-    if not names:
-        raise ValueError(f"{path} has no label set: nothing to classify. Prepare it with labels.")
-    return names[0]
+def named_label_set(options) -> str | None:
+    """The label set that the command names; with several folders, which have `shared` alone, none."""
+    return options.label_set[0] if options.label_set and len(options.data) == 1 else None
 
 
 def thresholds_of(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -84,10 +125,13 @@ def class_figures(options, rows: Dataset, classes: Sequence[str], targets, score
     )
 
 
-def add_figures(results: Results, scored: dict[str, ClassFigures], probabilities: np.ndarray | None = None):
-    """Writes figures of one or more models on the same recordings into `results`: metrics, rows, tables, plots.
+def add_figures(
+    results: Results, rows: Dataset, scored: dict[str, ClassFigures], probabilities: np.ndarray | None = None
+):
+    """Writes figures of one or more models on the same recordings into `results`, and the predictions.
 
     Args:
+        rows: the recordings.
         scored: name -> figures; the first is what the task measures, the others stand beside it, each with the paired
             difference.
         probabilities: (recordings, classes) of the first model; columns with NaN have no calibration.
@@ -96,14 +140,21 @@ def add_figures(results: Results, scored: dict[str, ClassFigures], probabilities
     model = scored[first]
     for metric in model.metrics:
         for name, figures in scored.items():
-            results.add(f"macro_{metric}" if name == first else f"macro_{metric}_{_key(name)}", figures.macro(metric))
+            results.add(
+                f"macro_{metric}" if name == first else f"macro_{metric}_{key_of(name)}", figures.macro(metric)
+            )
     for name in others:
-        results.add(f"macro_auroc_less_{_key(name)}", model.against(scored[name]))
+        results.add(f"macro_auroc_less_{key_of(name)}", model.against(scored[name]))
     results.classes = model.rows
     for row, *beside in zip(model.rows, *(scored[name].rows for name in others), strict=True):
-        row |= {f"auroc_{_key(name)}": other["auroc"] for name, other in zip(others, beside, strict=True)}
+        row |= {f"auroc_{key_of(name)}": other["auroc"] for name, other in zip(others, beside, strict=True)}
+        for name in results.against:
+            row[f"difference_{key_of(name)}"] = model.against(scored[name], "auroc", [row["label"]])
+        results.compare(
+            row["label"], {name: figures["auroc"] for name, figures in zip(scored, (row, *beside), strict=True)}
+        )
     results.tables["Macro"] = _macro_table(scored)
-    results.tables["Classes"] = _class_table(model, others)
+    results.tables["Classes"] = _class_table(model, others, list(results.against))
     results.groups = [row for group in GROUPS if (row := _group(scored, group, results.label_set))]
     if results.groups:
         results.tables["Diagnostic groups"] = _group_table(results.groups, others)
@@ -120,10 +171,8 @@ def add_figures(results: Results, scored: dict[str, ClassFigures], probabilities
         pair = model.targets[:, known], probabilities[:, known]
         results.add("calibration_error", calibration_error(*pair))
         results.figures["reliability"] = lambda: draw.reliability_diagram(*pair)
-
-
-def _key(name: str) -> str:
-    return name.replace(" ", "_").replace("-", "_")
+    scores = {name: figures.scores for name, figures in scored.items()}
+    results.predictions = predictions_of(rows, model.classes, model.targets, scores)
 
 
 def _macro_table(scored: dict[str, ClassFigures]) -> str:
@@ -142,15 +191,17 @@ def _macro_table(scored: dict[str, ClassFigures]) -> str:
     return markdown_table(header, rows)
 
 
-def _class_table(model: ClassFigures, others: list[str]) -> str:
+def _class_table(model: ClassFigures, others: list[str], against: list[str]) -> str:
     header = ["label", "positives", "prevalence", *(METRICS[metric] for metric in model.metrics)]
-    header += ["threshold"] * ("f1" in model.metrics) + [f"AUROC {name}" for name in others] + ["note"]
+    header += ["threshold"] * ("f1" in model.metrics) + [f"AUROC {name}" for name in others]
+    header += [*(f"less {name}" for name in against), "note"]
     rows = []
     for row in model.rows:
         cells = [row["label"], row["positives"], f"{row['prevalence']:.1%}"]
         cells += [with_bounds(row, metric) for metric in model.metrics]
         cells += [row["threshold"]] * ("f1" in model.metrics)
-        rows.append([*cells, *(row[f"auroc_{_key(name)}"] for name in others), row["note"]])
+        cells += [row[f"auroc_{key_of(name)}"] for name in others]
+        rows.append([*cells, *(difference(row[f"difference_{key_of(name)}"]) for name in against), row["note"]])
     return markdown_table(header, rows)
 
 
@@ -165,8 +216,8 @@ def _group(scored: dict[str, ClassFigures], name: str, label_set: str) -> dict |
     row |= {"auroc": found["value"], "auroc_low": found["low"], "auroc_high": found["high"]}
     for other in others:
         figure = scored[other].macro("auroc", labels)
-        row[f"auroc_{_key(other)}"] = figure and figure["value"]
-        row[f"difference_{_key(other)}"] = scored[first].against(scored[other], "auroc", labels)
+        row[f"auroc_{key_of(other)}"] = figure and figure["value"]
+        row[f"difference_{key_of(other)}"] = scored[first].against(scored[other], "auroc", labels)
     return row
 
 
@@ -177,8 +228,8 @@ def _group_table(groups: list[dict], others: list[str]) -> str:
         [
             [
                 *(row["group"], row["classes"], with_bounds(row, "auroc")),
-                *(row[f"auroc_{_key(name)}"] for name in others),
-                *(difference(row[f"difference_{_key(name)}"]) for name in others),
+                *(row[f"auroc_{key_of(name)}"] for name in others),
+                *(difference(row[f"difference_{key_of(name)}"]) for name in others),
             ]
             for row in groups
         ],

@@ -52,24 +52,24 @@ def group_of(label_set: str, label: str) -> str | None:
     return correspondences()[finding]["group"] if finding else None
 
 
-def shared_findings(
-    label_set: str, classes: list[str], other_set: str, other_classes: list[str]
-) -> dict[str, tuple[list[str], list[str]]]:
-    """`{finding: (its labels in the one set, its labels in the other)}` of the findings that both sets have.
+def shared_findings(*sets: tuple[str, list[str]]) -> dict[str, tuple[list[str], ...]]:
+    """`{finding: (its labels in each set)}` of the findings that all of two or more sets (name, classes) have.
 
     The same label set, and classes of one name that the table does not know, correspond by their names.
     """
-    if label_set == other_set:
-        return {name: ([name], [name]) for name in classes if name in other_classes}
-    keys = {_KEYS.get(label_set, label_set), _KEYS.get(other_set, other_set)}
+    (name, classes), *others = sets
+    everywhere = [label for label in classes if all(label in of_other for _, of_other in others)]
+    if all(other == name for other, _ in others):
+        return {label: ([label],) * len(sets) for label in everywhere}
+    keys = {_KEYS.get(label_set, label_set) for label_set, _ in sets}
     shared = {}
     for finding, entry in correspondences().items():
         if "only" in entry and not keys & set(entry["only"]):
             continue
-        labels, others = labels_of(finding, label_set, classes), labels_of(finding, other_set, other_classes)
-        if labels and others:
-            shared[finding] = (labels, others)
-    for name in classes:
-        if name in other_classes and finding_of(label_set, name) is None and finding_of(other_set, name) is None:
-            shared[name] = ([name], [name])
+        labels = tuple(labels_of(finding, *one) for one in sets)
+        if all(labels):
+            shared[finding] = labels
+    for label in everywhere:
+        if all(finding_of(label_set, label) is None for label_set, _ in sets):
+            shared[label] = ([label],) * len(sets)
     return shared

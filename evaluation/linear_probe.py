@@ -14,16 +14,15 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from data import label_sets, load_prepared
 from evaluation import figures as draw
-from evaluation.labelled import add_figures, class_figures, first_label_set, labelled_rows, thresholds_of
-from evaluation.metrics import ClassFigures, auroc, interval
-from evaluation.models import CPSC_ORIGINAL, encode, load_model, untrained_like
-from evaluation.options import add_against, add_common, add_cpsc_original, add_labels
-from evaluation.results import Results, difference, markdown_table, predictions_of, with_bounds
+from evaluation.labelled import Labelled, add_figures, class_figures, open_labelled, thresholds_of
+from evaluation.metrics import ClassFigures, auroc, difference_of, interval
+from evaluation.models import CPSC_ORIGINAL, compared, encode
+from evaluation.options import add_common, add_cpsc_original, add_labels
+from evaluation.results import Results, difference, key_of, markdown_table, with_bounds
 from evaluation.signal_features import signal_features
 
-NAME = "linear-probe"
+NAME, NEXT = "linear-probe", "zero-shot"
 REGULARISATION = (0.001, 0.01, 0.1, 1.0, 10.0)
 PUBLISHED_SEED = 42  # the published code draws its parts with random_state 42
 
@@ -31,7 +30,6 @@ PUBLISHED_SEED = 42  # the published code draws its parts with random_state 42
 def add_arguments(parser):
     add_common(parser)
     add_labels(parser)
-    add_against(parser)
     add_cpsc_original(parser)
     parser.add_argument(
         "--fractions",
@@ -127,41 +125,31 @@ class Probe:
             ],
             axis=0,
         )
-        low, high = (float(bound) for bound in interval(draws))
-        value = float(np.mean([entry["value"] for entry in found]))
-        return {"value": value, "low": low, "high": high, "holds": bool(low > 0 or high < 0)}
+        return difference_of(np.mean([entry["value"] for entry in found]), draws)
 
 
 def run(options) -> Results:
-    splits = load_prepared(options.data)
-    label_set = options.label_set or first_label_set(splits, options.split, options.data)
-    parts = {
-        split: labelled_rows(splits, split, label_set, options.data)
-        for split in ("train", "validation", options.split)
-    }
-    rows, targets = parts[options.split]
-    classes = label_sets(rows)[label_set]
-    fractions, too_small = _fractions(options.fractions, len(parts["train"][0]))
+    data = open_labelled(options, fitted=True)
+    rows, targets, classes = data.rows[options.split], data.targets[options.split], data.classes
+    fractions, too_small = _fractions(options.fractions, len(data.rows["train"]))
     probes: dict[str, dict[float, Probe]] = {}
     shown = None
     for name, features_of in _encoders(options):
-        features = {split: features_of(part, f"{split} ({name})") for split, (part, _) in parts.items()}
+        features = {split: features_of(part, f"{split} ({name})") for split, part in data.rows.items()}
         shown = features[options.split] if shown is None else shown
-        probes[name] = {fraction: _probe(options, name, fraction, features, parts, classes) for fraction in fractions}
-    results = Results.of(NAME, options, rows, label_set)
+        probes[name] = {fraction: _probe(options, name, fraction, features, data) for fraction in fractions}
+    results = Results.of(NAME, options, rows, data.label_set)
     largest = max(fractions)
     results.notes += too_small
     scored = {name: of_name[largest].figures[0] for name, of_name in probes.items()}
     results.tables["Parts of the training recordings"] = _fraction_table(results, probes)
-    add_figures(results, scored, probes["model"][largest].probabilities)
+    add_figures(results, rows, scored, probes["model"][largest].probabilities)
     results.notes.append(
         f"Macro, classes and groups: {largest:.0%} of the training recordings, draw 1. Parts are drawn "
         f"{options.draws} times ({options.draw}); a class without a positive in a part is not scored there. One "
         "regularisation strength for all classes, chosen on validation, as the thresholds of F1 are."
     )
     results.figures["map"] = lambda: draw.embedding_map(shown, targets, classes, options.seed)
-    results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
-    results.next = f"python evaluate.py zero-shot --model {options.model} --data {options.data}"
     return results
 
 
@@ -183,11 +171,8 @@ def _fractions(fractions: list[float], count: int) -> tuple[list[float], list[st
 def _encoders(options) -> list[tuple[str, Callable]]:
     """What is probed, by name: (rows, description) -> features; the model first."""
     runtime, change = options.runtime, CPSC_ORIGINAL if options.cpsc_original else None
-    model, extractor = load_model(options.model, runtime.device)
-    networks = {"model": (model, extractor)}
-    networks["untrained"] = untrained_like(options.model, runtime.device, options.seed), extractor
-    if options.against:
-        networks["other"] = load_model(options.against, runtime.device)
+    networks = compared(options)
+    extractor = networks["model"][1]
 
     def encoder(network, reader):
         return lambda rows, name: encode(network, reader, rows, runtime, name, change)["probe"]
@@ -196,8 +181,8 @@ def _encoders(options) -> list[tuple[str, Callable]]:
     return [*encoders, ("signal features", lambda rows, name: signal_features(extractor, rows, runtime, name, change))]
 
 
-def _probe(options, name: str, fraction: float, features: dict, parts: dict, classes) -> Probe:
-    targets = {split: part[1] for split, part in parts.items()}
+def _probe(options, name: str, fraction: float, features: dict, data: Labelled) -> Probe:
+    rows, targets = data.rows[options.split], data.targets
     figures, probabilities = [], None
     # All recordings are the same in every draw.
     for draw_number in range(options.draws if fraction < 1 else 1):
@@ -210,8 +195,7 @@ def _probe(options, name: str, fraction: float, features: dict, parts: dict, cla
             f"{name}, {fraction:.0%}",
         )
         thresholds = thresholds_of(targets["validation"], held_out)
-        rows = parts[options.split][0]
-        figures.append(class_figures(options, rows, classes, targets[options.split], scores, thresholds))
+        figures.append(class_figures(options, rows, data.classes, targets[options.split], scores, thresholds))
         probabilities = scores if probabilities is None else probabilities
     return Probe(fraction, len(chosen), figures, probabilities)
 
@@ -223,8 +207,9 @@ def _fraction_table(results: Results, probes: dict[str, dict[float, Probe]]) -> 
         for name, of_name in probes.items():
             probe = of_name[fraction]
             figure = probe.macro()
-            results.add(f"macro_auroc_{name.replace(' ', '_')}_{fraction:.0%}", figure)
+            results.add(f"macro_auroc_{key_of(name)}_{fraction:.0%}", figure)
             less = probes["model"][fraction].less(probe) if name != "model" else None
+            results.add(f"macro_auroc_less_{key_of(name)}_{fraction:.0%}", less)
             cells = [f"{fraction:.0%}", probe.records, name, with_bounds(figure), figure and figure["sd"]]
             rows.append([*cells, figure and figure["classes"], "" if name == "model" else difference(less)])
     header = ["part", "recordings", "features", "macro AUROC", "sd of draws", "classes scored", "model less this one"]

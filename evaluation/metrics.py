@@ -67,12 +67,14 @@ def paired_bootstrap(patients, first: Statistic, second: Statistic, samples: int
     """
     differences = resample(patients, lambda weights: first(weights) - second(weights), samples, seed)
     once = np.ones((1, len(patients)), dtype=int)
-    return _difference((first(once) - second(once))[0], differences)
+    return difference_of((first(once) - second(once))[0], differences)
 
 
-def _difference(value, draws: np.ndarray) -> dict:
+def difference_of(value, draws: np.ndarray) -> dict:
+    """See `paired_bootstrap`: `value` and the difference in every draw."""
     low, high = interval(draws)
-    return {"value": value, "low": low, "high": high, "holds": (low > 0) | (high < 0)}
+    found = {"value": value, "low": low, "high": high, "holds": (low > 0) | (high < 0)}
+    return found if np.ndim(value) else {name: np.asarray(part).item() for name, part in found.items()}
 
 
 def on_rows(statistic: Callable[[np.ndarray], float]) -> Statistic:
@@ -304,8 +306,7 @@ class ClassFigures:
         if not shared:
             return None
         value = self.macro(metric, shared)["value"] - other.macro(metric, shared)["value"]
-        found = _difference(value, self.macro_draws(metric, shared) - other.macro_draws(metric, shared))
-        return {name: bool(part) if name == "holds" else float(part) for name, part in found.items()}
+        return difference_of(value, self.macro_draws(metric, shared) - other.macro_draws(metric, shared))
 
     def _chosen(self, metric: str, labels: Sequence[str] | None) -> list[int]:
         return [

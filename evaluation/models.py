@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,26 @@ def _on_device(model, device: torch.device):
     return model.to(device, torch.bfloat16 if bfloat16 else torch.float32).eval()
 
 
+def others(options) -> dict[str, str]:
+    """The models of `--against`, by the name that their figures carry: "other", "other 2" and so on."""
+    return {"other" if number == 1 else f"other {number}": path for number, path in enumerate(options.against, 1)}
+
+
+def compared(options, text: bool = False, untrained: bool = True) -> dict[str, tuple]:
+    """(model, processor) of all that a task measures, by name, the model first.
+
+    "untrained" is its twin of the same shape. `text`: every model must have a text tower.
+    """
+    device, found = options.runtime.device, {}
+    for name, path in {"model": options.model, **others(options)}.items():
+        found[name] = load_model(path, device)
+        if text:
+            require_text(found[name][0], path)
+        if name == "model" and untrained:
+            found["untrained"] = untrained_like(path, device, options.seed), found[name][1]
+    return found
+
+
 def require_text(model, path: str) -> MelpModel:
     """Raises ValueError for an ECG tower alone, where a task compares recordings with texts."""
     if not isinstance(model, MelpModel):
@@ -145,13 +166,15 @@ class Change:
     apply: Callable[[np.ndarray, np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]]
 
 
-def _first_half(signal, lead_mask, records):
-    signal[..., signal.shape[-1] // 2 :] = 0.0
+def first_samples(signal, lead_mask, records, count: int | dict[str, int]):
+    """A shorter recording, which the processor pads with 0 mV; `count` samples, or each record's own."""
+    for row, record in zip(signal, records, strict=True):
+        row[:, count if isinstance(count, int) else count[record] :] = 0.0
     return signal, lead_mask
 
 
 # The original reads CPSC2018 as the first 2,500 samples, zero-padded to 5,000, then min-max (so the padding is not 0).
-CPSC_ORIGINAL = Change("first 2500 samples of 5000", _first_half)
+CPSC_ORIGINAL = Change("first 2500 samples", partial(first_samples, count=2500))
 
 
 class CollateChanged:

@@ -9,10 +9,15 @@ from evaluation.metrics import MIN_POSITIVES, SAMPLES
 def add_common(parser, data: bool = True):
     """What every task takes; `data=False` for one that names its folders otherwise."""
     parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="OTHER", help="other models, compared by a paired bootstrap"
+    )
     if data:
-        parser.add_argument("--data", required=True, help="prepared folder")
+        parser.add_argument(
+            "--data", required=True, nargs="+", metavar="DIR", help="prepared folder; several are measured as one"
+        )
     parser.add_argument("--output", help="folder for results.json, results.md, predictions.parquet and figures/")
-    parser.add_argument("--split", default="test", help="split to measure on (test)")
+    parser.add_argument("--split", default="test", help="split to measure on (test); all")
     parser.add_argument("--batch-size", type=int, default=64, help="recordings encoded at once, a process (64)")
     parser.add_argument("--num-workers", type=int, help="reading processes (default: on a GPU up to 8, else none)")
     parser.add_argument(
@@ -24,7 +29,13 @@ def add_common(parser, data: bool = True):
 
 def add_labels(parser):
     """What tasks that score classes take."""
-    parser.add_argument("--label-set", help="which labels of the data (default: the first that fits)")
+    parser.add_argument(
+        "--label-set",
+        "--label-sets",
+        nargs="+",
+        metavar="NAME",
+        help="which labels, one name a folder of --data (default: the first that fits)",
+    )
     parser.add_argument(
         "--min-positives", type=int, default=MIN_POSITIVES, help=f"mark classes with fewer ({MIN_POSITIVES})"
     )
@@ -36,10 +47,6 @@ def add_cpsc_original(parser):
         action="store_true",
         help="read recordings as the original reads CPSC2018: the first 5 s, zero-padded to 10 s, then scaled",
     )
-
-
-def add_against(parser):
-    parser.add_argument("--against", metavar="OTHER", help="another model, compared by a paired bootstrap")
 
 
 def default_cache() -> str:

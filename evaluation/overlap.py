@@ -59,13 +59,13 @@ def overlaps(model: str, databases: list[str]) -> list[str]:
             tested = known_name(database)
             if tested == ours:
                 warnings.append(
-                    f"WARNING: the model's card says that it was trained on {named}, tested here: the figures hold "
+                    f"WARNING: the card of {model} says that it was trained on {named}, tested here: the figures hold "
                     "only for recordings that were kept out of training."
                 )
             elif tested in CONTAINS.get(ours, ()) or ours in CONTAINS.get(tested, ()):
                 held, mixture = (tested, named) if tested in CONTAINS.get(ours, ()) else (ours, database)
                 warnings.append(
-                    f"WARNING: the model's card says that it was trained on {named}; {mixture} contains {held}, so "
+                    f"WARNING: the card of {model} says that it was trained on {named}; {mixture} contains {held}, so "
                     f"recordings of the test on {database} may have been seen in training."
                 )
     return warnings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.metrics import on_rows, paired_bootstrap, weighted_mean, with_interval
-from evaluation.results import Results, difference, markdown_table, with_bounds
+from evaluation.results import Results, difference, key_of, markdown_table, with_bounds
 
 CUTS = (1, 5, 10)
 _CHUNK = 1024  # queries compared at once
@@ -80,15 +80,16 @@ def add_rankings(
 ) -> None:
     """Recalls and median rank of several models on the same queries, the first of which is what the task measures.
 
-    Writes `KEYrecall_1`, ..., `KEYmedian_rank` into the metrics (`_NAME` behind those of the others) and a table with
-    the chance of a random order and the paired difference from each other one in the last recall.
+    Writes `KEYrecall_1`, ..., `KEYmedian_rank` into the metrics (`_NAME` behind those of the others), the paired
+    difference from each other one in the last recall as `KEYrecall_10_less_NAME`, and a table of both and of the
+    chance of a random order.
     """
     first = next(iter(rankings))
     sampling = {"samples": options.samples, "seed": options.seed}
     cut = CUTS[-1]
     rows = []
     for name, ranking in rankings.items():
-        suffix = "" if name == first else f"_{name.replace(' ', '_')}"
+        suffix = "" if name == first else f"_{key_of(name)}"
         row = [name]
         for k in CUTS:
             found = with_interval(patients, weighted_mean(ranking.within(k)), **sampling)
@@ -102,9 +103,14 @@ def add_rankings(
             row.append("")
         else:
             pair = [weighted_mean(which.within(cut)) for which in (rankings[first], ranking)]
-            row.append(difference(paired_bootstrap(patients, *pair, **sampling)))
+            less = paired_bootstrap(patients, *pair, **sampling)
+            results.add(f"{key}recall_{cut}_less{suffix}", less)
+            row.append(difference(less))
         rows.append(row)
     model = rankings[first]
+    results.profile_of = "recall"
+    for k in CUTS:
+        results.compare(f"{title}, R@{k}", {name: of.within(k).mean() for name, of in rankings.items()})
     rows.append(["chance", *(f"{model.chance(k).mean():.3f}" for k in CUTS), "", ""])
     header = ["", *(f"R@{k}" for k in CUTS), "median rank", f"{first}: R@{cut} less this one's"]
     results.tables[title] = markdown_table(header, rows)

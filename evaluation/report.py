@@ -2,13 +2,15 @@
 
 What a draft is for is its findings: of each, precision, recall and F1 over the recordings, where the true report
 states it and where the draft does (`findings.py`: negation is understood, uncertain statements count). BLEU
-(sacrebleu, corpus, in lower case), ROUGE-L (rouge-score, F-measure) and METEOR (nltk, where its WordNet is at hand)
-say how alike the wordings are. Beside the model stands one report for everybody, the most frequent of the training
-split: machine reports repeat, and any drafts must beat it.
+(sacrebleu, corpus), ROUGE-L (rouge-score, F-measure), METEOR (nltk, where its WordNet is at hand) and BERTScore
+(bert-score, F-measure, by the language model that --bertscore names) say how alike the wordings are, in lower case.
+Beside the model stands one report for everybody, the most frequent of the training split: machine reports repeat, and
+any drafts must beat it.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +20,17 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm import tqdm
 
-from data import MelpCollator, get_split, load_prepared, prepare_inputs, with_reports
+from data import MelpCollator, get_split, prepare_inputs, with_reports
 from evaluation.findings import PHRASES, stated_findings
-from evaluation.metrics import Statistic, bootstrap, weighted_mean, with_interval
-from evaluation.models import load_model, require_text
+from evaluation.folders import load_folders
+from evaluation.metrics import Statistic, bootstrap, paired_bootstrap, weighted_mean, with_interval
+from evaluation.models import compared
 from evaluation.options import add_common
-from evaluation.results import Results, markdown_table, predictions_of, with_bounds
+from evaluation.results import Results, difference, key_of, markdown_table, predictions_of, with_bounds
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
-NAME = "report"
+NAME, NEXT = "report", "retrieval"
 _SHOWN = 3  # best and worst drafts printed
 
 
@@ -35,6 +38,11 @@ def add_arguments(parser):
     add_common(parser)
     parser.add_argument("--num-beams", type=int, default=1, help="of generate (1: greedy)")
     parser.add_argument("--max-new-tokens", type=int, help="of generate (default: what the model has positions for)")
+    parser.add_argument(
+        "--bertscore",
+        metavar="LM",
+        help="folder or Hub id of a language model (roberta-large is usual), for BERTScore of the wording",
+    )
     parser.add_argument("--limit", type=int, help="draft at most this many recordings, drawn with --seed")
 
 
@@ -107,11 +115,16 @@ def _overall(truth: np.ndarray, drafted: np.ndarray) -> dict[str, Statistic]:
     }
 
 
-def _wording(reports: Sequence[str], drafts: Sequence[str]) -> tuple[dict[str, Statistic], list[str]]:
-    """BLEU, ROUGE-L and METEOR as far as their libraries are there, and a note on each that is not."""
+def _wording(
+    reports: Sequence[str], drafts: Sequence[str], language_model: str | None = None, device: str = "cpu"
+) -> tuple[dict[str, Statistic], list[str]]:
+    """BLEU, ROUGE-L, METEOR and BERTScore as far as what they need is there, and a note on each that is not."""
     reports, drafts = [text.lower() for text in reports], [text.lower() for text in drafts]
     statistics, notes = {}, []
-    for name, measure in (("bleu", _bleu), ("rouge_l", _rouge_l), ("meteor", _meteor)):
+    measures = {"bleu": _bleu, "rouge_l": _rouge_l, "meteor": _meteor}
+    if language_model:
+        measures["bertscore"] = partial(_bertscore, language_model, device)
+    for name, measure in measures.items():
         try:
             statistics[name] = measure(reports, drafts)
         except ImportError as error:
@@ -152,60 +165,113 @@ def _meteor(reports: list[str], drafts: list[str]) -> Statistic:
     return weighted_mean(np.array([single_meteor_score(report.split(), draft.split()) for report, draft in pairs]))
 
 
+def _bertscore(language_model: str, device: str, reports: list[str], drafts: list[str]) -> Statistic:
+    """F-measure, not rescaled, on the layer that the library's table names (of another model on its last one).
+
+    Raises:
+        ValueError: naming the language model that cannot be loaded.
+    """
+    from bert_score import BERTScorer
+    from bert_score.utils import model2layers
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(language_model)
+        layers = model2layers.get(
+            language_model, model2layers.get(Path(language_model).name, config.num_hidden_layers)
+        )
+        scorer = BERTScorer(model_type=language_model, num_layers=layers, device=device)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"--bertscore {language_model}: {error}") from error
+    # A tokenizer may name no limit; RoBERTa's positions begin at 2.
+    limit = config.max_position_embeddings - 2
+    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
+    values = np.zeros(len(drafts))  # of an empty draft, which the library cannot read
+    said = [index for index, draft in enumerate(drafts) if draft.strip()]
+    if said:
+        _, _, found = scorer.score([drafts[index] for index in said], [reports[index] for index in said])
+        values[said] = found.numpy()
+    return weighted_mean(values)
+
+
 # --------------------------------------------------------------------------------------------------------------- run
 
 
 def run(options) -> Results:
-    splits = load_prepared(options.data)
-    rows = with_reports(get_split(splits, options.split, options.data))
+    splits, where = load_folders(options.data), " ".join(options.data)
+    rows = with_reports(get_split(splits, options.split, where))
     if len(rows) == 0:
-        raise ValueError(f"{options.data}, split {options.split!r}: no recording has a report.")
+        raise ValueError(f"{where}, split {options.split!r}: no recording has a report.")
     if options.limit and options.limit < len(rows):
         rows = rows.select(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
-    model, processor = load_model(options.model, options.runtime.device)
-    require_text(model, options.model)
     generate = {"num_beams": options.num_beams}
     if options.max_new_tokens:
         generate["max_new_tokens"] = options.max_new_tokens
     reports = list(rows["report"])
     usual, source = _usual_report(splits, reports)
-    drafts = {
-        "model": _drafts_of_all(model, processor, rows, options.runtime, **generate),
-        "same for all": [usual] * len(rows),
-    }
+    models = compared(options, text=True, untrained=False)
+    drafts = {name: _drafts_of_all(*pair, rows, options.runtime, **generate) for name, pair in models.items()}
+    drafts["same for all"] = [usual] * len(rows)
     results = Results.of(NAME, options, rows)
     truth = stated_findings(reports)
     stated = {name: stated_findings(texts) for name, texts in drafts.items()}
     patients, sampling = list(rows["patient"]), {"samples": options.samples, "seed": options.seed}
-    table = []
-    for name, texts in drafts.items():
-        wording, notes = _wording(reports, texts)
-        figures = {
-            key: with_interval(patients, statistic, **sampling)
-            for key, statistic in (_overall(truth, stated[name]) | wording).items()
-        }
-        # Precision of drafts that state nothing does not exist.
-        figures = {key: None if np.isnan(figure["value"]) else figure for key, figure in figures.items()}
-        for key, figure in figures.items():
-            results.add(key if name == "model" else f"{key}_same_for_all", figure)
-        table.append([name, *(with_bounds(figure) for figure in figures.values())])
-    results.notes += notes
-    results.tables["Drafts"] = markdown_table(["", *(key.replace("_", " ") for key in figures)], table)
+    _add_overall(results, options, reports, drafts, truth, stated, patients)
     findings = list(PHRASES)
     _add_findings(results, findings, truth, stated["model"], patients, sampling)
+    _compare_findings(results, findings, truth, stated)
     results.notes.append(f'"same for all" is the most frequent report of {source}: {usual!r}')
     results.notes.append("Findings are those that the true report states; what it leaves out counts against a draft.")
-    known = truth.any(axis=0) | stated["model"].any(axis=0)
+    known = np.any([truth, *stated.values()], axis=(0, 1))
     names = [name for name, one in zip(findings, known, strict=True) if one]
-    results.predictions = predictions_of(rows, names, truth[:, known], stated["model"][:, known].astype(float))
+    scores = {name: of_model[:, known].astype(float) for name, of_model in stated.items()}
+    results.predictions = predictions_of(rows, names, truth[:, known], scores)
     frame = _draft_table(rows, drafts["model"], findings, truth, stated["model"])
     results.tables["Worst and best drafts"] = _shown(frame)
     if options.output and options.runtime.rank == 0:
         Path(options.output).mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(Path(options.output) / "drafts.parquet", index=False)
+        more = {f"draft_{key_of(name)}": drafts[name] for name in results.against}
+        frame.assign(**more).to_parquet(Path(options.output) / "drafts.parquet", index=False)
         results.notes.append("drafts.parquet has every draft beside its report.")
-    results.next = f"python evaluate.py retrieval --model {options.model} --data {options.data}"
     return results
+
+
+def _add_overall(results: Results, options, reports, drafts: dict, truth, stated: dict, patients):
+    """Figures of all findings together and of the wording, and the model's less those of each other line."""
+    sampling = {"samples": options.samples, "seed": options.seed}
+    statistics, table = {}, []
+    for name, texts in drafts.items():
+        wording, notes = _wording(reports, texts, options.bertscore, str(options.runtime.device))
+        statistics[name] = _overall(truth, stated[name]) | wording
+        figures = {key: with_interval(patients, statistic, **sampling) for key, statistic in statistics[name].items()}
+        # Precision of drafts that state nothing does not exist.
+        figures = {key: None if np.isnan(figure["value"]) else figure for key, figure in figures.items()}
+        for key, figure in figures.items():
+            results.add(key if name == "model" else f"{key}_{key_of(name)}", figure)
+        table.append([name, *(with_bounds(figure) for figure in figures.values())])
+    results.notes += notes
+    if options.bertscore:
+        results.notes.append(f"BERTScore is by {options.bertscore}, F-measure, not rescaled.")
+    results.tables["Drafts"] = markdown_table(["", *(key.replace("_", " ") for key in figures)], table)
+    ours, *others = statistics
+    table = []
+    for name in others:
+        table.append([f"model less {name}"])
+        for key, statistic in statistics[ours].items():
+            less = paired_bootstrap(patients, statistic, statistics[name][key], **sampling)
+            less = None if np.isnan(less["value"]) else less
+            results.add(f"{key}_less_{key_of(name)}", less)
+            table[-1].append(difference(less))
+    results.tables["Differences"] = markdown_table(["", *(key.replace("_", " ") for key in figures)], table)
+
+
+def _compare_findings(results: Results, findings: Sequence[str], truth: np.ndarray, stated: dict[str, np.ndarray]):
+    """The F1 of each finding that the true reports state, as a unit of the profile; of one never drafted it is 0."""
+    results.profile_of = "F1"
+    once = np.ones((1, len(truth)))
+    values = {name: finding_figures(truth, stated[name], once)["f1"][0] for name in ("model", *results.against)}
+    for index in np.flatnonzero(truth.any(axis=0)):
+        results.compare(findings[index], {name: of_model[index] for name, of_model in values.items()})
 
 
 def _usual_report(splits, reports: list[str]) -> tuple[str, str]:

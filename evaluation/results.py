@@ -16,7 +16,8 @@ import pandas as pd
 from datasets import Dataset
 
 from data import about_prepared
-from evaluation.models import model_fingerprint
+from evaluation import figures as draw
+from evaluation.models import model_fingerprint, others
 from evaluation.overlap import overlaps
 
 VERSIONS_OF = ("torch", "transformers", "datasets", "scikit-learn", "numpy")
@@ -28,6 +29,7 @@ class Results:
 
     Args:
         task, model, data, database, label_set, split: what was measured on what; several folders are joined by ", ".
+        against: the other models by the name of their figures.
         settings: every option of the command, so that it can be repeated.
         fingerprints: of the model's files and of each prepared folder, and the versions of what computed.
         records, patients: how many there were.
@@ -35,6 +37,8 @@ class Results:
         classes, groups: rows of dicts, a class or a diagnostic group.
         notes: warnings, and how to read the figures.
         tables: `{title: Markdown}`, what is printed.
+        profile: `{model: {unit: figure}}`, a unit being a class, a pair of folders, a condition: where several models
+            are compared, their performance profile is drawn; `profile_of` names the figure.
         predictions: record, patient, label, target, score, from which the figures follow.
         figures: `{name: function that draws a matplotlib figure}`; drawn only where they are saved.
         next: the command to run next.
@@ -46,6 +50,7 @@ class Results:
     database: str
     split: str
     label_set: str = ""
+    against: dict[str, str] = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
     fingerprints: dict = field(default_factory=dict)
     records: int = 0
@@ -55,6 +60,8 @@ class Results:
     groups: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
+    profile: dict[str, dict[str, float]] = field(default_factory=dict)
+    profile_of: str = "AUROC"
     predictions: pd.DataFrame | None = None
     figures: dict[str, Callable] = field(default_factory=dict)
     next: str = ""
@@ -65,27 +72,32 @@ class Results:
 
         A task over several folders (`options.data` is a list) gives None and counts by itself.
         """
-        folders = [options.data] if isinstance(options.data, str) else list(options.data)
-        about = {str(folder): about_prepared(folder) for folder in folders}
-        database = ", ".join(dict.fromkeys(entry["database"] for entry in about.values()))
+        about = {str(folder): about_prepared(folder) for folder in options.data}
+        databases = list(dict.fromkeys(entry["database"] for entry in about.values()))
         settings = {name: value for name, value in vars(options).items() if name not in ("task", "runtime")}
         results = cls(
             task=task,
             model=str(options.model),
             data=", ".join(about),
-            database=database,
+            database=", ".join(databases),
             split=options.split,
             label_set=label_set,
+            against=others(options),
             settings={name: _plain(value) for name, value in settings.items()},
             fingerprints={
                 "model": model_fingerprint(options.model),
+                "against": {name: model_fingerprint(path) for name, path in others(options).items()},
                 "data": {folder: entry["fingerprint"] for folder, entry in about.items()},
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
             },
             records=0 if rows is None else len(rows),
             patients=0 if rows is None else len(set(rows["patient"])),
         )
-        results.notes += overlaps(options.model, [entry["database"] for entry in about.values()])
+        for model in (options.model, *options.against):
+            results.notes += overlaps(model, databases)
+        if results.against:
+            named = "; ".join(f"{name}: {path}" for name, path in results.against.items())
+            results.notes.append(f"Compared on the same recordings and draws of patients: {named}.")
         return results
 
     def add(self, name: str, figure: dict | float | None):
@@ -93,6 +105,12 @@ class Results:
         if figure is not None:
             figure = figure if isinstance(figure, dict) else {"value": float(figure)}
             self.metrics[name] = {"low": None, "high": None} | figure
+
+    def compare(self, unit: str, values: dict[str, float | None]):
+        """A unit of the performance profile: the figure of each model in it, larger being better."""
+        if self.against and None not in values.values():
+            for name, value in values.items():
+                self.profile.setdefault(name, {})[unit] = float(value)
 
     def markdown(self) -> str:
         of_labels = f" {self.label_set}," if self.label_set else ""
@@ -120,24 +138,28 @@ class Results:
         (folder / "results.md").write_text(self.markdown())
         if self.predictions is not None:
             self.predictions.to_parquet(folder / "predictions.parquet", index=False)
-        for name, draw in self.figures.items():
-            from evaluation.figures import save
+        for name, figure in self._all_figures().items():
+            draw.save(figure(), folder / "figures" / name)
 
-            save(draw(), folder / "figures" / name)
+    def _all_figures(self) -> dict[str, Callable]:
+        if not self.profile:
+            return self.figures
+        return self.figures | {"performance_profile": lambda: draw.performance_profile(self.profile, self.profile_of)}
 
     def written(self, folder: str | Path) -> str:
         """A line that says what `write` left in the folder."""
         names = ["results.json", "results.md"]
         names += ["predictions.parquet"] if self.predictions is not None else []
-        names += [f"figures/ ({', '.join(self.figures)}; PNG and SVG)"] if self.figures else []
+        if figures := self._all_figures():
+            names.append(f"figures/ ({', '.join(figures)}; PNG and SVG)")
         return f"Written to {folder}: {', '.join(names)}"
 
 
-def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores, **more) -> pd.DataFrame:
-    """The saved predictions: a line a recording and label, `score` the model's; `more` are further score columns.
+def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The saved predictions: a line a recording and label, `score` the first model's, `score_NAME` each other's.
 
     Args:
-        targets, scores, more: (recordings, classes).
+        targets: (recordings, classes); scores: name -> (recordings, classes).
     """
     count = len(classes)
     columns = {
@@ -145,9 +167,15 @@ def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores, **mor
         "patient": np.repeat(np.asarray(rows["patient"], dtype=object), count),
         "label": np.tile(np.asarray(classes, dtype=object), len(rows)),
         "target": np.asarray(targets).reshape(-1),
-        "score": np.asarray(scores).reshape(-1),
     }
-    return pd.DataFrame(columns | {name: np.asarray(values).reshape(-1) for name, values in more.items()})
+    for number, (name, values) in enumerate(scores.items()):
+        columns[f"score_{key_of(name)}" if number else "score"] = np.asarray(values).reshape(-1)
+    return pd.DataFrame(columns)
+
+
+def key_of(name: str) -> str:
+    """A model's or method's name as part of a metric's or a column's."""
+    return name.replace(" ", "_").replace("-", "_")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:

@@ -10,19 +10,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data import get_split, load_prepared, with_reports
-from evaluation.models import encode, load_model, require_text, untrained_like
-from evaluation.options import add_against, add_common
+from data import get_split, with_reports
+from evaluation.folders import load_folders
+from evaluation.models import compared, encode
+from evaluation.options import add_common
 from evaluation.ranking import Ranking, add_rankings, rank
-from evaluation.results import Results
+from evaluation.results import Results, key_of
 
-NAME = "retrieval"
+NAME, NEXT = "retrieval", "report"
 DIRECTIONS = ("ecg to report", "report to ecg")
 
 
-def add_arguments(parser):
-    add_common(parser)
-    add_against(parser)
+add_arguments = add_common
 
 
 def same_text(reports: list[str]) -> tuple[list[str], np.ndarray]:
@@ -59,20 +58,14 @@ def rankings(ecg: np.ndarray, texts: np.ndarray, text_of: np.ndarray) -> dict[st
 
 
 def run(options) -> Results:
-    rows = get_split(load_prepared(options.data), options.split, options.data)
+    where = " ".join(options.data)
+    rows = get_split(load_folders(options.data), options.split, where)
     with_text = with_reports(rows)
     if len(with_text) < 2:
-        raise ValueError(f"{options.data}, split {options.split!r}: {len(with_text)} recordings have a report.")
+        raise ValueError(f"{where}, split {options.split!r}: {len(with_text)} recordings have a report.")
     distinct, text_of = same_text(list(with_text["report"]))
-    runtime = options.runtime
-    model, processor = load_model(options.model, runtime.device)
-    require_text(model, options.model)
-    models = {"model": (model, processor), "untrained": (untrained_like(options.model, runtime.device), processor)}
-    if options.against:
-        other, other_processor = load_model(options.against, runtime.device)
-        models["other"] = (require_text(other, options.against), other_processor)
-    found = {}
-    for name, (network, reader) in models.items():
+    runtime, found = options.runtime, {}
+    for name, (network, reader) in compared(options, text=True).items():
         ecg = encode(network, reader, with_text, runtime, f"{options.split} ({name})")["rhythm"]
         found[name] = rankings(ecg, embed_texts(network, reader, distinct, runtime.batch_size), text_of)
 
@@ -88,23 +81,22 @@ def run(options) -> Results:
         f"{len(with_text):,} recordings with {len(distinct):,} distinct reports; recordings without a report are left "
         f"out ({len(rows) - len(with_text):,}). Draws of patients change the queries, not the candidates."
     )
-    results.predictions = _predictions(with_text, found["model"])
-    results.next = f"python evaluate.py report --model {options.model} --data {options.data}"
+    results.predictions = _predictions(with_text, found)
     return results
 
 
-def _predictions(rows, found: dict[str, dict[str, Ranking]]) -> pd.DataFrame:
-    """A line a query: `label` the direction, `target` the number of right candidates, `score` the rank."""
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "record": rows["record"],
-                "patient": rows["patient"],
-                "label": direction,
-                "target": by_rule["identical"].hits,
-                "score": by_rule["identical"].ranks,
-                "naive_rank": by_rule["naive"].ranks,
-            }
-        )
-        for direction, by_rule in found.items()
-    )
+def _predictions(rows, found: dict[str, dict[str, dict[str, Ranking]]]) -> pd.DataFrame:
+    """A line a query: `label` the direction, `target` the number of right candidates, `score` the rank.
+
+    `naive_rank` is that by the naive rule; both again with the name of each further model.
+    """
+    frames = []
+    for direction in DIRECTIONS:
+        columns = {"record": rows["record"], "patient": rows["patient"], "label": direction}
+        columns["target"] = found["model"][direction]["identical"].hits
+        for name, of_model in found.items():
+            suffix = "" if name == "model" else f"_{key_of(name)}"
+            columns[f"score{suffix}"] = of_model[direction]["identical"].ranks
+            columns[f"naive_rank{suffix}"] = of_model[direction]["naive"].ranks
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)

@@ -7,21 +7,23 @@ recorded and not derived from the others (which the processor does: with I and I
 
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from data import STORED_RATE, label_sets, load_prepared
+from data import STORED_RATE
 from databases.simulator import Noise, noise_in_leads
 from evaluation import figures as draw
-from evaluation.labelled import class_figures, labelled_rows
-from evaluation.models import Change, encode, load_model, require_text
+from evaluation.labelled import class_figures
+from evaluation.metrics import ClassFigures
+from evaluation.models import Change, compared, encode, first_samples
 from evaluation.options import add_common, add_labels
-from evaluation.results import Results, difference, markdown_table, predictions_of, with_bounds
-from evaluation.zero_shot import add_prompts, class_embeddings, load_prompts, only_label_set
+from evaluation.results import Results, difference, key_of, markdown_table, predictions_of, with_bounds
+from evaluation.zero_shot import add_prompts, class_embeddings, open_prompted
 from processing_melp import LEADS, LIMB_LEADS, resample_ecg
 
-NAME = "robustness"
+NAME, NEXT = "robustness", "linear-probe"
 # The subsets of the PhysioNet/CinC Challenge 2021, and lead I alone.
 LEAD_SUBSETS = {"6": tuple(LIMB_LEADS), "3": ("I", "II", "V2"), "2": ("I", "II"), "1": ("I",)}
 RATES = (250, 100)  # Hz; recordings are stored at 500
@@ -52,12 +54,6 @@ def at_rate(signal, lead_mask, records, rate):
     return resample_ecg(low, rate, STORED_RATE)[..., : signal.shape[-1]], lead_mask
 
 
-def shortened(signal, lead_mask, records, seconds):
-    """A shorter recording, which the processor pads with 0 mV."""
-    signal[..., round(seconds * STORED_RATE) :] = 0.0
-    return signal, lead_mask
-
-
 def noisy(signal, lead_mask, records, noise):
     for row, record in zip(signal, records, strict=True):
         added = noise_in_leads(noise, np.random.default_rng(zlib.crc32(record.encode())))
@@ -84,7 +80,7 @@ def conditions() -> list[tuple[str, str, Change | None]]:
     changes: list[tuple[str, str, Callable | None]] = [("clean", "as recorded", None), ("leads", "12", None)]
     changes += [("leads", name, partial(only_leads, leads=leads)) for name, leads in LEAD_SUBSETS.items()]
     changes += [("rate", "500 Hz", None), *(("rate", f"{rate} Hz", partial(at_rate, rate=rate)) for rate in RATES)]
-    changes += [("duration", "10 s", None), ("duration", "5 s", partial(shortened, seconds=5.0))]
+    changes += [("duration", "10 s", None), ("duration", "5 s", partial(first_samples, count=5 * STORED_RATE))]
     changes += [("noise", name, partial(noisy, noise=noise)) for name, noise in NOISES.items()]
     changes += [("electrodes", "arms exchanged", arms_exchanged)]
     changes += [("amplitude", f"x {factor:g}", partial(scaled, factor=factor)) for factor in (0.5, 2.0)]
@@ -94,50 +90,73 @@ def conditions() -> list[tuple[str, str, Change | None]]:
     ]
 
 
-def run(options) -> Results:
-    model, processor = load_model(options.model, options.runtime.device)
-    require_text(model, options.model)
-    splits = load_prepared(options.data)
-    label_set = options.label_set or only_label_set(splits, options)
-    rows, targets = labelled_rows(splits, options.split, label_set, options.data)
-    classes = label_sets(rows)[label_set]
-    texts = class_embeddings(model, processor, load_prompts(options.prompts, label_set, classes)).T
+@dataclass
+class Condition:
+    """A line of the table: of each model `value`, `low`, `high`, its `change` against clean, and `less`, the model's
+    figure less this one's; a paired difference that does not exist is None."""
 
-    found, scores, clean, kept = [], {}, None, {}
+    kind: str
+    name: str
+    models: dict[str, dict]
+
+
+def run(options) -> Results:
+    data, prompts = open_prompted(options)
+    rows, targets = data.rows[options.split], data.targets[options.split]
+    models = compared(options, text=True, untrained=False)
+    texts = {name: class_embeddings(*pair, prompts).T for name, pair in models.items()}
+
+    found, scores, kept = [], {}, {}
     for kind, condition, change in conditions():
         key = change and change.name
         if key not in kept:
-            embeddings = encode(model, processor, rows, options.runtime, f"{kind} {condition}", change)["rhythm"]
-            kept[key] = class_figures(options, rows, classes, targets, embeddings @ texts)
-        figures = kept[key]
-        clean = clean or figures
-        figure, drop = figures.macro(), figures.against(clean)
-        if figure is None:
-            raise ValueError(f"{options.data}: no class of {label_set!r} has positives and negatives in this split.")
-        found.append({"kind": kind, "condition": condition, "auroc": figure["value"], "low": figure["low"]})
-        found[-1] |= {"high": figure["high"], "change": drop if change else None}
-        if change:
-            scores[f"{kind} {condition}"] = figures.scores
+            kept[key] = {}
+            for name, pair in models.items():
+                embeddings = encode(*pair, rows, options.runtime, f"{kind} {condition} ({name})", change)["rhythm"]
+                figures = class_figures(options, rows, data.classes, targets, embeddings @ texts[name])
+                if figures.macro() is None:
+                    raise ValueError(f"no class of {data.label_set!r} has positives, negatives and finite scores.")
+                kept[key][name] = figures
+                place = [] if change is None else [kind, condition]
+                scores[" ".join([*([] if name == "model" else [name]), *place])] = figures.scores
+        clean = kept[None] if change else None
+        found.append(Condition(kind, condition, {name: _figure(name, kept[key], clean) for name in models}))
 
-    results = Results.of(NAME, options, rows, label_set)
-    for row in found:
-        figure = {"value": row["auroc"], "low": row["low"], "high": row["high"]}
-        results.add(
-            "macro_auroc" if row["kind"] == "clean" else f"macro_auroc {row['kind']} {row['condition']}", figure
-        )
-    results.tables["Zero-shot macro AUROC"] = markdown_table(
-        ["", "condition", "AUROC", "change against as recorded"],
-        [
-            [row["kind"], row["condition"], with_bounds({"value": row["auroc"]} | row), difference(row["change"])]
-            for row in found
-        ],
-    )
+    results = Results.of(NAME, options, rows, data.label_set)
+    _add_conditions(results, found)
     results.notes.append(
         "Leads that are taken away are not derived from the others; the processor derives limb leads."
     )
-    if model.config.ecg_config.scaling == "minmax":
+    if models["model"][0].config.ecg_config.scaling == "minmax":
         results.notes.append("Min-max scaling takes the amplitude away, so halving and doubling change nothing.")
     results.figures["robustness"] = lambda: draw.robustness(found)
-    results.predictions = predictions_of(rows, classes, targets, clean.scores, **scores)
-    results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
+    results.predictions = predictions_of(rows, data.classes, targets, scores)
     return results
+
+
+def _figure(name: str, figures: dict[str, ClassFigures], clean: dict[str, ClassFigures] | None) -> dict:
+    found = figures[name].macro()
+    found["change"] = figures[name].against(clean[name]) if clean else None
+    found["less"] = figures["model"].against(figures[name]) if name != "model" else None
+    return found
+
+
+def _add_conditions(results: Results, found: list[Condition]):
+    """The figures as metrics, as units of the profile and as a table."""
+    header = ["", "condition", "AUROC", "change against as recorded"]
+    for name in results.against:
+        header += [f"AUROC {name}", f"its change ({name})", f"model less {name}"]
+    rows = []
+    for row in found:
+        place = "" if row.kind == "clean" else f" {row.kind} {row.name}"
+        rows.append([row.kind, row.name])
+        for name, figure in row.models.items():
+            suffix = "" if name == "model" else f"_{key_of(name)}"
+            results.add(f"macro_auroc{suffix}{place}", {bound: figure[bound] for bound in ("value", "low", "high")})
+            rows[-1] += [with_bounds(figure), difference(figure["change"])]
+            if suffix:
+                results.add(f"macro_auroc_less{suffix}{place}", figure["less"])
+                rows[-1].append(difference(figure["less"]))
+        if row.kind == "clean" or row.models["model"]["change"]:
+            results.compare(f"{row.kind} {row.name}", {name: figure["value"] for name, figure in row.models.items()})
+    results.tables["Zero-shot macro AUROC"] = markdown_table(header, rows)

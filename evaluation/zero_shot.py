@@ -14,25 +14,34 @@ import torch.nn.functional as F
 import yaml
 from datasets import Dataset
 
-from data import get_split, label_matrix, label_sets, load_prepared
+from data import ALL, get_split, label_matrix, label_sets
 from evaluation import figures as draw
-from evaluation.labelled import BEST_ON_TEST, add_figures, calibrated, class_figures, labelled_rows, thresholds_of
+from evaluation.folders import SHARED, load_folders
+from evaluation.labelled import (
+    BEST_ON_TEST,
+    Labelled,
+    add_figures,
+    calibrated,
+    class_figures,
+    named_label_set,
+    open_labelled,
+    thresholds_of,
+)
 from evaluation.labels import labels_of
 from evaluation.metrics import rankme
-from evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model, require_text, untrained_like
-from evaluation.options import add_against, add_common, add_cpsc_original, add_labels
+from evaluation.models import CPSC_ORIGINAL, Change, Runtime, compared, encode
+from evaluation.options import add_common, add_cpsc_original, add_labels
 from evaluation.results import Results, markdown_table, predictions_of
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
-NAME = "zero-shot"
+NAME, NEXT = "zero-shot", "linear-probe"
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts.yaml"
 
 
 def add_arguments(parser):
     add_common(parser)
     add_labels(parser)
-    add_against(parser)
     add_cpsc_original(parser)
     add_prompts(parser)
     parser.add_argument("--findings", help='any list instead of a label set: "atrial fibrillation,long QT"')
@@ -73,7 +82,12 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
 
 
 def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
-    """The prompts of each class; raises ValueError naming the classes that the file lacks."""
+    """The prompts of each class; raises ValueError naming the classes that the file lacks.
+
+    What several folders share are findings, which stand in no label set of their own: see `prompts_of_findings`.
+    """
+    if label_set == SHARED:
+        return prompts_of_findings(path, classes)
     prompts = load_yaml(path)
     of_set = prompts.get(label_set, prompts.get(""))
     if of_set is None:
@@ -98,43 +112,35 @@ def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[s
 def run(options) -> Results:
     if options.findings:
         return run_findings(options)
-    splits = load_prepared(options.data)
-    label_set = options.label_set or only_label_set(splits, options)
-    rows, targets = labelled_rows(splits, options.split, label_set, options.data)
-    classes = label_sets(rows)[label_set]
-    prompts = load_prompts(options.prompts, label_set, classes)
-    validation = None
-    if "validation" in splits and (options.thresholds == "validation"):
-        validation = labelled_rows(splits, "validation", label_set, options.data)
-
+    # All splits have the validation recordings among them: nothing is held out.
+    data, prompts = open_prompted(options, held_out=options.thresholds == "validation" and options.split != ALL)
+    rows, targets, classes = data.rows[options.split], data.targets[options.split], data.classes
     scored, probabilities, shown = {}, None, None
     for name, similarities in _models(options, prompts):
         embeddings, scores = similarities(rows, f"{options.split} ({name})")
         thresholds = None
-        if validation is not None:
-            held_out = validation[1], similarities(validation[0], f"validation ({name})")[1]
+        if "validation" in data.rows:
+            held_out = data.targets["validation"], similarities(data.rows["validation"], f"validation ({name})")[1]
             thresholds = thresholds_of(*held_out)
         elif options.thresholds == BEST_ON_TEST:
             thresholds = thresholds_of(targets, scores)
         scored[name] = class_figures(options, rows, classes, targets, scores, thresholds)
         if name == "model":
             shown = embeddings, similarities.texts
-            probabilities = None if validation is None else calibrated(held_out, scores)
+            probabilities = calibrated(held_out, scores) if "validation" in data.rows else None
 
-    results = Results.of(NAME, options, rows, label_set)
-    add_figures(results, scored, probabilities)
+    results = Results.of(NAME, options, rows, data.label_set)
+    add_figures(results, rows, scored, probabilities)
     results.add("rankme", rankme(shown[0]))
     results.notes.append(f"RankMe (effective rank of the embeddings): {results.metrics['rankme']['value']:.1f}.")
     if "f1" in scored["model"].metrics:
-        results.notes.append(_about_thresholds(options, validation is not None))
+        results.notes.append(_about_thresholds("validation" in data.rows))
     results.figures["findings"] = lambda: draw.similarity(classes, shown[1])
     results.figures["map"] = lambda: draw.embedding_map(shown[0], targets, classes, options.seed)
-    results.predictions = predictions_of(rows, classes, targets, scored["model"].scores)
-    results.next = f"python evaluate.py linear-probe --model {options.model} --data {options.data}"
     return results
 
 
-def _about_thresholds(options, from_validation: bool) -> str:
+def _about_thresholds(from_validation: bool) -> str:
     if from_validation:
         return "Thresholds of F1, and the curves of the calibration error, come from the validation split."
     return "F1 is the best on the test recordings themselves, as published: too good for use."
@@ -156,18 +162,10 @@ class Similarities:
 
 
 def _models(options, prompts: dict[str, list[str]]) -> Iterator[tuple[str, Similarities]]:
-    """The model, its untrained twin, and the other model where one is named."""
-    device = options.runtime.device
-    model, processor = load_model(options.model, device)
-    networks = [("model", require_text(model, options.model), processor)]
-    networks.append(("untrained", untrained_like(options.model, device, options.seed), processor))
-    if options.against:
-        other, other_processor = load_model(options.against, device)
-        networks.append(("other", require_text(other, options.against), other_processor))
+    """What is measured, by name; see `compared`."""
     change = CPSC_ORIGINAL if options.cpsc_original else None
-    for name, network, reader in networks:
-        texts = class_embeddings(network, reader, prompts)
-        yield name, Similarities(network, reader, texts, options.runtime, change)
+    for name, (network, reader) in compared(options, text=True).items():
+        yield name, Similarities(network, reader, class_embeddings(network, reader, prompts), options.runtime, change)
 
 
 def run_findings(options) -> Results:
@@ -175,44 +173,42 @@ def run_findings(options) -> Results:
     findings = [name.strip() for name in options.findings.split(",") if name.strip()]
     if not findings:
         raise ValueError("--findings names no finding: separate them by commas.")
-    prompts = _prompts_of_findings(options.prompts, findings)
-    splits = load_prepared(options.data)
-    rows = get_split(splits, options.split, options.data)
-    label_set, named = _labels_named(rows, findings, options.label_set)
-    model, processor = load_model(options.model, options.runtime.device)
-    texts = class_embeddings(require_text(model, options.model), processor, prompts)
-    change = CPSC_ORIGINAL if options.cpsc_original else None
-    scores = Similarities(model, processor, texts, options.runtime, change)(rows, options.split)[1]
+    prompts = prompts_of_findings(options.prompts, findings)
+    rows = get_split(load_folders(options.data, options.label_set), options.split, " ".join(options.data))
+    label_set, named = _labels_named(rows, findings, named_label_set(options))
+    scores, texts = {}, {}
+    for name, similarities in _models(options, prompts):
+        texts[name], scores[name] = similarities.texts, similarities(rows, f"{options.split} ({name})")[1]
 
     results = Results.of(NAME, options, rows, label_set)
-    targets = np.full(scores.shape, np.nan)
+    targets = np.full(scores["model"].shape, np.nan)
     if named:
         matrix, labelled = label_matrix(rows, label_set)
         classes = label_sets(rows)[label_set]
         columns = [findings.index(finding) for finding in named]
         for column, labels in zip(columns, named.values(), strict=True):
             targets[labelled, column] = matrix[:, [classes.index(label) for label in labels]].any(axis=1)
-        chosen = rows.select(labelled)
-        figures = class_figures(
-            options, chosen, list(named), targets[labelled][:, columns] > 0, scores[labelled][:, columns]
-        )
-        add_figures(results, {"model": figures})
+        chosen, true = rows.select(labelled), targets[labelled][:, columns] > 0
+        scored = {
+            name: class_figures(options, chosen, list(named), true, values[labelled][:, columns])
+            for name, values in scores.items()
+        }
+        add_figures(results, chosen, scored)
     records = np.asarray(rows["record"], dtype=object)
     results.tables["Findings"] = markdown_table(
         ["finding", "label", "mean score", "recordings with the highest scores"],
         [
             [name, ", ".join(named.get(name, [])) or "no label", float(column.mean()), ", ".join(records[order])]
-            for name, column in zip(findings, scores.T, strict=True)
+            for name, column in zip(findings, scores["model"].T, strict=True)
             for order in [np.argsort(-column, kind="stable")[:3]]
         ],
     )
     results.predictions = predictions_of(rows, findings, targets, scores)
-    results.figures["findings"] = lambda: draw.similarity(findings, texts)
-    results.next = f"python evaluate.py zero-shot --model {options.model} --data {options.data}"
+    results.figures["findings"] = lambda: draw.similarity(findings, texts["model"])
     return results
 
 
-def _prompts_of_findings(path: str | Path, findings: list[str]) -> dict[str, list[str]]:
+def prompts_of_findings(path: str | Path, findings: list[str]) -> dict[str, list[str]]:
     """The prompts of the file where any label set has the name, else the name itself as a report's sentence."""
     known = {str(label).lower(): texts for labels in load_yaml(path).values() for label, texts in labels.items()}
     return {name: known.get(name.lower(), [f"{name.lower()}."]) for name in findings}
@@ -235,11 +231,8 @@ def _labels_named(rows: Dataset, findings: list[str], label_set: str | None) -> 
     return (best, found[best]) if found.get(best) else ("", {})
 
 
-def only_label_set(splits, options) -> str:
-    """The label set to use where none was named: the first that the prompt file knows."""
-    sets = label_sets(get_split(splits, options.split, options.data))
+def open_prompted(options, held_out: bool = False) -> tuple[Labelled, dict[str, list[str]]]:
+    """The measured recordings and their classes' prompts; of several label sets the first that the file knows."""
     prompts = load_yaml(options.prompts)
-    known = [name for name in sets if name in prompts or "" in prompts]
-    if not known:
-        raise ValueError(f"{options.prompts} has prompts for none of this data's label sets ({', '.join(sets)}).")
-    return known[0]
+    data = open_labelled(options, held_out=held_out, known=None if "" in prompts else prompts)
+    return data, load_prompts(options.prompts, data.label_set, data.classes)

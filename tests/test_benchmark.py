@@ -87,3 +87,10 @@ def test_one_run_measures_reading_processing_and_preparing(monkeypatch):
     assert all(case["per_second"] > 0 and set(FIELDS) < case.keys() for case in cases)
     assert 120 < preparing["kilobytes_a_record"] < 125 and 0.05 < preparing["peak_memory_gb"] < 1
     assert "GB of memory a process; 800,035 records: " in benchmark.remark(preparing)
+
+
+def test_draws_of_patients_are_counted(monkeypatch):
+    monkeypatch.setattr(benchmark, "DRAWS", 10)
+    (case,) = benchmark.measure_bootstrap(options())
+    assert set(FIELDS) < case.keys() and case["per_second"] == pytest.approx(10 / case["whole_seconds"])
+    assert "10 draws of 2,158 recordings x 23 classes" in benchmark.remark(case)

@@ -103,6 +103,14 @@ def test_two_models_are_compared_on_the_same_recordings(evaluated, zero_shot_out
     means = [metrics[name]["value"] for name in ("macro_auroc", "macro_auroc_other")]
     assert figure["value"] == pytest.approx(means[0] - means[1]) and figure["low"] <= figure["high"]
     assert figure["holds"] == (figure["low"] > 0 or figure["high"] < 0)
+    assert (zero_shot_output / "figures" / "performance_profile.png").is_file()
+    predictions = pd.read_parquet(zero_shot_output / "predictions.parquet")
+    of_class = predictions[predictions["label"] == "SR"]
+    (row,) = [
+        row for row in json.loads((zero_shot_output / "results.json").read_text())["classes"] if row["label"] == "SR"
+    ]
+    assert row["auroc_other"] == pytest.approx(roc_auc_score(of_class["target"], of_class["score_other"]), abs=1e-9)
+    assert row["difference_other"]["value"] == pytest.approx(row["auroc"] - row["auroc_other"])
 
 
 def test_card_has_the_figures_and_says_what_the_model_has_seen(evaluated, zero_shot_output, tmp_path):
@@ -138,14 +146,21 @@ def test_classes_that_cannot_be_measured_are_marked_with_the_cause(evaluated, tm
 
 
 def test_robustness_measures_every_condition_and_keeps_the_clean_one(evaluated, tmp_path):
-    results, predictions = evaluate(evaluated, "robustness", "model", tmp_path)
+    others = [evaluated / "other", evaluated / "model"]
+    results, predictions = evaluate(evaluated, "robustness", "model", tmp_path, "--against", *others)
     metrics = results["metrics"]
     assert {f"macro_auroc {kind} {name}" for kind, name, _ in conditions()[1:]} <= set(metrics)
     assert metrics["macro_auroc leads 12"] == metrics["macro_auroc"]
     # Min-max scaling takes amplitude away: the model must not notice.
     assert metrics["macro_auroc amplitude x 2"]["value"] == pytest.approx(metrics["macro_auroc"]["value"], abs=0.02)
-    assert not np.allclose(predictions["score"], predictions["leads 1"])
-    assert (tmp_path / "figures" / "robustness.svg").is_file()
+    assert not np.allclose(predictions["score"], predictions["score_leads_1"])
+    less = metrics["macro_auroc_less_other leads 1"]
+    pair = [metrics[f"macro_auroc{name} leads 1"]["value"] for name in ("", "_other")]
+    assert less["value"] == pytest.approx(pair[0] - pair[1]) and "score_other_leads_1" in predictions
+    assert metrics["macro_auroc_less_other_2 leads 1"]["value"] == 0  # the model itself
+    assert results["against"] == {"other": str(others[0]), "other 2": str(others[1])}
+    for name in ("robustness", "performance_profile"):
+        assert (tmp_path / "figures" / f"{name}.svg").is_file()
 
 
 def test_benchmark_measures_what_is_there_and_names_what_is_not(evaluated, tmp_path):

@@ -9,9 +9,9 @@ import torch
 import yaml
 from datasets import DatasetDict
 from tiny import RHYTHMS, tiny_model, tiny_processor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from data import MelpCollator, load_prepared, prepare_inputs
+from data import MelpCollator, label_matrix, label_sets, load_prepared, prepare_inputs
 from databases import synthetic
 from databases.code15 import CLASSES as CODE15
 from databases.published import read_tables
@@ -20,6 +20,7 @@ from evaluate import main
 from evaluation import identify, report, retrieval
 from evaluation.findings import PHRASES, extract, stated_findings
 from evaluation.finetune import new_model, parameter_groups, rate_at
+from evaluation.folders import SHARED, load_folders
 from evaluation.labels import GROUPS, correspondences, group_of, labels_of, shared_findings
 from evaluation.ranking import rank
 from evaluation.zero_shot import PROMPTS, load_prompts
@@ -33,6 +34,16 @@ def run(evaluated, tmp_path, task, *more, data=("data",)):
     common = ["--model", str(evaluated / "model"), "--output", str(folder), "--cache", "none", "--samples", "20"]
     main([task, "--data", *paths, *common, *more])
     return json.loads((folder / "results.json").read_text()), pd.read_parquet(folder / "predictions.parquet")
+
+
+def assert_compared(results, predictions, metric: str, less: str, figure: str):
+    """A figure of each model, their paired difference, the profile and both models' scores are there."""
+    metrics = results["metrics"]
+    difference = metrics[f"{less}_less_other"]
+    assert difference["value"] == pytest.approx(metrics[metric]["value"] - metrics[f"{metric}_other"]["value"])
+    assert difference["holds"] == (difference["low"] > 0 or difference["high"] < 0)
+    assert {"model", "other"} <= set(results["profile"]) and results["profile_of"] == figure
+    assert {"score", "score_other"} <= set(predictions) and results["fingerprints"]["against"]["other"]
 
 
 # ------------------------------------------------------------------------------------------------- labels and prompts
@@ -75,18 +86,21 @@ def test_codes_and_statements_of_the_same_recordings_correspond(ecg_data):
 
 def test_the_same_letters_do_not_mean_the_same_finding():
     csn, code15 = ["AF", "AFIB", "ST", "STE"], ["AF", "ST"]
-    shared = shared_findings("csn", csn, "code15", code15)
+    shared = shared_findings(("csn", csn), ("code15", code15))
     assert shared == {"sinus tachycardia": (["ST"], ["ST"]), "atrial fibrillation": (["AFIB"], ["AF"])}
-    assert "st elevation" not in shared_findings("csn", csn, "cpsc2018", ["STE", "AFIB"])
-    assert shared_findings("csn-fixed", csn, "findings", FINDINGS)["atrial flutter"] == (["AF"], ["atrial flutter"])
+    assert "st elevation" not in shared_findings(("csn", csn), ("cpsc2018", ["STE", "AFIB"]))
+    assert shared_findings(("csn-fixed", csn), ("findings", FINDINGS))["atrial flutter"] == (
+        ["AF"],
+        ["atrial flutter"],
+    )
 
 
 def test_a_gathering_label_is_opposite_all_that_it_gathers():
-    shared = shared_findings("superclass", ["CD", "NORM"], "code15", CODE15)
+    shared = shared_findings(("superclass", ["CD", "NORM"]), ("code15", CODE15))
     assert shared == {"conduction disturbance": (["CD"], ["1dAVb", "LBBB", "RBBB"])}
     # Between two sets of single findings it has no place.
-    assert "conduction disturbance" not in shared_findings("findings", FINDINGS, "code15", CODE15)
-    assert shared_findings("mine", ["a", "b"], "theirs", ["b", "c"]) == {"b": (["b"], ["b"])}
+    assert "conduction disturbance" not in shared_findings(("findings", FINDINGS), ("code15", CODE15))
+    assert shared_findings(("mine", ["a", "b"]), ("theirs", ["b", "c"])) == {"b": (["b"], ["b"])}
     assert labels_of("atrial fibrillation", "snomed", ["atrial fibrillation"]) == ["atrial fibrillation"]
 
 
@@ -99,6 +113,27 @@ def test_prompt_files_in_json_need_no_label_sets_and_no_lists(tmp_path):
     }
     with pytest.raises(ValueError, match="no prompt for PACE"):
         load_prompts(flat, "rhythm", ["SR", "PACE"])
+
+
+def test_several_folders_are_measured_as_one_over_what_they_share(evaluated, tmp_path):
+    """The same recordings under two label sets: twice as many, each finding's positives twice."""
+    folders = [str(evaluated / name) for name in ("data", "rhythm")]
+    both, one = load_folders(folders), load_folders(folders[:1])
+    assert both["test"].num_rows == 2 * one["test"].num_rows
+    assert label_sets(both["test"]) == {SHARED: list(RHYTHMS)}
+    targets, _ = label_matrix(both["test"], SHARED)
+    alone, _ = label_matrix(one["test"], "findings")
+    columns = [FINDINGS.index(name) for name in RHYTHMS]
+    np.testing.assert_array_equal(targets, np.concatenate([alone[:, columns]] * 2))
+    assert not set(both["test"]["patient"]) & set(both["train"]["patient"])
+    assert len(set(both["test"]["patient"])) == 2 * len(set(one["test"]["patient"]))
+    results, predictions = run(evaluated, tmp_path, "zero-shot", "--split", "all", data=("data", "rhythm"))
+    assert results["records"] == 400 and predictions["label"].unique().tolist() == list(RHYTHMS)
+    assert all(row["threshold"] is None for row in results["classes"])  # nothing was held out
+    with pytest.raises(SystemExit, match="as many names in --label-set"):
+        run(evaluated, tmp_path, "zero-shot", "--label-set", "findings", data=("data", "rhythm"))
+    with pytest.raises(SystemExit, match="fitted on"):
+        run(evaluated, tmp_path, "linear-probe", "--split", "all", data=("data", "rhythm"))
 
 
 # ----------------------------------------------------------------------------------------------------------- findings
@@ -151,6 +186,23 @@ def test_findings_read_from_synthetic_reports_are_those_written_into_them(monkey
     assert set(PHRASES) <= set(correspondences())
 
 
+def test_bertscore_is_the_library_s_and_an_empty_draft_has_none(tmp_path):
+    bert_score = pytest.importorskip("bert_score")
+    tokenizer, folder = tiny_processor().tokenizer, str(tmp_path / "bert")
+    tokenizer.model_max_length = 64
+    BertModel(
+        BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    reports, drafts = ["sinus rhythm.", "atrial fibrillation.", "normal ecg."], ["sinus rhythm.", "", "sinus rhythm."]
+    statistics, _ = report._wording(reports, drafts, folder)
+    _, _, expected = bert_score.score([drafts[2]], [reports[2]], model_type=folder, num_layers=2, device="cpu")
+    values = [statistics["bertscore"](np.eye(3, dtype=int)[[index]])[0] for index in range(3)]
+    assert values == pytest.approx([1.0, 0.0, expected.item()], abs=1e-5)
+    with pytest.raises(ValueError, match="--bertscore"):
+        report._wording(reports, drafts, str(tmp_path / "none"))
+
+
 # ---------------------------------------------------------------------------------------------- ranking and its tasks
 
 
@@ -182,7 +234,8 @@ def test_identical_reports_are_hits():
 
 
 def test_retrieval_saves_the_ranks_that_its_figures_follow_from(evaluated, tmp_path):
-    results, predictions = run(evaluated, tmp_path, "retrieval")
+    results, predictions = run(evaluated, tmp_path, "retrieval", "--against", str(evaluated / "other"))
+    assert_compared(results, predictions, "ecg_to_report_recall_10", "ecg_to_report_recall_10", "recall")
     for direction in retrieval.DIRECTIONS:
         ranks = predictions[predictions["label"] == direction]["score"]
         figure = results["metrics"][f"{direction.replace(' ', '_')}_median_rank"]
@@ -203,13 +256,26 @@ def test_patients_are_identified_by_their_other_recordings(evaluated, tmp_path):
     assert (identify.identification(features, 3 * features).ranks == 1).all()
 
 
-def test_published_pairs_are_found_by_file_name(evaluated, tmp_path):
+def test_published_pairs_are_found_by_file_name_and_read_to_their_length(evaluated, tmp_path):
     records = list(load_prepared(evaluated / "data")["train"]["record"][:4])
-    for name, files in (("gallery", records[:2]), ("probe", records[2:])):
-        table = pd.DataFrame({"filename_hr": [f"records500/{f}_hr" for f in files] + ["a_hr"], "label": [0, 1, 2]})
-        table.to_csv(tmp_path / f"valid_{name}.csv", index=False)
+    files = {"gallery": records[:2], "probe": records[2:]}
+
+    def table(name, **columns):
+        named = {"filename_hr": [f"records500/{record}_hr" for record in files[name]] + ["a_hr"]}
+        pd.DataFrame(named | columns | {"label": [0, 1, 2]}).to_csv(tmp_path / f"valid_{name}.csv", index=False)
+
+    for name in files:
+        table(name, length=2500)
     _, predictions = run(evaluated, tmp_path, "identify", "--splits", str(tmp_path))
     assert predictions["record"].tolist() == records[2:] and predictions["gallery_record"].tolist() == records[:2]
+    splits = load_prepared(evaluated / "data")
+    table("gallery", length=[2500, 1000, 2500])
+    gallery, _, pairs, change = identify.published_pairs(splits, str(tmp_path), "data")
+    signal, _ = change.apply(np.ones((2, 12, 5000)), np.ones((2, 12), dtype=bool), list(gallery["record"]))
+    assert pairs == 3 and signal.sum(axis=2)[:, 0].tolist() == [2500, 1000]
+    table("probe")
+    with pytest.raises(SystemExit, match="needs the columns filename_hr, length and label"):
+        run(evaluated, tmp_path, "identify", "--splits", str(tmp_path))
     (tmp_path / "valid_probe.csv").unlink()
     with pytest.raises(SystemExit, match="no valid_probe.csv"):
         run(evaluated, tmp_path, "identify", "--splits", str(tmp_path))
@@ -237,9 +303,12 @@ def test_drafts_of_a_batch_are_those_of_single_recordings(evaluated, tmp_path):
     model, processor = tiny_model(), tiny_processor()
     drafts = report.draft_reports(model, processor, rows, batch_size=2, max_new_tokens=8)
     assert drafts == [report.draft_reports(model, processor, rows.select([i]), max_new_tokens=8)[0] for i in range(3)]
-    results, _ = run(evaluated, tmp_path, "report", "--limit", "4", "--max-new-tokens", "8")
+    against = ["--against", str(evaluated / "other")]
+    results, predictions = run(evaluated, tmp_path, "report", "--limit", "4", "--max-new-tokens", "8", *against)
+    assert_compared(results, predictions, "findings_recall", "findings_recall", "F1")
+    assert "findings_f1_less_same_for_all" in results["metrics"]
     saved = pd.read_parquet(tmp_path / "out" / "drafts.parquet")
-    assert len(saved) == 4 == results["records"] and saved["draft"].map(type).eq(str).all()
+    assert len(saved) == 4 == results["records"] and "draft_other" in saved and saved["draft"].map(type).eq(str).all()
     assert results["metrics"]["findings_f1_same_for_all"]["value"] > 0
     assert "worst:" in results["tables"]["Worst and best drafts"]
 
@@ -248,7 +317,8 @@ def test_drafts_of_a_batch_are_those_of_single_recordings(evaluated, tmp_path):
 
 
 def test_transfer_pairs_labels_by_finding(evaluated, tmp_path):
-    results, predictions = run(evaluated, tmp_path, "transfer", data=("data", "rhythm"))
+    other = str(evaluated / "encoder")
+    results, predictions = run(evaluated, tmp_path, "transfer", "--against", other, data=("data", "rhythm"))
     across = [row for row in results["classes"] if row["source"].endswith("(findings)") and "rhythm" in row["target"]]
     assert {row["label"]: row["target_labels"] for row in across} == {name: [code] for name, code in RHYTHMS.items()}
     rows = {(row["source"], row["target"], row["method"]): row for row in results["groups"]}
@@ -256,6 +326,11 @@ def test_transfer_pairs_labels_by_finding(evaluated, tmp_path):
     # The same recordings under other names: the same figure.
     assert rows[a, b, "probe"]["auroc"] == pytest.approx(rows[b, b, "probe"]["auroc"])
     assert predictions.groupby(["source", "target"]).ngroups == 4
+    pair = rows[a, b, "probe"]["auroc"] - rows[a, b, "probe_other"]["auroc"]
+    assert rows[a, b, "probe_other"]["less"]["value"] == pytest.approx(pair)
+    assert (a, b, "zero_shot") in rows and (a, b, "zero_shot_other") not in rows
+    assert f"{other} has no text tower: no zero-shot matrix." in results["notes"]
+    assert {name: len(units) for name, units in results["profile"].items()} == {"model": 4, "other": 4}
     with pytest.raises(SystemExit, match="two or more folders"):
         run(evaluated, tmp_path, "transfer")
 
@@ -284,7 +359,8 @@ def test_finetuned_model_gives_the_saved_predictions(evaluated, tmp_path):
     few = DatasetDict({**splits, "train": splits["train"].select(range(32))})
     few.save_to_disk(str(tmp_path / "few"))
     options = ["--epochs", "1", "--train-batch-size", "16"]
-    results, predictions = run(evaluated, tmp_path, "finetune", *options, data=(tmp_path / "few",))
+    against = ["--against", str(evaluated / "other")]
+    results, predictions = run(evaluated, tmp_path, "finetune", *options, *against, data=(tmp_path / "few",))
     model = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out" / "model", trust_remote_code=True
     ).eval()
@@ -295,6 +371,7 @@ def test_finetuned_model_gives_the_saved_predictions(evaluated, tmp_path):
         logits = model(**prepare_inputs(batch, "cpu", model.config.scaling)).logits
     saved = predictions["score"].to_numpy().reshape(len(rows), -1)[:2]
     np.testing.assert_allclose(logits.sigmoid().numpy(), saved, atol=1e-5)
-    assert {"macro_auroc", "macro_auroc_from_scratch"} <= set(results["metrics"])
+    assert_compared(results, predictions, "macro_auroc", "macro_auroc", "AUROC")
+    assert "macro_auroc_from_scratch" in results["metrics"]
     with pytest.raises(SystemExit, match="not finite"):
         run(evaluated, tmp_path, "finetune", *options, "--learning-rate", "1e30", data=(tmp_path / "few",))
