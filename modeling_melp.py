@@ -5,6 +5,7 @@ arXiv 2506.21803. From top to bottom: outputs, attention, ECG encoder, poolers, 
 """
 
 import copy
+import inspect
 import json
 import math
 import os
@@ -37,6 +38,9 @@ except ImportError:
     from configuration_melp import MelpConfig, MelpEcgConfig
     from functional_melp import ScaleGradient, apply_dropout, same_convolution
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
+
+# transformers' own name of a cache: `past_key_values` in the earlier versions.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
     from .pipeline_melp import MelpFeatureExtractionPipeline  # noqa: F401
@@ -81,7 +85,7 @@ class MelpOutput(ModelOutput):
         sentence_attentions: (batch, sentences, beat queries), which beats support a sentence of the ECG's own report.
         logits: (batch, tokens, vocabulary), position i predicts token i + 1. Left out in training, where the caption
             loss never makes them all at once.
-        past_key_values: cache of a generation step.
+        cache: keys and values of a generation step.
         ecg_model_output: the [`MelpEcgModelOutput`].
     """
 
@@ -99,7 +103,7 @@ class MelpOutput(ModelOutput):
     sentence_embeds: torch.FloatTensor | None = None
     sentence_mask: torch.BoolTensor | None = None
     sentence_attentions: torch.FloatTensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
+    cache: EncoderDecoderCache | None = None
     ecg_model_output: MelpEcgModelOutput | None = None
 
     def to_tuple(self) -> tuple:
@@ -612,6 +616,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         # their number is known, instead of by `generate` from the text tower's configuration.
         return False
 
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+        if outputs.cache is not None:  # which earlier versions look for under its earlier name
+            model_kwargs = model_kwargs | {CACHE: outputs.cache}
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+
     def freeze_text_layers(self):
         """Excludes the first `num_frozen_text_layers` text layers from training; the embeddings stay trainable."""
         for layer in self.text_model.encoder.layer[: self.config.num_frozen_text_layers]:
@@ -707,6 +716,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: MelpEcgModelOutput | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         return_loss: bool | None = None,
@@ -720,8 +730,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             input_ids: (batch, tokens), [BOS] report [SEP], padded on the right; the model appends [CLS].
             attention_mask: (batch, tokens), 1 for real tokens; from `pad_token_id` where it is left out.
             sentence_ids: (batch, tokens), index of the token's sentence, -1 for none; without it no beat loss.
-            decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache: a step of
-                `generate`, which gives only `logits` and the cache.
+            decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache: a step of `generate`, which
+                gives only `logits` and the cache; `past_key_values` is an earlier transformers' name of `cache`.
             return_loss: by default in training, and otherwise with at least two pairs.
 
         Raises:
@@ -731,8 +741,9 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         if encoder_outputs is None and input_values is not None:
             encoder_outputs = self.ecg_model(input_values, lead_mask=lead_mask, **kwargs)
         if decoder_input_ids is not None:
+            cache = past_key_values if cache is None else cache
             return self._decode_step(
-                decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache, **kwargs
+                decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs
             )
         if encoder_outputs is None and input_ids is None:
             raise ValueError("MelpModel needs input_values (ECGs), input_ids (reports) or both.")
@@ -767,7 +778,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         targets = input_ids[:, 1:]
         padding = targets == self.config.pad_token_id if attention_mask is None else attention_mask[:, 1:] == 0
         causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
+            config=self.config, inputs_embeds=hidden_states, attention_mask=None, **{CACHE: None}
         )
         decoded = self.decoder(hidden_states, output.token_embeds, attention_mask=causal_mask, **kwargs)
         output.caption_loss = caption_loss(decoded, self.lm_head, targets.masked_fill(padding, -100))
@@ -796,25 +807,25 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             output.loss = output.loss + config.local_loss_weight * output.local_loss
 
     def _decode_step(
-        self, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache, **kwargs
+        self, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs
     ) -> MelpOutput:
         """Next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
         if encoder_outputs is None:
             raise ValueError("Drafting a report needs input_values or encoder_outputs.")
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         embeds = self.get_input_embeddings()(decoder_input_ids)
         # Made before the text tower runs: it fills the cache that tells how many tokens came before.
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=embeds,
             attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
         )
         hidden_states = self.text_model(
             inputs_embeds=embeds,
             attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             use_cache=bool(use_cache),
             **kwargs,
         ).last_hidden_state
@@ -822,11 +833,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             hidden_states,
             encoder_outputs.token_embeds,
             attention_mask=causal_mask,
-            past_key_values=past_key_values,
+            past_key_values=cache,
             **kwargs,
         )
         logits = self.lm_head(decoded)
-        return MelpOutput(logits=logits, past_key_values=past_key_values, token_embeds=encoder_outputs.token_embeds)
+        return MelpOutput(logits=logits, cache=cache, token_embeds=encoder_outputs.token_embeds)
 
 
 class MelpForEcgClassification(MelpPreTrainedModel):
