@@ -612,8 +612,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        # One cache serves the text tower's layers, the decoder's and the cross-attention's: made in forward, where
-        # their number is known, instead of by `generate` from the text tower's configuration.
+        # One cache serves the text tower, the decoder and the cross-attention: forward knows how many layers it has.
         return False
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
@@ -717,7 +716,6 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: MelpEcgModelOutput | None = None,
         cache: Cache | None = None,
-        past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         return_loss: bool | None = None,
         **kwargs,
@@ -738,10 +736,10 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             ValueError: on wrong shapes, on a report longer than `max_text_length - 1`, and in training on a batch of
                 one pair, whose contrastive losses do not exist.
         """
+        cache = kwargs.pop("past_key_values", cache)
         if encoder_outputs is None and input_values is not None:
             encoder_outputs = self.ecg_model(input_values, lead_mask=lead_mask, **kwargs)
         if decoder_input_ids is not None:
-            cache = past_key_values if cache is None else cache
             return self._decode_step(
                 decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs
             )
@@ -777,9 +775,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         """Caption loss of the pairs, and outside training what explains them: all logits, the sentences' beats."""
         targets = input_ids[:, 1:]
         padding = targets == self.config.pad_token_id if attention_mask is None else attention_mask[:, 1:] == 0
-        causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=None, **{CACHE: None}
-        )
+        causal_mask = create_causal_mask(self.config, hidden_states, None, None)
         decoded = self.decoder(hidden_states, output.token_embeds, attention_mask=causal_mask, **kwargs)
         output.caption_loss = caption_loss(decoded, self.lm_head, targets.masked_fill(padding, -100))
         if not self.training:
@@ -816,12 +812,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         embeds = self.get_input_embeddings()(decoder_input_ids)
         # Made before the text tower runs: it fills the cache that tells how many tokens came before.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=embeds,
-            attention_mask=decoder_attention_mask,
-            **{CACHE: cache},
-        )
+        causal_mask = create_causal_mask(self.config, embeds, decoder_attention_mask, cache)
         hidden_states = self.text_model(
             inputs_embeds=embeds,
             attention_mask=decoder_attention_mask,
