@@ -6,7 +6,6 @@ arXiv 2506.21803. From top to bottom: outputs, attention, ECG encoder, poolers, 
 
 import copy
 import inspect
-import json
 import math
 import os
 from collections.abc import Callable
@@ -29,13 +28,13 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig
+    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder
     from .functional_melp import ScaleGradient, apply_dropout, same_convolution
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig
+    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder
     from functional_melp import ScaleGradient, apply_dropout, same_convolution
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
@@ -432,22 +431,16 @@ class MelpPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """See [`~PreTrainedModel.from_pretrained`], which follows any path that a local folder's index names.
-
-        Raises:
-            ValueError: when the index of sharded weights names a file outside of its folder.
-        """
-        root = os.path.join(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
-        index = os.path.join(root, "model.safetensors.index.json")
-        if os.path.isfile(index):
-            with open(index, encoding="utf-8") as file:
-                names = set(json.load(file)["weight_map"].values())
-            root = os.path.realpath(root)
-            blobs = os.path.realpath(os.path.join(root, "..", "..", "blobs"))  # where the Hub's cache links to
-            for name in names:
-                if not os.path.realpath(os.path.join(root, name)).startswith((root + os.sep, blobs + os.sep)):
-                    raise ValueError(f"{index} names {name!r}, which leads out of the folder.")
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """See [`~PreTrainedModel.from_pretrained`]; a malformed folder is a ValueError."""
+        name = str(pretrained_model_name_or_path)
+        check_folder(os.path.join(name, kwargs.get("subfolder") or ""))
+        kwargs.setdefault("use_safetensors", True)  # what we save; the older format is a pickle
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except Exception as error:  # safetensors' own, and transformers' where shapes are not the configuration's
+            if type(error).__name__ not in ("SafetensorError", "RuntimeError"):
+                raise
+            raise ValueError(f"{name}: its weights are malformed, or not its configuration's: {error}") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
