@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -454,6 +455,57 @@ def test_a_processor_that_contradicts_the_configuration_is_refused(tmp_path, fie
     extractor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{field}.*config.json"):
         MelpFeatureExtractor.from_pretrained(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", "[" * 100_000, "config.json is not JSON"),
+        ("config.json", "[]", "config.json holds no JSON object"),
+        ("config.json", {"ecg_config": [1]}, r"ecg_config is \[1\], not the fields"),
+        ("config.json", {"bos_token_id": None}, "bos_token_id is None"),
+        ("config.json", {"decoder_num_hidden_layers": 3}, "lacks weights|not its configuration's"),
+        ("config.json", {"text_config": {"hidden_act": "x", "hidden_size": 32}}, "hidden_act is 'x'"),
+        ("model.safetensors", "{}", "model.* malformed"),
+        ("model.safetensors", None, "no file named model.safetensors"),
+        ("model.safetensors.index.json", "{}", "has no weight_map"),
+        ("processor_config.json", {"max_text_length": "64"}, "max_text_length is '64'"),
+        ("processor_config.json", {"max_text_length": 10**9}, "max_text_length is 1000000000"),
+        ("processor_config.json", {"feature_extractor": {"x": 1}}, "no option x"),
+        ("tokenizer.json", "{}", "malformed tokenizer"),
+    ],
+)
+def test_a_malformed_folder_is_refused(tmp_path, whole, file, change, message):
+    """By the loading that evaluate.py, train.py and hub.py do, with a message; nothing in it is unpickled."""
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    torch.save({"a": Mark(tmp_path / "mark")}, folder / "pytorch_model.bin")
+    if isinstance(change, dict):
+        values = json.loads((folder / file).read_text())
+        change = json.dumps(values | {k: values[k] | v if isinstance(v, dict) else v for k, v in change.items()})
+    if change is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(change)
+    with pytest.raises((ValueError, OSError), match=message):
+        export(folder, tmp_path / "export")
+    assert not (tmp_path / "mark").exists()
+
+
+class Mark:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 TRAIN = """
