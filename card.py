@@ -40,6 +40,7 @@ class Run:
         chosen: `model/training.json`: the `step` that the model is of.
         data: `melp.json` of the prepared folder: `database`, `records`, `rejected`, `fingerprint`.
         data_license: from the metadata of the prepared folder's card.
+        earlier: the runs that it started from, by the recipe's field.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Run:
     chosen: dict
     data: dict
     data_license: str | None
+    earlier: dict[str, "Run"]
 
     @property
     def last_step(self) -> int:
@@ -69,12 +71,33 @@ class Run:
 
     @property
     def hours(self) -> float | None:
-        """Of optimizer steps, without validation and saving."""
-        if self.rows_per_second is None or "processes" not in self.info:
-            return None
-        rows = self.last_step * self.recipe["batch_size"] * self.info["processes"]
-        rows *= self.recipe.get("accumulation_steps", 1)
-        return rows / self.rows_per_second / 3600
+        """On the clock, over all starts, with validation and saving."""
+        return max((line["hours"] for line in self.log if "hours" in line), default=None)
+
+    @property
+    def lineage(self) -> list["Run"]:
+        return [self, *(run for earlier in self.earlier.values() for run in earlier.lineage)]
+
+    @property
+    def base_models(self) -> list[str]:
+        """Hub ids that it, or a run before it, started from."""
+        starts = (run.recipe.get(name) for run in self.lineage for name in STARTS)
+        return list(dict.fromkeys(start for start in starts if start and _is_hub_id(start)))
+
+    @property
+    def datasets(self) -> list[str]:
+        """Databases, and Hub ids of recordings and texts."""
+        found = []
+        for run in self.lineage:
+            sources = [run.recipe.get("data") or "", *(run.recipe.get("text") or "").split(",")]
+            found += [run.data.get("database"), *(name.strip() for name in sources if _is_hub_id(name.strip()))]
+        return list(dict.fromkeys(name for name in found if name))
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run folder that a model folder lies in, if it does."""
+    run = folder.resolve().parent
+    return run if (run / "recipe.yaml").exists() else None
 
 
 def read_run(folder: Path) -> Run:
@@ -88,14 +111,15 @@ def read_run(folder: Path) -> Run:
         json.loads(path.read_text()) if path.exists() else {}
         for path in (folder / "run.json", folder / "model" / "training.json")
     )
-    if recipe.get("data") is None:
+    if recipe.get("data") is None and not recipe.get("text"):
         data = {"database": "synthetic", "records": {"in all": recipe.get("corpus_records")}}
-    elif (prepared := Path(recipe["data"])).is_dir() and (prepared / "melp.json").exists():
+    elif recipe.get("data") and (prepared := Path(recipe["data"])).is_dir() and (prepared / "melp.json").exists():
         data = json.loads((prepared / "melp.json").read_text())
         if (prepared / CARD_FILE).exists():
             license_name = (metadata_load(prepared / CARD_FILE) or {}).get("license")
     elif "records" in info.get("data", {}):  # a dataset of the Hub, or a folder that has gone
         data = info["data"]
+    starts = {name: run_of(Path(recipe[name])) for name in STARTS if recipe.get(name)}
     return Run(
         name=re.sub(r"[^\w.-]", "-", folder.resolve().name),
         recipe=recipe,
@@ -104,6 +128,7 @@ def read_run(folder: Path) -> Run:
         chosen=chosen,
         data=data,
         data_license=license_name,
+        earlier={name: read_run(place) for name, place in starts.items() if place},
     )
 
 
@@ -122,24 +147,40 @@ def read_results(folders: list[Path]) -> list[dict]:
     return found
 
 
-def make_card(model, folder: Path, run_folder: Path | None = None, results: list[Path] | tuple = ()) -> ModelCard:
+def make_card(
+    model,
+    folder: Path,
+    run_folder: Path | None = None,
+    results: list[Path] | tuple = (),
+    *,
+    repo_id: str | None = None,
+    license_name: str = "apache-2.0",
+    base_models: list[str] | tuple = (),
+    datasets: list[str] | tuple = (),
+) -> ModelCard:
     """A card for a model folder.
 
     Args:
         model: the model of `folder`.
         run_folder: of train.py; without it the card says that the training is not recorded.
         results: output folders of evaluate.py beside those that lie in the run folder.
+        repo_id: where the model will be found.
+        license_name: the Hub's name of the model's licence.
+        base_models, datasets: Hub ids beside those that the run and the runs it started from name.
     """
     run = read_run(run_folder) if run_folder is not None else None
     beside = sorted(run_folder.glob("*/results.json")) if run_folder is not None else []
     found = read_results([*beside, *results])
     database = run.data.get("database") if run is not None else None
+    base_models = [*(run.base_models if run is not None else ()), *base_models]
+    datasets = [*(run.datasets if run is not None else ()), *datasets]
     data = ModelCardData(
         language="en",
-        license="apache-2.0",
+        license=license_name,
+        base_model=base_models or None,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        datasets=[database] if database else None,
+        datasets=datasets or None,
         tags=["ecg", "electrocardiogram", "cardiology", "medical", "contrastive-learning", model.config.model_type],
         metrics=["roc_auc"] if any("auroc" in name for entry in found for name in entry["metrics"]) else None,
         model_name=run.tag if run is not None else folder.resolve().name,
@@ -147,7 +188,7 @@ def make_card(model, folder: Path, run_folder: Path | None = None, results: list
     )
     sections = [
         introduction(model, database),
-        usage(model),
+        usage(model, repo_id),
         training_data(model, run),
         training(run),
         results_table(found),
@@ -209,22 +250,28 @@ def introduction(model, database: str | None) -> str:
     )
 
 
-def usage(model) -> str:
+def usage(model, repo_id: str | None) -> str:
     auto = "AutoModelForSequenceClassification" if hasattr(model, "classifier") else "AutoModel"
     processor = "AutoProcessor" if model.config.model_type == "melp" else "AutoFeatureExtractor"
+    name, unnamed = (f'"{repo_id}"', "") if repo_id else ("ID", "ID is this repository's name. ")
+    outputs = {
+        "MelpModel": "embedding = model.get_ecg_features(**inputs).pooler_output  # L2-normalised",
+        "MelpEcgModel": "embedding = model(**inputs).rhythm_embeds",
+        "MelpForEcgClassification": "probabilities = model(**inputs).logits.sigmoid()",
+    }[type(model).__name__]
     return f"""## Use
 
 ```python
 from transformers import {auto}, {processor}
 
-model = {auto}.from_pretrained(ID, revision=COMMIT, trust_remote_code=True)
-processor = {processor}.from_pretrained(ID, revision=COMMIT, trust_remote_code=True)
+model = {auto}.from_pretrained({name}, revision=COMMIT, trust_remote_code=True)
+processor = {processor}.from_pretrained({name}, revision=COMMIT, trust_remote_code=True)
 inputs = processor("path/to/wfdb_record", return_tensors="pt")  # any rate, unit, lead order or lead subset
-outputs = model(**inputs)
+{outputs}
 ```
 
-`trust_remote_code` runs the Python files of this repository: read them, and name the commit that you have read. They
-need torch, numpy, transformers and huggingface_hub, and wfdb to read files."""
+{unnamed}`trust_remote_code` runs the Python files of this repository: read them, and give the COMMIT that you
+read. They need torch, numpy, transformers and huggingface_hub, and wfdb to read files."""
 
 
 def training_data(model, run: Run | None) -> str:
@@ -233,6 +280,8 @@ def training_data(model, run: Run | None) -> str:
         "minmax": "one minimum and maximum over the whole record, to [0, 1], so that absolute amplitude is lost",
         "millivolt": "none, the signal stays in mV",
     }[ecg.scaling]
+    length = getattr(model.config, "max_text_length", None)
+    reports = f"\nReports: lower-cased, at most {length - 1} tokens; what is longer is cut." if length else ""
     lines = ["## Training data and preprocessing", ""]
     if run is None:
         lines.append("How these weights were trained is not recorded.")
@@ -248,7 +297,7 @@ def training_data(model, run: Run | None) -> str:
             lines.append(f"Fingerprint of the prepared data: `{run.data['fingerprint'][:16]}`.")
     return "\n".join(lines) + (
         f"\n\nInput: {ecg.num_leads} leads in the order I, II, III, aVR, aVF, aVL, V1 to V6, {ecg.duration:g} s at "
-        f"{ecg.sampling_rate} Hz.\nScaling: {scaling}. A missing lead is a row of zeros."
+        f"{ecg.sampling_rate} Hz.\nScaling: {scaling}. A missing lead is a row of zeros.{reports}"
     )
 
 
@@ -256,7 +305,7 @@ def training(run: Run | None) -> str:
     """Settings, speed, hardware and energy; nothing without a run, which `training_data` has said."""
     if run is None:
         return "Speed, hardware and energy of the training were not measured."
-    start = [f"`{name}` {_place(run.recipe[name])}" for name in STARTS if run.recipe.get(name)]
+    start = [f"`{name}` {_place(run, name)}" for name in STARTS if run.recipe.get(name)]
     lines = [
         "## Training",
         "",
@@ -278,7 +327,7 @@ def training(run: Run | None) -> str:
     if run.rows_per_second is not None:
         known.append(f"{run.rows_per_second:,.1f} recordings a second (median)")
     if run.hours is not None:
-        known.append(f"{run.hours:.2g} hours of optimizer steps")
+        known.append(f"{run.hours:.2g} hours, validation and saving included")
     lines += ["", f"Speed and hardware: {', '.join(known) or 'not measured'}.", energy(run)]
     if "git_revision" in run.info:
         lines.append(f"Code: revision `{run.info['git_revision']}`.")
@@ -298,9 +347,13 @@ def energy(run: Run) -> str:
     )
 
 
-def _place(name: str) -> str:
-    """A Hub id as it is; a folder, whose path is nobody's business, as such."""
-    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else "a local folder"
+def _place(run: Run, field: str) -> str:
+    """A Hub id as it is; a folder, whose path is nobody's business, as such, or by the run that left it."""
+    start, earlier = run.recipe[field], run.earlier.get(field)
+    if earlier is not None:
+        stage, data = earlier.recipe.get("stage"), " and ".join(earlier.datasets) or "data that is not recorded"
+        return f"of the {stage} stage ({earlier.step:,} steps on {data})"
+    return f"[{start}](https://huggingface.co/{start})" if _is_hub_id(start) else "a folder that is not recorded"
 
 
 def _is_hub_id(name: str) -> bool:

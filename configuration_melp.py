@@ -1,9 +1,12 @@
 """Configuration of MELP (Multi-scale ECG-Language Pretraining; Wang, Xu and Yu, ICML 2025, arXiv 2506.21803)."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 class MelpEcgConfig(PreTrainedConfig):
@@ -80,6 +83,17 @@ class MelpEcgConfig(PreTrainedConfig):
             ("token_dim", "pooler_num_attention_heads"),
         ):
             _check_divides(self, width, divisor, "ecg_config.")
+        if isinstance(self.duration, bool) or not 0 < self.duration <= 86_400:
+            raise ValueError(f"ecg_config.duration is {self.duration!r}; it must be seconds, at most 86400.")
+        channels, width = (self.num_leads, *self.conv_dim), self.hidden_size
+        poolers = ((self.num_token_queries, self.token_dim), (self.num_beat_queries, self.projection_dim))
+        _check_weights(
+            "ecg_config",
+            convolutions=sum(map(math.prod, zip(channels, self.conv_dim, self.conv_kernel, strict=False))),
+            positions=width * width // self.num_conv_pos_embedding_groups * self.num_conv_pos_embeddings,
+            transformer=_transformer_weights(self),
+            poolers=sum(queries * dim + 2 * dim * (dim + width) for queries, dim in poolers),
+        )
 
 
 class MelpConfig(PreTrainedConfig):
@@ -133,6 +147,9 @@ class MelpConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        for name in ("ecg_config", "text_config"):
+            if not isinstance(getattr(self, name), (dict, PreTrainedConfig, type(None))):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not the fields of a configuration.")
         if self.ecg_config is None or isinstance(self.ecg_config, dict):
             self.ecg_config = MelpEcgConfig(**(self.ecg_config or {}))
         if self.text_config is None:
@@ -172,10 +189,16 @@ class MelpConfig(PreTrainedConfig):
                 f"({text.max_position_embeddings})."
             )
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"):
-            if not 0 <= getattr(self, name) < text.vocab_size:
+            if getattr(self, name) not in range(text.vocab_size):
                 raise ValueError(f"{name} is {getattr(self, name)}, outside the vocabulary of {text.vocab_size}.")
         if text.hidden_size % self.decoder_num_attention_heads:
             raise ValueError("text_config.hidden_size is not a multiple of decoder_num_attention_heads.")
+        width, words = text.hidden_size, text.vocab_size
+        _check_weights(
+            "config.json",
+            text_tower=_transformer_weights(text) + (words + text.max_position_embeddings) * width,
+            decoder=self.decoder_num_hidden_layers * width**2 * (8 + 4 * self.decoder_mlp_ratio) + words * width,
+        )
 
     @property
     def projection_dim(self) -> int:
@@ -183,13 +206,47 @@ class MelpConfig(PreTrainedConfig):
         return self.ecg_config.projection_dim
 
 
-# A config.json is input, and its sizes are allocated before a weight is read: absurd ones are refused first.
+# A folder is input: the sizes in its config.json are allocated before a weight is read, so absurd ones are refused.
 _MAX_LAYERS = 1024
+MAX_WEIGHTS = 10**10
 _ECG_SIZES = (
     *("num_leads", "sampling_rate", "conv_dim", "conv_kernel", "conv_stride", "num_conv_pos_embeddings"),
     *("num_conv_pos_embedding_groups", "num_beat_queries", "num_token_queries", "token_dim"),
     *("pooler_num_attention_heads", "projection_dim"),
 )
+
+
+def read_json(path: Path) -> dict:
+    """Raises ValueError where the file holds no JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object.")
+    return values
+
+
+def check_folder(folder: str):
+    """Checks a local folder's config.json and what its indices of weights name, which transformers follows anywhere.
+
+    Raises:
+        ValueError: where one of them is malformed, or an index names a file outside of the folder.
+    """
+    root = Path(folder).resolve()
+    # A snapshot of the Hub's cache is links to its `blobs`.
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    for path in root.glob("config.json"):
+        read_json(path)
+    for index in root.glob("*.index*.json"):
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{index} has no weight_map of file names.")
+        for name in set(weight_map.values()):
+            if not any((root / name).resolve().is_relative_to(place) for place in allowed):
+                raise ValueError(f"{index} names {name!r}, which leads out of the folder.")
+            if not (root / name).is_file():
+                raise ValueError(f"{index} names {name!r}, but the folder has no file of that name.")
 
 
 def _check_sizes(config, prefix: str, names: tuple[str, ...], most: int = 2**16):
@@ -203,11 +260,21 @@ def _check_sizes(config, prefix: str, names: tuple[str, ...], most: int = 2**16)
 def _check_transformer(config, prefix: str):
     _check_sizes(config, prefix, ("num_hidden_layers",), most=_MAX_LAYERS)
     _check_sizes(config, prefix, ("hidden_size", "num_attention_heads", "intermediate_size"))
-    width = 4 * config.hidden_size + 2 * config.intermediate_size
-    if (weights := config.num_hidden_layers * config.hidden_size * width) > 10**11:
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"{prefix}hidden_act is {config.hidden_act!r}, which transformers does not know.")
+
+
+def _check_weights(prefix: str, **parts: float):
+    if (weights := sum(parts.values())) > MAX_WEIGHTS:
+        largest = max(parts, key=parts.get)
         raise ValueError(
-            f"{prefix}: its sizes make a transformer of {weights:.1e} weights, more than the 1e11 allowed."
+            f"{prefix}: its sizes make a model of {weights:.1e} weights, most of them in its {largest}; at most "
+            f"{MAX_WEIGHTS:.0e} are allowed."
         )
+
+
+def _transformer_weights(config) -> int:
+    return config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
 
 
 def _check_divides(config, width: str, divisor: str, prefix: str):

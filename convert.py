@@ -23,10 +23,11 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -38,8 +39,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertTokenizer
+from transformers.initialization import no_init_weights
 
-from configuration_melp import MelpConfig, MelpEcgConfig
+from configuration_melp import MAX_WEIGHTS, MelpConfig, MelpEcgConfig, check_folder, read_json
 from modeling_melp import MelpEcgModel, MelpModel
 from original_names import (
     BERT_RULES,
@@ -145,16 +147,6 @@ def file_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object.")
-    return values
-
-
 def read_safetensors(path: Path) -> Tensors:
     try:
         return load_file(path)
@@ -162,22 +154,12 @@ def read_safetensors(path: Path) -> Tensors:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def read_index(folder: Path) -> dict[str, str]:
-    """File by tensor, from the index of a sharded checkpoint; each file lies in the folder."""
-    path = file_inside(folder, INDEX)
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{path} has no weight_map of file names.")
-    for name in set(weight_map.values()):
-        file_inside(folder, name)
-    return weight_map
-
-
 def read_shards(folder: Path) -> Tensors:
     """The tensors of every file that the index names; what it promises and what is there must agree."""
-    weight_map, tensors = read_index(folder), {}
+    check_folder(folder)
+    weight_map, tensors = read_json(file_inside(folder, INDEX))["weight_map"], {}
     for name in sorted(set(weight_map.values())):
-        shard = read_safetensors(folder / name)
+        shard = read_safetensors(file_inside(folder, name))
         if wrong := set(shard) ^ {key for key, file in weight_map.items() if file == name}:
             raise ValueError(f"{folder}: {name} does not hold what {INDEX} says, e.g. {sorted(wrong)[0]}.")
         tensors |= shard
@@ -188,8 +170,11 @@ def read_checkpoint(path: Path) -> dict:
     """A file of `torch.save`, without running anything in it: tensors, plain containers, numbers, strings.
 
     Raises:
-        ValueError: when it holds other objects, or is damaged.
+        ValueError: when it holds other objects, is damaged, or would unpack to more than its size.
     """
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError(f"{path} is compressed, which torch.save never does: unpack it first, or save it again.")
     scalar = np.float64(0).__reduce__()[0]
     # Inert: a bag of attributes, and the numpy numbers that the original's hyper-parameters contain.
     inert = [Namespace, np.dtype, type(np.dtype(np.float64))]
@@ -200,8 +185,9 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:  # the unpickler of a damaged file raises anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+            known = re.search(r"WeightsUnpickler error:\s*(\S.*)", str(error))
+            reason = known[1] if known else next(iter(str(error).splitlines()), "")
+            raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {reason}).") from error
         raise ValueError(
             f"{path} holds an object of {refused[1]}, and unpickling objects can run code. If you trust it, keep "
             "what is needed of it where its classes are installed: checkpoint = torch.load(FILE, weights_only=False), "
@@ -223,8 +209,6 @@ def read_source(source: str | Path, revision: str | None = None) -> Source:
     if path.is_dir():
         folder, options = path, read_json(file_inside(path, "config.json"))
         if options.get("model_type") == "melp_ecg" or "ecg_config" in options:
-            if (path / INDEX).is_file():
-                read_index(path)  # transformers, which reads the tensors later, follows any path in it
             return Source("melp", {}, options, folder)
         tensors = read_folder_weights(path)
     else:
@@ -232,6 +216,9 @@ def read_source(source: str | Path, revision: str | None = None) -> Source:
         tensors, options = checkpoint_parts(path, checkpoint)
     if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(f"{source} holds no tensors by name.")
+    if (weights := sum(value.numel() for value in tensors.values())) > MAX_WEIGHTS:
+        # A tensor whose rows repeat takes little room in a checkpoint.
+        raise ValueError(f"{source} holds {weights:.1e} weights; at most {MAX_WEIGHTS:.0e} are allowed.")
     kind = kind_of(tensors)
     if kind is None:
         raise ValueError(f"{source}: no known layout has keys like {', '.join(list(tensors)[:4])}.")
@@ -448,10 +435,11 @@ def fill(config: MelpConfig | MelpEcgConfig, tensors: Tensors, fresh: tuple[str,
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise ValueError(f"{name} has values of {tensor.dtype}, which this model has not.")
-        if not tensor.isfinite().all():
+        if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):  # NaN is both bounds
             raise ValueError(f"{name} has values that are not finite.")
     torch.manual_seed(0)
-    model = MelpModel(config) if isinstance(config, MelpConfig) else MelpEcgModel(config)
+    with nullcontext() if fresh else no_init_weights():
+        model = MelpModel(config) if isinstance(config, MelpConfig) else MelpEcgModel(config)
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
@@ -537,7 +525,7 @@ def check_same(expected: Tensors, found: Tensors) -> str:
         if not torch.equal(tensor.to(dtype), found[name].to(dtype)):
             norms = [float(value.double().norm()) for value in (tensor, found[name])]
             raise ValueError(f"{name} is not what was written: its norm was {norms[0]:.6g} and is {norms[1]:.6g}.")
-    norm = sum(float(tensor.double().square().sum()) for tensor in expected.values()) ** 0.5
+    norm = sum(float(tensor.norm(dtype=torch.float64)) ** 2 for tensor in expected.values()) ** 0.5
     return f"Loaded again and compared: {len(expected)} tensors are equal bit by bit, their common norm is {norm:.6g}."
 
 

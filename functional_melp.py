@@ -1,4 +1,4 @@
-"""Functions behind MELP's layers: dropout, gradient scaling and a long convolution.
+"""Functions behind MELP's layers: dropout, attention, gradient scaling and a long convolution.
 
 Where a CPU has no kernel worth its name, there is one here; the results are those of torch's own.
 """
@@ -74,6 +74,34 @@ class DropoutAttention(torch.autograd.Function):
     def _blocks(weights: torch.Tensor) -> list[slice]:
         records = max(1, DropoutAttention.BLOCK // weights[0].numel())
         return [slice(first, first + records) for first in range(0, len(weights), records)]
+
+
+def eager_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+):
+    attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    with torch.autocast(query.device.type, enabled=False):  # sums in float32 in any dtype
+        attn_weights = attn_weights.softmax(dim=-1)
+    attn_weights = apply_dropout(attn_weights, dropout, module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+def cpu_attention_forward(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
+    """Of a training step on a CPU, where SDPA's kernel has no dropout and a slow backward pass."""
+    explicit = module.config._attn_implementation == "eager" or torch.compiler.is_compiling()
+    if explicit or dropout == 0.0:
+        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
+    return DropoutAttention.apply(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
 
 
 class ScaleGradient(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
     python hub.py push runs/demo/model ID    # create or update the model repository ID, private unless --public
     python hub.py push runs/demo/model ID --public --tag v1 --results results/zero-shot
-    python hub.py card runs/demo/model       # only write the model card, to read and edit it first
+    python hub.py card runs/demo/model --license cc-by-4.0    # only write the model card, to read and edit it first
 
 What is uploaded is made anew from the model, processor and code, beside the card: nothing else of the folder leaves
 this machine. An interrupted push goes on with the same command. The token is that of `hf auth login` or HF_TOKEN.
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from card import CARD_FILE, make_card, read_run
+from card import CARD_FILE, make_card, read_run, run_of
 from evaluation.models import read_config
 from modeling_melp import MelpEcgModel, MelpForEcgClassification, MelpModel, MelpPreTrainedModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
@@ -36,31 +36,34 @@ FILES = (
     "*_melp.py",
     CARD_FILE,
 )
+# Of `card.make_card`: its argument, the option, what it is.
+IDS = {"nargs": "+", "metavar": "ID"}
+CARD_OPTIONS = (
+    ("results", "--results", "output folders of evaluate.py", {"type": Path, "nargs": "+", "metavar": "DIR"}),
+    ("license_name", "--license", "the Hub's name of the model's licence (apache-2.0)", {"metavar": "NAME"}),
+    ("base_models", "--base-model", "Hub ids it comes from that no run names (converted weights)", IDS),
+    ("datasets", "--datasets", "Hub ids it was trained on that no run names", IDS),
+)
 
 
-def export(folder: Path, target: Path, run: Path | None = None, results: list[Path] | tuple = ()):
-    """What a repository holds: bfloat16 weights (the temperature in float32), configuration, processor, code, card.
-
-    Args:
-        folder: a model folder (whole model, ECG tower or classifier); a card in it is taken as it is.
-        target: an empty folder.
-        run, results: what a new card is made of, see `card.make_card`.
+def export(folder: Path, target: Path) -> MelpPreTrainedModel:
+    """What a repository holds beside its card: bfloat16 weights (the temperature in float32), configuration, processor
+    and code, made anew from a model folder (whole model, ECG tower or classifier) in an empty folder.
 
     Raises:
-        ValueError: where weights are missing, or the processor does not fit the configuration.
+        ValueError: where there is no model, weights are missing, or the processor does not fit the configuration.
     """
     model = load_whole(folder)
     model.save_pretrained(target)
     processor_class = MelpProcessor if isinstance(model, MelpModel) else MelpFeatureExtractor
     processor_class.from_pretrained(folder).save_pretrained(target)
-    if (folder / CARD_FILE).exists():
-        (target / CARD_FILE).write_text((folder / CARD_FILE).read_text())
-    else:
-        make_card(model, folder, run, results).save(target / CARD_FILE)
+    return model
 
 
 def load_whole(folder: Path) -> MelpPreTrainedModel:
     """The model of a folder in bfloat16, by the class that it was saved from, with nothing drawn anew."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: it has no config.json.")
     names = read_config(str(folder)).architectures or ["no class"]
     model_class = {kind.__name__: kind for kind in (MelpModel, MelpEcgModel, MelpForEcgClassification)}.get(names[0])
     if model_class is None:
@@ -91,7 +94,7 @@ def push(
     revision: str = "main",
     tag: str | None = None,
     run: Path | None = None,
-    results: list[Path] | tuple = (),
+    **card,
 ) -> CommitInfo:
     """Creates or updates a model repository in one commit, so that nobody pulls half of it; see `export`.
 
@@ -102,27 +105,33 @@ def push(
         private: of a new repository; that of an existing one stays as it is.
         revision: branch, made where it does not exist.
         tag: name for the commit; by default the run's name and step, where there is a run.
+        run, card: of the card, see `card.make_card`; one that lies in the folder is uploaded as it is.
 
     Raises:
-        ValueError: saying what to do, where the upload is refused or broke off, or the tag names another commit.
+        ValueError: saying what to do, where the folder cannot be uploaded, the upload is refused or broke off, or the
+            tag names another commit.
     """
-    run = run or run_of(folder)
+    run, own_card = run or run_of(folder), folder / CARD_FILE
+    if card and own_card.exists():
+        raise ValueError(
+            f"{own_card} is uploaded as it is: leave the card's options out, or give them to `hub.py card`, which "
+            "writes it again."
+        )
     if tag is None and run is not None:
         tag = read_run(run).tag
-    api, repo_id = HfApi(), open_repository(repo_id, private)
     with tempfile.TemporaryDirectory() as staging:
-        export(folder, Path(staging), run, results)
-        names = sorted(name for name in (path.name for path in Path(staging).iterdir()) if _matches(name, FILES))
+        staged = Path(staging)
+        model = export(folder, staged)  # a folder that cannot be uploaded leaves no repository
+        repo_id = open_repository(repo_id, private)
+        if own_card.exists():
+            (staged / CARD_FILE).write_text(own_card.read_text())
+        else:
+            make_card(model, folder, run, repo_id=repo_id, **card).save(staged / CARD_FILE)
         with explained(repo_id):
-            if revision != "main":
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            stale = set(api.list_repo_files(repo_id, revision=revision)) - set(names)
-            operations = [CommitOperationDelete(name) for name in sorted(stale) if _matches(name, WEIGHTS)]
-            operations += [CommitOperationAdd(name, Path(staging) / name) for name in names]
-            commit = api.create_commit(repo_id, operations, commit_message="Upload MELP", revision=revision)
+            commit = upload(staged, repo_id, revision)
             if tag is not None:
-                api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
-            named = commit.oid if tag is None else api.model_info(repo_id, revision=tag).sha
+                HfApi().create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
+            named = commit.oid if tag is None else HfApi().model_info(repo_id, revision=tag).sha
     if named != commit.oid:
         raise ValueError(
             f"uploaded to {repo_id} as commit {commit.oid}, but the tag {tag!r} already names {named}: give another "
@@ -131,10 +140,15 @@ def push(
     return commit
 
 
-def run_of(folder: Path) -> Path | None:
-    """The run folder that a model folder lies in, if it does."""
-    run = folder.resolve().parent
-    return run if (run / "recipe.yaml").exists() else None
+def upload(folder: Path, repo_id: str, revision: str) -> CommitInfo:
+    """One commit of those files of the folder that `FILES` lists."""
+    api, names = HfApi(), sorted(path.name for path in folder.iterdir() if _matches(path.name, FILES))
+    if revision != "main":
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    stale = set(api.list_repo_files(repo_id, revision=revision)) - set(names)
+    operations = [CommitOperationDelete(name) for name in sorted(stale) if _matches(name, WEIGHTS)]
+    operations += [CommitOperationAdd(name, folder / name) for name in names]
+    return api.create_commit(repo_id, operations, commit_message="Upload MELP", revision=revision)
 
 
 def _matches(name: str, patterns) -> bool:
@@ -178,9 +192,8 @@ def main(arguments: list[str] | None = None):
             command.add_argument("--revision", default="main", help="branch (main)")
             command.add_argument("--tag", help="name for this version (default: the run's name and step)")
         command.add_argument("--run", type=Path, help="run folder of train.py (default: the one the model lies in)")
-        command.add_argument(
-            "--results", type=Path, nargs="*", default=[], help="output folders of evaluate.py, for the card"
-        )
+        for name, option, text, more in CARD_OPTIONS:
+            command.add_argument(option, dest=name, default=argparse.SUPPRESS, help=f"for the card: {text}", **more)
     options = parser.parse_args(arguments)
     try:
         (push_command if options.task == "push" else card_command)(options)
@@ -196,7 +209,7 @@ def push_command(options):
         revision=options.revision,
         tag=options.tag,
         run=options.run,
-        results=options.results,
+        **card_options(options),
     )
     info = HfApi().model_info(commit.repo_url.repo_id, revision=commit.oid)
     print(
@@ -205,9 +218,14 @@ def push_command(options):
     print(f'    AutoModel.from_pretrained("{info.id}", revision="{info.sha}", trust_remote_code=True)')
 
 
+def card_options(options) -> dict:
+    """What was given of `CARD_OPTIONS`, by the names of `card.make_card`."""
+    return {name: vars(options)[name] for name, *_ in CARD_OPTIONS if name in options}
+
+
 def card_command(options):
     folder, path = options.folder, options.folder / CARD_FILE
-    make_card(load_whole(folder), folder, options.run or run_of(folder), options.results).save(path)
+    make_card(load_whole(folder), folder, options.run or run_of(folder), **card_options(options)).save(path)
     print(f"Written to {path}. Next: python hub.py push {folder} ID")
 
 

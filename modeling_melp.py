@@ -5,7 +5,7 @@ arXiv 2506.21803. From top to bottom: outputs, attention, ECG encoder, poolers, 
 """
 
 import copy
-import json
+import inspect
 import math
 import os
 from collections.abc import Callable
@@ -28,15 +28,30 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig
-    from .functional_melp import DropoutAttention, ScaleGradient, apply_dropout, same_convolution
+    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder
+    from .functional_melp import (
+        ScaleGradient,
+        apply_dropout,
+        cpu_attention_forward,
+        eager_attention_forward,
+        same_convolution,
+    )
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig
-    from functional_melp import DropoutAttention, ScaleGradient, apply_dropout, same_convolution
+    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder
+    from functional_melp import (
+        ScaleGradient,
+        apply_dropout,
+        cpu_attention_forward,
+        eager_attention_forward,
+        same_convolution,
+    )
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
+
+# transformers' own name of a cache: `past_key_values` in the earlier versions.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
     from .pipeline_melp import MelpFeatureExtractionPipeline  # noqa: F401
@@ -81,7 +96,7 @@ class MelpOutput(ModelOutput):
         sentence_attentions: (batch, sentences, beat queries), which beats support a sentence of the ECG's own report.
         logits: (batch, tokens, vocabulary), position i predicts token i + 1. Left out in training, where the caption
             loss never makes them all at once.
-        past_key_values: cache of a generation step.
+        cache: keys and values of a generation step.
         ecg_model_output: the [`MelpEcgModelOutput`].
     """
 
@@ -99,7 +114,7 @@ class MelpOutput(ModelOutput):
     sentence_embeds: torch.FloatTensor | None = None
     sentence_mask: torch.BoolTensor | None = None
     sentence_attentions: torch.FloatTensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
+    cache: EncoderDecoderCache | None = None
     ecg_model_output: MelpEcgModelOutput | None = None
 
     def to_tuple(self) -> tuple:
@@ -112,34 +127,6 @@ class MelpOutput(ModelOutput):
 class MelpDropout(nn.Dropout):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return apply_dropout(hidden_states, self.p, self.training)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-):
-    attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
-        attn_weights = attn_weights + attention_mask
-    with torch.autocast(query.device.type, enabled=False):  # sums in float32 in any dtype
-        attn_weights = attn_weights.softmax(dim=-1)
-    attn_weights = apply_dropout(attn_weights, dropout, module.training)
-    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
-    return attn_output, attn_weights
-
-
-def cpu_attention_forward(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
-    """Of a training step on a CPU, where SDPA's kernel has no dropout and a slow backward pass."""
-    explicit = module.config._attn_implementation == "eager" or torch.compiler.is_compiling()
-    if explicit or dropout == 0.0:
-        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
-    return DropoutAttention.apply(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
 
 
 class MelpAttention(nn.Module):
@@ -437,22 +424,16 @@ class MelpPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """See [`~PreTrainedModel.from_pretrained`], which follows any path that a local folder's index names.
-
-        Raises:
-            ValueError: when the index of sharded weights names a file outside of its folder.
-        """
-        root = os.path.join(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
-        index = os.path.join(root, "model.safetensors.index.json")
-        if os.path.isfile(index):
-            with open(index, encoding="utf-8") as file:
-                names = set(json.load(file)["weight_map"].values())
-            root = os.path.realpath(root)
-            blobs = os.path.realpath(os.path.join(root, "..", "..", "blobs"))  # where the Hub's cache links to
-            for name in names:
-                if not os.path.realpath(os.path.join(root, name)).startswith((root + os.sep, blobs + os.sep)):
-                    raise ValueError(f"{index} names {name!r}, which leads out of the folder.")
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """See [`~PreTrainedModel.from_pretrained`]; a malformed folder is a ValueError."""
+        name = str(pretrained_model_name_or_path)
+        check_folder(os.path.join(name, kwargs.get("subfolder") or ""))
+        kwargs.setdefault("use_safetensors", True)  # what we save; the older format is a pickle
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except Exception as error:  # safetensors' own, and transformers' where shapes are not the configuration's
+            if type(error).__name__ not in ("SafetensorError", "RuntimeError"):
+                raise
+            raise ValueError(f"{name}: its weights are malformed, or not its configuration's: {error}") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -617,9 +598,13 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        # One cache serves the text tower's layers, the decoder's and the cross-attention's: made in forward, where
-        # their number is known, instead of by `generate` from the text tower's configuration.
+        # One cache serves the text tower, the decoder and the cross-attention: forward knows how many layers it has.
         return False
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+        if outputs.cache is not None:  # which earlier versions look for under its earlier name
+            model_kwargs = model_kwargs | {CACHE: outputs.cache}
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
 
     def freeze_text_layers(self):
         """Excludes the first `num_frozen_text_layers` text layers from training; the embeddings stay trainable."""
@@ -716,7 +701,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: MelpEcgModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         return_loss: bool | None = None,
         **kwargs,
@@ -729,19 +714,20 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             input_ids: (batch, tokens), [BOS] report [SEP], padded on the right; the model appends [CLS].
             attention_mask: (batch, tokens), 1 for real tokens; from `pad_token_id` where it is left out.
             sentence_ids: (batch, tokens), index of the token's sentence, -1 for none; without it no beat loss.
-            decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache: a step of
-                `generate`, which gives only `logits` and the cache.
+            decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache: a step of `generate`, which
+                gives only `logits` and the cache; `past_key_values` is an earlier transformers' name of `cache`.
             return_loss: by default in training, and otherwise with at least two pairs.
 
         Raises:
             ValueError: on wrong shapes, on a report longer than `max_text_length - 1`, and in training on a batch of
                 one pair, whose contrastive losses do not exist.
         """
+        cache = kwargs.pop("past_key_values", cache)
         if encoder_outputs is None and input_values is not None:
             encoder_outputs = self.ecg_model(input_values, lead_mask=lead_mask, **kwargs)
         if decoder_input_ids is not None:
             return self._decode_step(
-                decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache, **kwargs
+                decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs
             )
         if encoder_outputs is None and input_ids is None:
             raise ValueError("MelpModel needs input_values (ECGs), input_ids (reports) or both.")
@@ -775,9 +761,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         """Caption loss of the pairs, and outside training what explains them: all logits, the sentences' beats."""
         targets = input_ids[:, 1:]
         padding = targets == self.config.pad_token_id if attention_mask is None else attention_mask[:, 1:] == 0
-        causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
+        causal_mask = create_causal_mask(self.config, hidden_states, None, None)
         decoded = self.decoder(hidden_states, output.token_embeds, attention_mask=causal_mask, **kwargs)
         output.caption_loss = caption_loss(decoded, self.lm_head, targets.masked_fill(padding, -100))
         if not self.training:
@@ -805,25 +789,20 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             output.loss = output.loss + config.local_loss_weight * output.local_loss
 
     def _decode_step(
-        self, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache, **kwargs
+        self, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs
     ) -> MelpOutput:
         """Next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
         if encoder_outputs is None:
             raise ValueError("Drafting a report needs input_values or encoder_outputs.")
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         embeds = self.get_input_embeddings()(decoder_input_ids)
         # Made before the text tower runs: it fills the cache that tells how many tokens came before.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=embeds,
-            attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
-        )
+        causal_mask = create_causal_mask(self.config, embeds, decoder_attention_mask, cache)
         hidden_states = self.text_model(
             inputs_embeds=embeds,
             attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             use_cache=bool(use_cache),
             **kwargs,
         ).last_hidden_state
@@ -831,11 +810,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             hidden_states,
             encoder_outputs.token_embeds,
             attention_mask=causal_mask,
-            past_key_values=past_key_values,
+            past_key_values=cache,
             **kwargs,
         )
         logits = self.lm_head(decoded)
-        return MelpOutput(logits=logits, past_key_values=past_key_values, token_embeds=encoder_outputs.token_embeds)
+        return MelpOutput(logits=logits, cache=cache, token_embeds=encoder_outputs.token_embeds)
 
 
 class MelpForEcgClassification(MelpPreTrainedModel):

@@ -6,7 +6,6 @@ needs no torch (lead names, units, resampling, quality, files) is in `signal_mel
 Bad input raises a ValueError that names the record, the reason and what to do; nothing is repaired unless asked for.
 """
 
-import json
 import math
 import os
 import re
@@ -19,11 +18,11 @@ from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedTokeniz
 from transformers.utils import cached_file
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig
+    from .configuration_melp import MelpConfig, MelpEcgConfig, read_json
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig
+    from configuration_melp import MelpConfig, MelpEcgConfig, read_json
 
 try:
     from .signal_melp import (
@@ -117,7 +116,7 @@ def stored_config(folder, **options) -> MelpConfig | MelpEcgConfig | None:
     if os.path.isfile(folder):
         return None
     path = cached_file(str(folder), "config.json", _raise_exceptions_for_missing_entries=False, **options)
-    values = json.loads(Path(path).read_text()) if path else {}
+    values = read_json(Path(path)) if path else {}
     for config_class in (MelpConfig, MelpEcgConfig):
         if values.get("model_type") == config_class.model_type:
             return config_class.from_dict(values)
@@ -138,7 +137,7 @@ def check_tokenizer(tokenizer, max_text_length: int, config: MelpConfig, folder)
     pairs = {name: (getattr(tokenizer, name), getattr(config, name)) for name in _SPECIAL_IDS}
     if len(tokenizer) > config.text_config.vocab_size:
         pairs["vocabulary size"] = (len(tokenizer), config.text_config.vocab_size)
-    if max_text_length > config.max_text_length:
+    if max_text_length not in range(config.max_text_length + 1):
         pairs["max_text_length"] = (max_text_length, config.max_text_length)
     _refuse_contradictions(pairs, folder)
 
@@ -210,7 +209,11 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         # What is stored is checked here, before the caller's own options: every way of loading comes by.
         values, rest = super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
         if (config := stored_config(pretrained_model_name_or_path, **kwargs)) is not None:
-            check_extractor(cls(**values), config, pretrained_model_name_or_path)
+            try:
+                extractor = cls(**values)
+            except TypeError as error:
+                raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
+            check_extractor(extractor, config, pretrained_model_name_or_path)
         return values, rest
 
     @staticmethod
@@ -496,8 +499,13 @@ class MelpProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # The mixin asks the Auto classes, which know a MELP folder only as remote code; this also works without.
-        parts = (MelpFeatureExtractor, PreTrainedTokenizerFast)
-        extractor, tokenizer = [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
+        extractor = MelpFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except OSError:  # not there, which it says
+            raise
+        except Exception as error:
+            raise ValueError(f"{pretrained_model_name_or_path} has a malformed tokenizer: {error!r}") from error
         config = stored_config(pretrained_model_name_or_path, **kwargs)
         if isinstance(config, MelpConfig):
             length = (processor_dict or {}).get("max_text_length", config.max_text_length)

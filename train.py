@@ -12,6 +12,7 @@ weights, code, processor; the best by `select_metric`), `metrics.jsonl`, `recipe
 import argparse
 import math
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -113,6 +114,7 @@ class Run:
         accelerator.print(f"{recipe.stage}: {stage.describe()}, {processes}{resumed}")
         if recipe.select_metric == "val_auroc":
             accelerator.print("model/ is chosen by val_auroc, on labels of the validation split, as in the paper.")
+        self.started = time.monotonic() - 3600 * self.progress.hours
         self.log, self.collapse = RunLog(accelerator, recipe), Collapse(recipe.warmup_steps)
         self.meter = Meter(self.batches.global_batch, accelerator.device)
         if recipe.measure_peak and self.progress.step < recipe.max_steps:
@@ -169,6 +171,7 @@ class Run:
         values = named | {
             "learning_rate": learning_rate(self.recipe, step - 1),
             "skipped_steps": self.progress.skipped,
+            "hours": self.hours(),
             **self.meter.metrics(),
             **self.stage.extra_metrics(),
         }
@@ -176,6 +179,9 @@ class Run:
         for text in self.collapse.warnings(step, values | self.stage.bounds()):
             self.log.warning(step, text)
         return named
+
+    def hours(self) -> float:
+        return (time.monotonic() - self.started) / 3600
 
     def validate(self) -> bool:
         """Logs a validation and its pictures; returns whether the model is the best so far."""
@@ -192,6 +198,7 @@ class Run:
         save_model(self.accelerator, self.stage, self.output / "model", self.progress, self.recipe.select_metric)
 
     def save_checkpoint(self):
+        self.progress.hours = self.hours()
         save_checkpoint(self.accelerator, self.output / "checkpoints", self.progress, self.recipe.keep_checkpoints)
 
 

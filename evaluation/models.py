@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from configuration_melp import MelpConfig, MelpEcgConfig
+from configuration_melp import MelpConfig, MelpEcgConfig, check_folder
 from data import MelpCollator, prepare_inputs
 from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
@@ -76,6 +76,7 @@ def load_model(path: str, device: torch.device) -> tuple[MelpModel | MelpEcgMode
 
 
 def read_config(path: str):
+    check_folder(path)
     for config_class in (MelpConfig, MelpEcgConfig):
         values, _ = config_class.get_config_dict(path)
         if values.get("model_type") == config_class.model_type:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -171,16 +172,33 @@ def test_published_encoder(tmp_path, capsys, shards):
     assert sorted(tmp_path.iterdir()) == [output, source]
 
 
-def test_published_encoder_at_full_size(tmp_path, capsys):
-    """65.1M parameters in bfloat16 from the published packaging, and back, bit by bit."""
+def full_size(prefix: str = "") -> dict[str, torch.Tensor]:
+    """The original's tensors at the paper's size in bfloat16. Of each one row is drawn and repeats: one is stored."""
     shapes = json.loads((FIXTURES / "original_shapes.json").read_text())
     generator = torch.Generator().manual_seed(0)
-    source = {
-        key: torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.1, 0.1, generator=generator)
+    tensors = {
+        key: torch.empty(shape[-1:], dtype=torch.bfloat16).uniform_(-0.1, 0.1, generator=generator).expand(shape)
         for key, shape in shapes.items()
-        if key.startswith("ecg_encoder.")
+        if key.startswith(prefix)
     }
-    folder = write_folder(tmp_path / "source", source, {**PUBLISHED, "model_size": "small"})
+    return tensors | ({"logit_scale": torch.tensor(2.5)} if not prefix else {})
+
+
+def contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("kind", ["published", "encoder"])
+def test_encoder_at_full_size(tmp_path, capsys, kind):
+    """65.1M parameters in bfloat16 from the published packaging or the fixtures' layout, and back, bit by bit."""
+    source = contiguous(full_size("ecg_encoder."))
+    if kind == "published":
+        folder = write_folder(tmp_path / "source", source, {**PUBLISHED, "model_size": "small"})
+    else:
+        tensors = {key.removeprefix("ecg_encoder."): tensor for key, tensor in source.items()}
+        config = {"ecg_fm": {"model_size": "small", "attn_pooler_heads": 8}}
+        folder = write_folder(tmp_path / "source", tensors, config)
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
     output = run(folder, "--output", tmp_path / "model")
     assert "65,083,776 parameters in bfloat16" in capsys.readouterr().out
     config = MelpEcgConfig.from_pretrained(output)
@@ -190,6 +208,55 @@ def test_published_encoder_at_full_size(tmp_path, capsys):
     _, table = map_state_dict(source, PUBLISHED_RULES)
     used = {row.source for row in table if row.target != "-"}
     assert_equal(load_file(back / "model.safetensors"), {key: source[key] for key in used})
+
+
+def full_vocabulary(folder: Path) -> Path:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return tokenizer_folder(folder, [*special, *(f"word{number}" for number in range(30522 - len(special)))])
+
+
+def test_whole_model_at_full_size(tmp_path, capsys):
+    """A Lightning checkpoint, back to the original's names, and from these in the fixtures' layout, bit by bit."""
+    source, path = full_size(), tmp_path / "model.ckpt"
+    torch.save({"state_dict": source, "hyper_parameters": {"num_freeze_layers": 6}}, path)
+    heads = ["--attention-heads", "ecg=12", "pooler=8", "text=12", "decoder=8"]
+    words = full_vocabulary(tmp_path / "words")
+    output = run(path, "--tokenizer", words, "--output", tmp_path / "model", *heads)
+    assert "282,942,593 parameters in bfloat16" in capsys.readouterr().out
+    config = MelpConfig.from_pretrained(output)
+    assert (config.bos_token_id, config.max_text_length) == (30522, 128)
+    assert (config.text_config.num_hidden_layers, config.decoder_num_hidden_layers) == (12, 6)
+    back = run(output, "--to", "original", "--output", tmp_path / "back")
+    _, table = map_state_dict(source, MODEL_RULES)
+    used = {row.source for row in table if row.target != "-"}
+    assert_equal(load_file(back / "model.safetensors"), {key: source[key] for key in used})
+    (back / "model.safetensors").rename(back / "weights.safetensors")
+    assert_equal(convert(back).model.state_dict(), MelpModel.from_pretrained(output).state_dict())
+
+
+def test_ecg_fm_and_bert_at_full_size(tmp_path, capsys):
+    """Twelve layers of ECG-FM beside a BERT-base, which gets [BOS]."""
+    source, prefix = full_size(), "ecg_encoder.ecg_encoder."
+    ecg = {key.removeprefix(prefix): tensor for key, tensor in source.items() if key.startswith(prefix)}
+    for key in [key for key in ecg if key.startswith("encoder.layers.0.")]:
+        ecg |= {key.replace(".0.", f".{layer}.", 1): ecg[key] for layer in range(8, 12)}
+    settings = {"encoder_embed_dim": 768, "encoder_attention_heads": 12, "encoder_layers": 12}
+    torch.save({"cfg": {"model": settings}, "model": ecg}, tmp_path / "ecg-fm.pt")
+    bert = {key.removeprefix("lm_model."): value for key, value in source.items() if key.startswith("lm_model.bert.")}
+    word = "bert.embeddings.word_embeddings.weight"
+    bert[word] = bert[word][:-1]
+    full_vocabulary(tmp_path / "bert")
+    BertConfig().save_pretrained(tmp_path / "bert")
+    save_file(contiguous(bert), tmp_path / "bert" / "model.safetensors")
+    output = run(tmp_path / "ecg-fm.pt", "--text-model", tmp_path / "bert", "--output", tmp_path / "model")
+    assert "in bfloat16" in capsys.readouterr().out
+    model = MelpModel.from_pretrained(output)
+    assert (model.config.ecg_config.num_hidden_layers, model.config.ecg_config.hidden_size) == (12, 768)
+    layer = model.ecg_model.encoder.layers[11].mlp.fc1.weight
+    assert torch.equal(layer, ecg["encoder.layers.11.fc1.weight"])
+    embeddings = model.get_input_embeddings().weight
+    assert len(embeddings) == 30523 == model.config.bos_token_id + 1 and torch.equal(embeddings[:-1], bert[word])
+    assert torch.equal(embeddings[-1], bert[word][0])  # the mean of rows that are all the same
 
 
 def test_older_names_of_the_weight_norm(tmp_path):
@@ -421,6 +488,17 @@ def test_checkpoints_run_nothing(tmp_path):
     refused("no tensors by name", path, "--output", tmp_path / "model")
 
 
+def test_small_checkpoints_of_large_tensors_are_refused(tmp_path):
+    """One whose archive is compressed, and one whose tensor repeats its rows."""
+    torch.save({"state_dict": {"lm_model.x": torch.zeros(10_000)}}, tmp_path / "model.ckpt")
+    with zipfile.ZipFile(tmp_path / "model.ckpt") as plain, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w") as bomb:
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    refused("is compressed", tmp_path / "bomb.ckpt", "--output", tmp_path / "model")
+    torch.save({"state_dict": {"lm_model.x": torch.zeros(1).expand(10**6, 10**7)}}, tmp_path / "model.ckpt")
+    refused("holds 1.0e\\+13 weights", tmp_path / "model.ckpt", "--output", tmp_path / "model")
+
+
 def safetensors_bytes(header: dict, data: bytes = bytes(8)) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -508,12 +586,18 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path, field, 
     refused(f"ecg_config.{field}", tmp_path / "model", "--to", "original", "--output", tmp_path / "back")
 
 
+WIDE = {"vocab_size": 30523, "hidden_size": 2**16, "num_hidden_layers": 1000}
+
+
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
         ("text_config.vocab_size", {"text_config": {"vocab_size": 10**10}}),
         ("text_config.num_hidden_layers", {"text_config": {"vocab_size": 30523, "num_hidden_layers": 0}}),
-        ("1e11 allowed", {"text_config": {"vocab_size": 30523, "hidden_size": 2**16, "num_hidden_layers": 1000}}),
+        ("most of them in its text_tower", {"text_config": WIDE, "ecg_config": {"token_dim": 2**16}}),
+        ("most of them in its convolutions", {"ecg_config": {"conv_dim": [2**16] * 4}}),
+        ("most of them in its positions", {"ecg_config": {"num_conv_pos_embeddings": 2**16, "hidden_size": 12288}}),
+        ("ecg_config.duration", {"ecg_config": {"duration": 1e12}}),
         ("decoder_num_hidden_layers", {"decoder_num_hidden_layers": 10**6}),
         ("decoder_mlp_ratio", {"decoder_mlp_ratio": 1e9}),
     ],

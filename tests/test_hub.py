@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,12 @@ from hub_server import HubServer, Repository
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
+from test_convert import assert_equal, bert_folder, fairseq_checkpoint
 from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
 from transformers.dynamic_module_utils import check_imports, get_imports
 
 from card import make_card
+from convert import convert
 from evaluation.models import load_model
 from hub import export
 from modeling_melp import MelpModel
@@ -44,10 +47,10 @@ JUNK = [
     "notes_melp.txt",
 ]
 
-# Calls hub.main once a line of its standard input.
+# Calls hub.main, or convert.main, once a line of its standard input.
 PUSHER = """
 import contextlib, io, json, os, sys
-import hub
+import convert, hub
 from huggingface_hub import ModelCard
 for line in sys.stdin:
     job = json.loads(line)
@@ -57,8 +60,11 @@ for line in sys.stdin:
     printed, error = io.StringIO(), None
     try:
         with contextlib.redirect_stdout(printed):
-            if job["arguments"][0] == "validate":
-                ModelCard.load(job["arguments"][1]).validate()
+            command, *arguments = job["arguments"]
+            if command == "validate":
+                ModelCard.load(*arguments).validate()
+            elif command == "convert":
+                convert.main(arguments)
             else:
                 hub.main(job["arguments"])
     except SystemExit as stopped:
@@ -71,15 +77,25 @@ for line in sys.stdin:
 # Somewhere else: no repository on the path, an empty cache.
 PULLER = """
 import json, sys, torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
 inputs = torch.load("inputs.pt", weights_only=True)
 found = {}
 for revision in sys.argv[1:]:
-    processor = AutoProcessor.from_pretrained("doctor/melp", revision=revision, trust_remote_code=True)
-    model = AutoModel.from_pretrained("doctor/melp", revision=revision, trust_remote_code=True)
+    where = {"revision": revision, "trust_remote_code": True}
+    processor = AutoProcessor.from_pretrained("doctor/melp", **where)
+    model = AutoModel.from_pretrained("doctor/melp", **where)
     texts = processor(text=inputs["reports"], return_tensors="pt")
     with torch.no_grad():
         found[revision] = model(input_values=inputs["input_values"], **texts).logits_per_ecg
+    assert AutoConfig.from_pretrained("doctor/melp", **where).to_dict() == model.config.to_dict()
+    extractor = AutoFeatureExtractor.from_pretrained("doctor/melp", **where)
+    assert extractor.to_dict() == processor.feature_extractor.to_dict()
+    extract = pipeline("feature-extraction", model="doctor/melp", device="cpu", dtype=torch.float32, **where)
+    embedding = extract(inputs["ecg"], sampling_rate=500, leads=extractor.leads, return_tensors=True)
+    ecg = extractor(inputs["ecg"], sampling_rate=500, leads=extractor.leads, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.float().get_ecg_features(**ecg).pooler_output[0]
+    torch.testing.assert_close(embedding, expected)
 assert not any(name == "modeling_melp" for name in sys.modules)
 torch.save(found, "found.pt")
 """
@@ -158,8 +174,8 @@ def write_run(folder: Path, seed: int = 0) -> Path:
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"config": {"max_text_length": 64}}))
     lines = [
-        {"step": 10, "loss": 3.0, "rows_per_second": 8.0},
-        {"step": 20, "loss": 2.5, "rows_per_second": 8.0},
+        {"step": 10, "loss": 3.0, "rows_per_second": 8.0, "hours": 0.005},
+        {"step": 20, "loss": 2.5, "rows_per_second": 8.0, "hours": 0.011},
         {"step": 20, "val_loss": 2.6},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -213,7 +229,9 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
     assert error is None and set(server.files("doctor/melp", "experiment")) == LISTED
 
     (tmp_path / "elsewhere").mkdir()
-    torch.save({"input_values": batch["input_values"], "reports": REPORTS}, tmp_path / "elsewhere" / "inputs.pt")
+    ecg = torch.randn(12, 5000, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_values": batch["input_values"], "reports": REPORTS, "ecg": ecg}
+    torch.save(inputs, tmp_path / "elsewhere" / "inputs.pt")
     revisions = ["main", "experiment", "turned", first]
     subprocess.run(
         [sys.executable, "-c", PULLER, *revisions],
@@ -226,6 +244,32 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
     assert not torch.equal(before, after)
     for revision, expected in zip(revisions, [after, after, after, before], strict=True):
         assert torch.equal(found[revision], expected), revision
+
+
+def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, tmp_path):
+    """ORG/NAME/FILE and ORG/NAME, each at a revision that is no longer the newest."""
+    sources = {"doctor/ecg-fm": [fairseq_checkpoint(tmp_path / "ecg-fm.pt")]}
+    sources["doctor/bert"] = list(bert_folder(tmp_path / "bert").iterdir())
+    for repo_id, files in sources.items():
+        repository = server.repositories[repo_id] = Repository("doctor", private=True)
+        first = repository.commit("main", {file.name: file.read_bytes() for file in files})
+        repository.refs["v1"] = first
+        repository.commit("main", {"notes.txt": b"moved away"})
+    arguments = ["convert", "doctor/ecg-fm/ecg-fm.pt", "--text-model", "doctor/bert", "--output", tmp_path / "start"]
+    for wrong, message in (
+        ([*arguments], "ecg-fm.pt is not on this disk, and the Hub does not give it"),
+        ([*arguments, "--revision", "v2"], "ecg-fm.pt is not on this disk, and the Hub does not give it"),
+        ([*arguments, "--revision", "v1"], "doctor/bert is not on this disk, and the Hub does not give it"),
+        (["convert", "doctor/bert/../../x", "--output", tmp_path / "start"], "nor a Hub id"),
+    ):
+        assert message in hub(*wrong)[1] and not (tmp_path / "start").exists()
+    assert "does not give it" in hub(*arguments, "--revision", "v1", "--text-revision", "v1", token="hf_other")[1]
+    printed, error = hub(*arguments, "--revision", "v1", "--text-revision", repository.resolve("v1"))
+    assert error is None, error
+    assert "doctor/ecg-fm/ecg-fm.pt is a fairseq-signals checkpoint" in printed and "doctor/bert is a BERT" in printed
+    model = MelpModel.from_pretrained(tmp_path / "start")
+    local = convert(tmp_path / "ecg-fm.pt", tmp_path / "bert").model
+    assert_equal(model.state_dict(), local.state_dict())
 
 
 def test_a_broken_upload_goes_on(server, hub, tmp_path):
@@ -289,7 +333,9 @@ def test_an_incomplete_or_contradicting_folder_is_not_pushed(server, hub, tmp_pa
     assert "lacks weights (lm_head.weight)" in error
     contradict(write_run(tmp_path / "other"), scaling="millivolt")
     _, error = hub("push", tmp_path / "other" / "model", "doctor/never")
-    assert "scaling" in error and server.files("doctor/never") == {}
+    assert "scaling" in error and "doctor/never" not in server.repositories
+    _, error = hub("push", tmp_path / "nowhere", "doctor/never")
+    assert "no model folder" in error and "doctor/never" not in server.repositories
 
 
 def contradict(folder: Path, **extractor):
@@ -323,7 +369,7 @@ def test_card_from_a_run(server, hub, tmp_path):
     again = ModelCard(str(card)).data.eval_results
     assert again == card.data.eval_results
 
-    # 20 steps of 2 x 8 recordings at 8 a second are 40 s; 2 devices of 100 W use 2.2 Wh in that time
+    # 2 devices of 100 W use 2.2 Wh in 40 s
     for expected in (
         "0.0022 kWh",
         "0.011 hours",
@@ -345,6 +391,28 @@ def test_card_from_a_run(server, hub, tmp_path):
         assert expected in text
     for unwanted in ("/home/someone", str(tmp_path), "ore information needed", "TODO", "None", "12345"):
         assert unwanted not in text
+
+
+def test_card_of_a_model_from_other_weights(server, hub, tmp_path):
+    """Base models and data of the run and of the one before it, whose text tower it started from; a licence."""
+    folder = write_run(tmp_path / "demo")
+    earlier = {"stage": "language", "text_model": "ncbi/MedCPT-Query-Encoder", "text": "a.txt, org/cardiology"}
+    (tmp_path / "language" / "model").mkdir(parents=True)
+    (tmp_path / "language" / "recipe.yaml").write_text(yaml.safe_dump(earlier | {"data": None}))
+    (tmp_path / "language" / "model" / "training.json").write_text(json.dumps({"step": 800}))
+    recipe = yaml.safe_load((tmp_path / "demo" / "recipe.yaml").read_text())
+    recipe |= {"text_model": str(tmp_path / "language" / "model"), "ecg_model": "fuyingw/MELP_Encoder"}
+    (tmp_path / "demo" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    options = ["--license", "cc-by-4.0", "--base-model", "org/base", "--datasets", "org/ecgs"]
+    assert hub("push", folder, "doctor/based", *options)[1] is None
+    (folder / "README.md").write_bytes(server.files("doctor/based")["README.md"])
+    metadata, text = metadata_load(folder / "README.md"), (folder / "README.md").read_text()
+    assert metadata["license"] == "cc-by-4.0"
+    assert metadata["base_model"] == ["fuyingw/MELP_Encoder", "ncbi/MedCPT-Query-Encoder", "org/base"]
+    assert metadata["datasets"] == ["synthetic", "org/cardiology", "org/ecgs"]
+    assert "of the language stage (800 steps on org/cardiology)" in text and str(tmp_path) not in text
+    assert 'AutoModel.from_pretrained("doctor/based", revision=COMMIT' in text
+    assert "is uploaded as it is" in hub("push", folder, "doctor/based", "--license", "mit")[1]
 
 
 def test_card_without_a_run_says_so_once(tmp_path):
@@ -387,6 +455,57 @@ def test_a_processor_that_contradicts_the_configuration_is_refused(tmp_path, fie
     extractor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{field}.*config.json"):
         MelpFeatureExtractor.from_pretrained(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", "[" * 100_000, "config.json is not JSON"),
+        ("config.json", "[]", "config.json holds no JSON object"),
+        ("config.json", {"ecg_config": [1]}, r"ecg_config is \[1\], not the fields"),
+        ("config.json", {"bos_token_id": None}, "bos_token_id is None"),
+        ("config.json", {"decoder_num_hidden_layers": 3}, "lacks weights|not its configuration's"),
+        ("config.json", {"text_config": {"hidden_act": "x", "hidden_size": 32}}, "hidden_act is 'x'"),
+        ("model.safetensors", "{}", "model.* malformed"),
+        ("model.safetensors", None, "no file named model.safetensors"),
+        ("model.safetensors.index.json", "{}", "has no weight_map"),
+        ("processor_config.json", {"max_text_length": "64"}, "max_text_length is '64'"),
+        ("processor_config.json", {"max_text_length": 10**9}, "max_text_length is 1000000000"),
+        ("processor_config.json", {"feature_extractor": {"x": 1}}, "no option x"),
+        ("tokenizer.json", "{}", "malformed tokenizer"),
+    ],
+)
+def test_a_malformed_folder_is_refused(tmp_path, whole, file, change, message):
+    """By the loading that evaluate.py, train.py and hub.py do, with a message; nothing in it is unpickled."""
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    torch.save({"a": Mark(tmp_path / "mark")}, folder / "pytorch_model.bin")
+    if isinstance(change, dict):
+        values = json.loads((folder / file).read_text())
+        change = json.dumps(values | {k: values[k] | v if isinstance(v, dict) else v for k, v in change.items()})
+    if change is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(change)
+    with pytest.raises((ValueError, OSError), match=message):
+        export(folder, tmp_path / "export")
+    assert not (tmp_path / "mark").exists()
+
+
+class Mark:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 TRAIN = """

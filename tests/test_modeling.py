@@ -143,7 +143,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
             if hasattr(module, "dropout") and isinstance(module.dropout, float):
                 module.dropout = 0.0
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model(**batch).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

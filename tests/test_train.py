@@ -121,7 +121,10 @@ def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
     shutil.rmtree(output / "model")
     recipe.resume = "auto"
     train(recipe)
-    assert [line["step"] for line in log(output) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    lines = [line for line in log(output) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    hours = [line["hours"] for line in lines]
+    assert hours[0] > 0 and hours == sorted(hours)  # they go on
     resumed = weights(output)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 

@@ -28,6 +28,7 @@ class Progress:
     """Where a run stands: with the weights, optimizer and random states, all that a resume needs."""
 
     step: int = 0
+    hours: float = 0.0  # on the clock, over all starts
     skipped: int = 0  # steps without a finite loss and gradient
     best_step: int | None = None
     best_value: float | None = None
