@@ -281,7 +281,7 @@ def whole_path(overrides: dict) -> Path:
     from evaluate import report_demo  # evaluation builds on a trained model; training itself does not need it
 
     recipe = load_recipe(RECIPES / "demo.yaml", overrides)
-    open_run(recipe)  # an output that is taken is said now, not after the language stage
+    language = None
     if recipe.model is None and recipe.text_model is None:
         shared = ("data", "seed", "resume", "corpus_records", "corpus_seed", "mixed_precision", "num_workers")
         language = load_recipe(
@@ -289,7 +289,10 @@ def whole_path(overrides: dict) -> Path:
             {name: getattr(recipe, name) for name in shared} | {"output": str(Path(recipe.output) / "language")},
         )
         language.max_steps = min(language.max_steps, recipe.max_steps)
-        recipe.text_model = str(train(language) / "model")  # one that is finished is left as it is
+        recipe.text_model = str(Path(language.output) / "model")
+    open_run(recipe)  # an output that is taken is said now, not after the language stage
+    if language is not None:
+        train(language)  # one that is finished is left as it is
     output = train(recipe)
     if Accelerator().is_main_process:
         report_demo(output / "model", STAGES["melp"].data_folder(recipe), output)

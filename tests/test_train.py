@@ -353,6 +353,19 @@ def test_a_recipe_can_go_on_from_a_model(run, corpus, tmp_path):
         )
 
 
+def test_the_whole_path_and_its_resumption(corpus, tmp_path, capsys):
+    """`train.py` without a recipe, then again as after an interruption between the last step and the evaluation."""
+    arguments = ["--data", str(corpus), "--output", str(tmp_path / "demo"), "--max-steps", "2", "--batch-size", "8"]
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert "untrained" in shown and "evaluate.py zero-shot" in shown
+    trained = weights(tmp_path / "demo")
+    with pytest.raises(SystemExit, match="already holds a run"):
+        main(arguments)
+    main([*arguments, "--resume", "auto"])
+    assert_same(weights(tmp_path / "demo"), trained)
+
+
 def test_recipes_of_the_repository_are_valid():
     for path in (REPO / "recipes").glob("*.yaml"):
         assert load_recipe(path, {"learning_rate": "1e-5"}).learning_rate == 1e-5
