@@ -298,7 +298,9 @@ def energy(run: Run) -> str:
 
 def _place(name: str) -> str:
     """A Hub id as it is; a folder, whose path is nobody's business, as such."""
-    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else "a local folder"
+    repo_id, _, commit = name.partition("@")
+    page = f"{repo_id}/tree/{commit}" if commit else repo_id
+    return f"[{name}](https://huggingface.co/{page})" if _is_hub_id(repo_id) else "a local folder"
 
 
 def _is_hub_id(name: str) -> bool:

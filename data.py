@@ -27,18 +27,13 @@ STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled
 def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
     """The splits of a folder that `prepare.py` wrote, or of a dataset on the Hub that is a copy of one.
 
-    One from the Hub is downloaded as it is, and memory-mapped like a folder.
+    One from the Hub (`ID`, or `ID@REVISION`) is downloaded as it is, and memory-mapped like a folder.
 
     Raises:
         ValueError: naming the folder, and the columns that are missing.
     """
-    folder = path
-    if _may_be_on_the_hub(path):
-        try:
-            folder = snapshot_download(str(path), repo_type="dataset", revision=revision)
-        except Exception as error:
-            raise ValueError(f"{path} is no folder, nor a dataset that the Hub gives ({error})") from error
-    if not (Path(folder) / "dataset_dict.json").is_file():
+    folder = prepared_folder(path, revision)
+    if not (folder / "dataset_dict.json").is_file():
         raise ValueError(f"{path} is not a prepared folder (it has no dataset_dict.json): make one with prepare.py.")
     splits = load_from_disk(str(folder))
     for name, split in splits.items():
@@ -46,6 +41,41 @@ def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
         if missing:
             raise ValueError(f"{path}: split {name!r} has no column {', '.join(missing)}; make it with prepare.py.")
     return splits
+
+
+def prepared_folder(path: str | Path, revision: str | None = None) -> Path:
+    """Where the files of a prepared folder are on this machine, those of the Hub once they are downloaded."""
+    name, pinned = hub_source(path)
+    if not _may_be_on_the_hub(name):
+        return Path(path)
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision or pinned))
+    except Exception as error:
+        raise ValueError(f"{path} is no folder, nor a dataset that the Hub gives ({error})") from error
+
+
+def hub_source(source: str | Path) -> tuple[str, str | None]:
+    """`ID@REVISION` in two; a folder, or an id without a revision, as it is."""
+    name, at, revision = str(source).rpartition("@")
+    return (name, revision) if at and not Path(source).exists() else (str(source), None)
+
+
+def pinned_source(source: str, repo_type: str) -> str:
+    """`ID@COMMIT` of what `ID` or `ID@REVISION` is on the Hub now, or in its cache without a network.
+
+    A folder or a file stays as it is.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    name, revision = hub_source(source)
+    if Path(name).exists():
+        return source
+    try:
+        snapshot = snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=["config.json"])
+    except Exception as error:
+        raise ValueError(f"{source} is no folder, nor a {repo_type} that the Hub gives ({error})") from error
+    return f"{name}@{Path(snapshot).name}"
 
 
 def _may_be_on_the_hub(path: str | Path) -> bool:
@@ -71,8 +101,9 @@ def stream_prepared(
 
     A `torch.utils.data.DataLoader` takes the result with a `MelpCollator`, also with workers of its own.
     """
-    if _may_be_on_the_hub(path):
-        rows = load_dataset(str(path), split=split, streaming=True, revision=revision)
+    name, pinned = hub_source(path)
+    if _may_be_on_the_hub(name):
+        rows = load_dataset(name, split=split, streaming=True, revision=revision or pinned)
     else:
         rows = get_split(load_prepared(path), split, path)
         shards = min(math.ceil(len(rows) / STREAM_SHARD_RECORDS), STREAM_SHARDS)

@@ -33,7 +33,10 @@ class Repository:
 
 
 class HubServer(ThreadingHTTPServer):
-    """`users` maps a token to its user. `log` holds (method, path) of every request."""
+    """`users` maps a token to its user. `log` holds (method, path) of every request.
+
+    Datasets are `datasets/OWNER/NAME` in `repositories`, and can only be read.
+    """
 
     def __init__(self, users: dict[str, str]):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -105,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
             self.create(json.loads(body))
         elif parts[:2] == ["api", "models"]:
             self.api("/".join(parts[2:4]), parts[4:], body)
+        elif parts[:2] == ["api", "datasets"]:
+            self.api("/".join(parts[1:4]), parts[4:], body)
+        elif parts[0] == "datasets" and len(parts) > 5 and parts[3] == "resolve":
+            self.resolve("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         elif path.endswith(".git/info/lfs/objects/batch"):
             self.lfs_batch(path[1:].split(".git/")[0], json.loads(body))
         elif len(parts) > 4 and parts[2] == "resolve":

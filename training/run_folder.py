@@ -14,9 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from benchmark import device_name
-from recipe import Recipe, check_same_run, load_recipe, save_recipe
+from data import pinned_source, prepared_folder
+from recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -71,6 +73,21 @@ def open_run(recipe: Recipe) -> Path | None:
     return newest_checkpoint(output / "checkpoints")
 
 
+def pin_sources(accelerator: Accelerator, recipe: Recipe):
+    """Hub ids in the recipe become `ID@COMMIT`, the same on all processes: what the run started from can be had again.
+
+    Raises:
+        ValueError: naming an id that is neither on the Hub nor a folder.
+    """
+    named = {name: getattr(recipe, name) for name in SOURCES if getattr(recipe, name)}
+    pinned = []
+    if accelerator.is_main_process:
+        for name, value in named.items():
+            pinned.append(",".join(pinned_source(part.strip(), SOURCES[name]) for part in value.split(",")))
+    for name, value in zip(named, gather_object(pinned), strict=True):
+        setattr(recipe, name, value)
+
+
 def check_space(accelerator: Accelerator, recipe: Recipe, model):
     """Finds out before the first step that checkpoints could not be written.
 
@@ -116,7 +133,7 @@ def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Pat
     path = Path(recipe.output) / "run.json"
     run = json.loads(path.read_text()) if path.exists() else {"data": {}, "starts": []}
     # The language stage may learn from text files alone.
-    fingerprint = json.loads((data / "melp.json").read_text())["fingerprint"] if data else None
+    fingerprint = json.loads((prepared_folder(data) / "melp.json").read_text())["fingerprint"] if data else None
     if run["data"] and run["data"]["fingerprint"] != fingerprint:
         raise ValueError(f"{data} is not the data that {recipe.output} was run with: its fingerprint is another.")
     run["data"] = {"path": data and str(data), "fingerprint": fingerprint}
