@@ -10,6 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
+from recipe import without_revisions
+
 CARD_FILE = "README.md"
 # Fields of a recipe that name places on the machine of the run, or say nothing about the model.
 STARTS = ("model", "text_model", "ecg_model")
@@ -81,16 +83,16 @@ class Run:
     @property
     def base_models(self) -> list[str]:
         """Hub ids that it, or a run before it, started from."""
-        starts = (run.recipe.get(name) for run in self.lineage for name in STARTS)
-        return list(dict.fromkeys(start for start in starts if start and _is_hub_id(start)))
+        starts = (without_revisions(run.recipe.get(name) or "") for run in self.lineage for name in STARTS)
+        return list(dict.fromkeys(start for start in starts if _is_hub_id(start)))
 
     @property
     def datasets(self) -> list[str]:
         """Databases, and Hub ids of recordings and texts."""
         found = []
         for run in self.lineage:
-            sources = [run.recipe.get("data") or "", *(run.recipe.get("text") or "").split(",")]
-            found += [run.data.get("database"), *(name.strip() for name in sources if _is_hub_id(name.strip()))]
+            sources = without_revisions(f"{run.recipe.get('data') or ''},{run.recipe.get('text') or ''}").split(",")
+            found += [run.data.get("database"), *filter(_is_hub_id, map(str.strip, sources))]
         return list(dict.fromkeys(name for name in found if name))
 
 
@@ -353,7 +355,9 @@ def _place(run: Run, field: str) -> str:
     if earlier is not None:
         stage, data = earlier.recipe.get("stage"), " and ".join(earlier.datasets) or "data that is not recorded"
         return f"of the {stage} stage ({earlier.step:,} steps on {data})"
-    return f"[{start}](https://huggingface.co/{start})" if _is_hub_id(start) else "a folder that is not recorded"
+    repo_id, _, commit = start.partition("@")
+    page = f"{repo_id}/tree/{commit}" if commit else repo_id
+    return f"[{start}](https://huggingface.co/{page})" if _is_hub_id(repo_id) else "a folder that is not recorded"
 
 
 def _is_hub_id(name: str) -> bool:

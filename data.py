@@ -27,15 +27,16 @@ STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled
 
 
 def prepared_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The folder itself, or, of a dataset on the Hub, where its copy lies after the download.
+    """The folder itself, or, of a dataset on the Hub (`ID`, `ID@REVISION`), where its copy lies after the download.
 
     Raises:
         ValueError: naming what is neither.
     """
-    if not _may_be_on_the_hub(path):
+    name, pinned = hub_source(path)
+    if not _may_be_on_the_hub(name):
         return Path(path)
     try:
-        return Path(snapshot_download(str(path), repo_type="dataset", revision=revision))
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision or pinned))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no folder, nor a dataset that the Hub gives you ({reason})") from error
@@ -53,7 +54,7 @@ def about_prepared(path: str | Path) -> dict:
 def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
     """The splits of a folder that `prepare.py` wrote, or of a dataset on the Hub that is a copy of one.
 
-    One from the Hub is downloaded as it is, and memory-mapped like a folder.
+    One from the Hub (`ID`, or `ID@REVISION`) is downloaded as it is, and memory-mapped like a folder.
 
     Raises:
         ValueError: naming the folder, and the columns that are missing.
@@ -67,6 +68,31 @@ def load_prepared(path: str | Path, revision: str | None = None) -> DatasetDict:
         if missing:
             raise ValueError(f"{path}: split {name!r} has no column {', '.join(missing)}; make it with prepare.py.")
     return splits
+
+
+def hub_source(source: str | Path) -> tuple[str, str | None]:
+    """`ID@REVISION` in two; a folder, or an id without a revision, as it is."""
+    name, at, revision = str(source).rpartition("@")
+    return (name, revision) if at and not Path(source).exists() else (str(source), None)
+
+
+def pinned_source(source: str, repo_type: str) -> str:
+    """`ID@COMMIT` of what `ID` or `ID@REVISION` is on the Hub now, or in its cache without a network.
+
+    A folder or a file stays as it is.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    name, revision = hub_source(source)
+    if Path(name).exists():
+        return source
+    try:
+        snapshot = snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=["config.json"])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source} is no folder, nor a {repo_type} that the Hub gives you ({reason})") from error
+    return f"{name}@{Path(snapshot).name}"
 
 
 def _may_be_on_the_hub(path: str | Path) -> bool:
@@ -92,8 +118,9 @@ def stream_prepared(
 
     A `torch.utils.data.DataLoader` takes the result with a `MelpCollator`, also with workers of its own.
     """
-    if _may_be_on_the_hub(path):
-        rows = load_dataset(str(path), split=split, streaming=True, revision=revision)
+    name, pinned = hub_source(path)
+    if _may_be_on_the_hub(name):
+        rows = load_dataset(name, split=split, streaming=True, revision=revision or pinned)
     else:
         rows = get_split(load_prepared(path), split, path)
         shards = min(math.ceil(len(rows) / STREAM_SHARD_RECORDS), STREAM_SHARDS)

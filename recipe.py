@@ -6,6 +6,7 @@ What is unknown or of the wrong type is an error that proposes the nearest name.
 import argparse
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ class Recipe:
         default=None, metadata={"help": "prepared folder; the embedded synthetic corpus if absent"}
     )
     output: str = field(default="runs/melp", metadata={"help": "run folder to write"})
-    model: str | None = field(default=None, metadata={"help": "model folder or Hub id to start from"})
+    model: str | None = field(default=None, metadata={"help": "model folder, Hub id or ID@REVISION to start from"})
     text_model: str | None = field(default=None, metadata={"help": "BERT folder or Hub id for the text tower"})
     config: dict = field(default_factory=dict, metadata={"help": "fields of a new model's configuration, as YAML"})
     vocab_size: int = field(default=30522, metadata={"help": "of a tokenizer trained on the reports (language stage)"})
@@ -34,7 +35,7 @@ class Recipe:
     accumulation_steps: int = field(
         default=1,
         metadata={
-            "help": "micro-batches of --batch-size in one optimizer step; the multi-scale losses run over all of them"
+            "help": "micro-batches of --batch-size in a step, over all of which contrastive losses run (not DeepSpeed)"
         },
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "peak, after a linear warm-up; then cosine to zero"})
@@ -156,13 +157,29 @@ def check_names(values: dict, known, where: str):
             check_names(value, known[name], f"{where}'s {name}")
 
 
+# Fields that can name a repository of the Hub, and its kind.
+SOURCES = {"model": "model", "text_model": "model", "ecg_model": "model", "data": "dataset", "text": "dataset"}
+
+
+def without_revisions(sources: str) -> str:
+    """`ID` of each `ID@REVISION`, in a list by commas."""
+    return ",".join(re.sub(r"@[\w.-]+$", "", source) for source in sources.split(","))
+
+
 # What may differ between a run and its continuation.
 RESUMABLE = ("output", "resume", "push_to_hub", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
 RESUMABLE += ("device_watts", "keep_checkpoints", "max_skipped_steps", "tracker", "sample_pictures", "measure_peak")
 
 
 def check_same_run(recipe: Recipe, stored: Recipe):
-    """Raises ValueError naming a setting in which a continuation differs from the run it continues."""
+    """Raises ValueError naming a setting in which a continuation differs from the run it continues.
+
+    Hub ids without a revision are those of the run, at the commits that it started from.
+    """
+    for name in SOURCES:
+        pinned = getattr(stored, name)
+        if pinned is not None and getattr(recipe, name) == without_revisions(pinned):
+            setattr(recipe, name, pinned)
     for name, value in dataclasses.asdict(stored).items():
         if name not in RESUMABLE and getattr(recipe, name) != value:
             raise ValueError(

@@ -4,6 +4,7 @@
     accelerate launch train.py recipes/melp.yaml --data DIR --text-model DIR --output DIR
     accelerate launch train.py recipes/demo.yaml --data DIR --model DIR --max-steps 500 --output DIR
     torchrun --nproc_per_node 2 train.py recipes/melp.yaml ...    # or any launcher that Accelerate knows
+    accelerate launch --use_fsdp --fsdp_version 2 train.py ...    # sharded; or a configuration for DeepSpeed
 
 A recipe sets every option; any of its fields can be given on the command line. The run folder holds `model/` (bf16
 weights, code, processor; the best by `select_metric`), `metrics.jsonl`, `recipe.yaml`, `run.json` and `checkpoints/`.
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import hub
 from recipe import Recipe, add_recipe_options, load_recipe
 from stages import STAGES
+from training import sharding
 from training.batches import StepBatches
 from training.health import Collapse, Guard, Interrupt, write_skipped
 from training.logs import RunLog, check_packages
@@ -34,6 +36,7 @@ from training.run_folder import (
     check_space,
     load_checkpoint,
     open_run,
+    pin_sources,
     save_checkpoint,
     save_model,
     start_run,
@@ -78,14 +81,14 @@ class Run:
         self.accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision, log_with=tracker, project_dir=recipe.output
         )
-        _check_launch(self.accelerator, recipe)
+        sharding.check_launch(self.accelerator, recipe)
         keep_freed_memory(self.accelerator.device)
+        pin_sources(self.accelerator, recipe)
         set_seed(recipe.seed)
         self.stage = STAGES[recipe.stage](recipe, self.accelerator)
         groups, betas = parameter_groups(recipe, self.stage.model), (recipe.adam_beta1, recipe.adam_beta2)
         optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
-        self.stage.model, self.optimizer = self.accelerator.prepare(self.stage.model, optimizer)
-        self.parameters = [parameter for parameter in self.stage.model.parameters() if parameter.requires_grad]
+        self.optimizer = self.stage.prepare(optimizer)
         set_seed(recipe.seed, device_specific=True)  # each process draws its own dropout and lead masks
         self.batches = StepBatches(
             self.stage.rows,
@@ -110,14 +113,15 @@ class Run:
             start_run(recipe, accelerator, self.progress.step, stage.data)
         accelerator.wait_for_everyone()
         resumed = f", from step {self.progress.step}" if self.progress.step else ""
-        processes = f"{accelerator.num_processes} process(es) on {accelerator.device}"
-        accelerator.print(f"{recipe.stage}: {stage.describe()}, {processes}{resumed}")
+        launch = sharding.describe_launch(accelerator)
+        accelerator.print(f"{recipe.stage}: {stage.describe()}, {launch}{resumed}")
         if recipe.select_metric == "val_auroc":
             accelerator.print("model/ is chosen by val_auroc, on labels of the validation split, as in the paper.")
         self.started = time.monotonic() - 3600 * self.progress.hours
         self.log, self.collapse = RunLog(accelerator, recipe), Collapse(recipe.warmup_steps)
         self.meter = Meter(self.batches.global_batch, accelerator.device)
-        if recipe.measure_peak and self.progress.step < recipe.max_steps:
+        left = recipe.max_steps - self.progress.step
+        if recipe.measure_peak and left > 0 and not sharding.steps_in_backward(accelerator):
             self.meter.measure(stage, self.batches[self.progress.step], recipe)
         if recipe.compile:
             stage.compile()
@@ -138,7 +142,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.progress.step)
         figures = self.stage.backward(micro_batches)
-        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        grad_norm = sharding.clip_gradients(self.accelerator, self.stage.model, self.recipe.max_grad_norm)
         guard.check(self.progress.step, figures["loss"], grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -175,6 +179,8 @@ class Run:
             **self.meter.metrics(),
             **self.stage.extra_metrics(),
         }
+        if self.accelerator.scaler is not None:
+            values["loss_scale"] = self.accelerator.scaler.get_scale()
         self.log.metrics(step, values)
         for text in self.collapse.warnings(step, values | self.stage.bounds()):
             self.log.warning(step, text)
@@ -186,7 +192,7 @@ class Run:
     def validate(self) -> bool:
         """Logs a validation and its pictures; returns whether the model is the best so far."""
         self.stage.model.eval()
-        with as_if_not_run(self.accelerator.device):
+        with as_if_not_run(self.accelerator.device), self.stage.whole_weights():
             metrics = self.stage.validate()
             self.log.metrics(self.progress.step, metrics)
             if self.recipe.sample_pictures:
@@ -195,34 +201,12 @@ class Run:
         return self.progress.note(metrics, self.recipe.select_metric)
 
     def save_model(self):
-        save_model(self.accelerator, self.stage, self.output / "model", self.progress, self.recipe.select_metric)
+        with self.stage.whole_weights():
+            save_model(self.accelerator, self.stage, self.output / "model", self.progress, self.recipe.select_metric)
 
     def save_checkpoint(self):
         self.progress.hours = self.hours()
         save_checkpoint(self.accelerator, self.output / "checkpoints", self.progress, self.recipe.keep_checkpoints)
-
-
-def _check_launch(accelerator: Accelerator, recipe: Recipe):
-    """Raises ValueError for what Accelerate can be configured to and MELP cannot be trained with."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "FSDP is not supported: it gathers a module's weights in a forward of all processes at once, while "
-            "validation and saving run in each process on its own, and it takes no scalar parameter, which the "
-            "temperature is. Use DDP (--multi_gpu); a batch that does not fit into memory is what "
-            "--accumulation-steps is for."
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        if recipe.accumulation_steps > 1:
-            raise ValueError("DeepSpeed steps after each backward pass: --accumulation-steps needs DDP.")
-        plugin = accelerator.state.deepspeed_plugin
-        if plugin.deepspeed_config["zero_optimization"]["stage"] == 3:  # also where a config file says it
-            raise ValueError(
-                "DeepSpeed's ZeRO-3 leaves no process with the whole weights, which validation and saving read: use "
-                "ZeRO-1 or ZeRO-2."
-            )
-        # It would read the batch size from a loader of Accelerate's; ours is its own. It clips in its own step.
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
-        plugin.deepspeed_config["gradient_clipping"] = recipe.max_grad_norm
 
 
 def train(recipe: Recipe, dry_run: bool = False) -> Path:

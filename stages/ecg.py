@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from configuration_melp import MelpEcgConfig
-from data import STORED_RATE, MelpCollator, drop_leads, get_split, prepare_inputs
+from data import STORED_RATE, MelpCollator, drop_leads, get_split, hub_source, prepare_inputs
 from modeling_melp import MelpEcgModel
 from processing_melp import MelpFeatureExtractor
 from recipe import Recipe, check_names, check_type, load_recipe
+from stages.joint import JointStage, gather
 from stages.language import recipe_for_width
-from stages.melp import gather
 from stages.stage import Stage
 from stages.wav2vec import (
     EcgPretrainingModel,
@@ -31,7 +31,7 @@ from stages.wav2vec import (
 )
 
 
-class EcgStage(Stage):
+class EcgStage(JointStage):
     """Masked frames are told apart by their quantized code, halves of a record found among others'; no report is read.
 
     Leaves a `MelpEcgModel` folder, of which the poolers are as they were: no loss of this stage reaches them.
@@ -45,7 +45,8 @@ class EcgStage(Stage):
         if recipe.ecg_model is not None:
             if recipe.config:
                 raise ValueError("config has no effect beside ecg_model, whose sizes are given: leave one out.")
-            ecg_model = MelpEcgModel.from_pretrained(recipe.ecg_model, dtype=torch.float32)
+            name, revision = hub_source(recipe.ecg_model)
+            ecg_model = MelpEcgModel.from_pretrained(name, revision=revision, dtype=torch.float32)
         else:
             check_names(recipe.config, MelpEcgConfig().to_dict(), "the ECG tower's configuration")
             ecg_model = MelpEcgModel(MelpEcgConfig(**recipe.config))
@@ -93,10 +94,52 @@ class EcgStage(Stage):
             lead_mask = drop_leads(lead_mask, lead_dropout)
         return segments * lead_mask[..., None], batch["patients"]
 
-    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        segments, patients = self.segments(batch, self.recipe.lead_dropout)
-        losses, self.metrics = global_losses(self.model(segments), patients, self.settings, self.accelerator)
-        return losses
+    # ------------------------------------------------------------------------------------------------------- losses
+
+    @property
+    def weights(self) -> dict[str, float]:
+        settings = self.settings
+        return {
+            "contrastive_loss": 1.0,
+            "diversity_loss": settings.diversity_loss_weight,
+            "feature_penalty": settings.feature_penalty_weight,
+            "cmsc_loss": settings.cmsc_loss_weight,
+        }
+
+    def forward(self, batch: dict, model) -> tuple:
+        segments, patients = self.segments(batch, self.recipe.lead_dropout if self.model.training else 0.0)
+        outputs = model(segments)
+        return outputs, {"patients": patients, "targets": outputs.mask.sum().float()[None]}
+
+    def embeddings(self, outputs: EcgPretrainingOutput) -> dict[str, torch.Tensor]:
+        """Of both halves of each record, (records, 2, dim), and how much each code is used, (1, groups, choices)."""
+        probs = outputs.code_probs * outputs.mask[..., None, None]
+        return {
+            "pooled": outputs.pooled.unflatten(0, (2, -1)).transpose(0, 1),
+            "code_use": probs.sum(dim=(0, 1))[None],
+        }
+
+    def joint_losses(self, embeddings, facts) -> dict[str, torch.Tensor]:
+        """CMSC, whose negatives are the step's records, and the use of the codes over its masked frames."""
+        accelerator = self.accelerator
+        num_masked = accelerator.reduce(facts["targets"].sum(), "mean")
+        use = gather(embeddings["code_use"].sum(dim=0, keepdim=True)).mean(dim=0) / num_masked
+        halves = [gather(half) for half in embeddings["pooled"].unbind(dim=1)]
+        logits, patients = cmsc_logits(*halves, self.settings.cmsc_temperature), accelerator.gather(facts["patients"])
+        codes_in_use = perplexity(use)
+        self.metrics = {
+            "code_perplexity": codes_in_use.detach(),
+            "cmsc_accuracy": cmsc_correct(logits, patients) / (2 * len(patients)),
+        }
+        return {"diversity_loss": 1 - codes_in_use / use.numel(), "cmsc_loss": cmsc_loss(logits, patients)}
+
+    def own_losses(self, outputs: EcgPretrainingOutput, target_share, row_share) -> dict[str, torch.Tensor]:
+        num_masked = outputs.mask.sum()
+        self.metrics["contrastive_accuracy"] = contrastive_correct(outputs.logits, outputs.mask) / num_masked
+        return {
+            "contrastive_loss": contrastive_loss_sum(outputs.logits, outputs.mask) / num_masked * target_share,
+            "feature_penalty": outputs.feature_penalty * row_share,
+        }
 
     def after_step(self):
         self.unwrapped.quantizer.num_updates += 1
@@ -161,44 +204,6 @@ class EcgStage(Stage):
             f"accelerate launch train.py {recipe_for_width(output / 'model')} --ecg-model {output / 'model'} "
             f"--text-model BERT_DIR_OR_ID --data {data}"
         )
-
-
-def global_losses(
-    outputs: EcgPretrainingOutput, patients: torch.Tensor, settings: Wav2VecSettings, accelerator: Accelerator
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Losses and metrics of the batch of all processes.
-
-    CMSC's negatives, the use of the codes and the mean over masked frames span the processes, so that the gradients
-    which distributed training averages are those of one process with the whole batch.
-
-    Args:
-        outputs: of this process's first halves, then second halves; patients: (records,) ids.
-    """
-    num_masked = outputs.mask.sum().float()
-    mean_masked = accelerator.reduce(num_masked, "mean")
-    probs = (outputs.code_probs * outputs.mask[..., None, None]).sum(dim=(0, 1))
-    use = gather(probs[None]).mean(dim=0) / mean_masked
-    halves = cmsc_logits(*(gather(part) for part in outputs.pooled.chunk(2)), settings.cmsc_temperature)
-    patients = accelerator.gather(patients)
-    codes_in_use = perplexity(use)
-    losses = {
-        "contrastive_loss": contrastive_loss_sum(outputs.logits, outputs.mask) / mean_masked,
-        "diversity_loss": 1 - codes_in_use / use.numel(),
-        "feature_penalty": outputs.feature_penalty,
-        "cmsc_loss": cmsc_loss(halves, patients),
-    }
-    losses["loss"] = (
-        losses["contrastive_loss"]
-        + settings.diversity_loss_weight * losses["diversity_loss"]
-        + settings.feature_penalty_weight * losses["feature_penalty"]
-        + settings.cmsc_loss_weight * losses["cmsc_loss"]
-    )
-    metrics = {
-        "code_perplexity": codes_in_use.detach(),
-        "contrastive_accuracy": contrastive_correct(outputs.logits, outputs.mask) / num_masked,
-        "cmsc_accuracy": cmsc_correct(halves, patients) / (2 * len(patients)),
-    }
-    return losses, metrics
 
 
 def long_enough(split: Dataset, samples: int) -> Dataset:

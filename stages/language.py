@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from data import get_split
+from data import get_split, hub_source
 from processing_melp import with_bos
 from recipe import Recipe, check_names, load_recipe
 from stages.stage import Stage
@@ -70,8 +70,9 @@ class LanguageStage(Stage):
                 raise ValueError(
                     "config has no effect beside text_model, whose sizes are given: leave one of them out."
                 )
-            self.tokenizer = with_bos(AutoTokenizer.from_pretrained(recipe.text_model))
-            self.model = AutoModelForMaskedLM.from_pretrained(recipe.text_model, dtype=torch.float32)
+            name, revision = hub_source(recipe.text_model)
+            self.tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
+            self.model = AutoModelForMaskedLM.from_pretrained(name, revision=revision, dtype=torch.float32)
             self.model.resize_token_embeddings(len(self.tokenizer))
         else:
             check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
@@ -243,7 +244,8 @@ def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
         column = "text"
     else:
         stored = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-        splits = load_from_disk(source) if stored else load_dataset(source)
+        name, revision = hub_source(source)
+        splits = load_from_disk(source) if stored else load_dataset(name, revision=revision)
         splits = {"train": splits} if isinstance(splits, Dataset) else splits
     train = get_split(splits, "train", source)
     if column not in train.column_names:

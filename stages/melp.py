@@ -9,47 +9,25 @@ import re
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from transformers import AutoModel, AutoTokenizer
 
 from configuration_melp import MelpConfig
-from data import MelpCollator, label_matrix, label_sets, prepare_inputs
+from data import MelpCollator, hub_source, label_matrix, label_sets, prepare_inputs
 from evaluation.metrics import macro, score_classes
 from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
 from modeling_melp import MelpAttention, MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences, with_bos
 from recipe import Recipe, check_names, load_recipe
+from stages.joint import JointStage, gather, pad_second
 from stages.stage import Stage
+from training import sharding
 from training.embeddings import embedding_metrics, rankme, recall
-from training.randomness import random_state, set_random_state
 
 SIGMOID_START = (math.log(10), -10.0)  # logarithm of the scale, and bias (SigLIP, section 3.2)
 EMBEDDINGS = ("ecg_embeds", "text_embeds", "beat_embeds", "sentence_embeds")
-
-
-class _Gather(torch.autograd.Function):
-    """Every process's rows, in the order of the ranks, with the gradient of all processes' losses."""
-
-    @staticmethod
-    def forward(ctx, tensor):
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """(batch, ...) of this process to (world * batch, ...); equally many rows a process."""
-    return _Gather.apply(tensor) if dist.is_initialized() and dist.get_world_size() > 1 else tensor
 
 
 @contextlib.contextmanager
@@ -63,31 +41,6 @@ def attention_weights(attention: MelpAttention):
     finally:
         handle.remove()
         config._attn_implementation = implementation
-
-
-def _pad_sentences(embeds, mask, sentences: int) -> tuple[torch.Tensor, torch.Tensor]:
-    missing = sentences - mask.shape[1]
-    return F.pad(embeds, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-
-
-def _join(parts: list[tuple]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """The micro-batches' embeddings as those of one batch, with gradients of their own; sentence mask, report ids."""
-    sentences = max(mask.shape[1] for _, mask, _ in parts)
-    padded = [_pad_sentences(embeds["sentence_embeds"], mask, sentences) for embeds, mask, _ in parts]
-    embeds = {name: [part[name] for part, _, _ in parts] for name in EMBEDDINGS}
-    embeds["sentence_embeds"] = [embeds for embeds, _ in padded]
-    embeds = {name: torch.cat(values).requires_grad_() for name, values in embeds.items()}
-    return embeds, torch.cat([mask for _, mask in padded]), torch.cat([report_ids for _, _, report_ids in parts])
-
-
-def _propagated(outputs, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A scalar whose gradient at the embeddings is the one given."""
-    gradients["sentence_embeds"] = gradients["sentence_embeds"][:, : outputs.sentence_mask.shape[1]]
-    return sum((outputs[name].float() * gradient).sum() for name, gradient in gradients.items())
-
-
-def _caption_tokens(batch: dict) -> torch.Tensor:
-    return batch["attention_mask"][:, 1:].sum()
 
 
 def _same(report_ids: torch.Tensor) -> torch.Tensor:
@@ -122,7 +75,7 @@ class PairCollator(MelpCollator):
         return super().__call__(rows) | {"report_ids": torch.tensor([report_id(row["report"]) for row in rows])}
 
 
-class MelpStage(Stage):
+class MelpStage(JointStage):
     """The three losses at 1 : 2 : 0.2 (paper, section 3); leaves a MELP model folder."""
 
     loss_names = ["caption_loss", "contrastive_loss", "local_loss", "loss"]
@@ -142,8 +95,9 @@ class MelpStage(Stage):
         if recipe.model is not None:
             if recipe.config or recipe.text_model or recipe.ecg_model:
                 raise ValueError("config, text_model and ecg_model have no effect beside model: leave them out.")
-            self.model = MelpModel.from_pretrained(recipe.model, dtype=torch.float32)
-            self.processor = MelpProcessor.from_pretrained(recipe.model)
+            name, revision = hub_source(recipe.model)
+            self.model = MelpModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+            self.processor = MelpProcessor.from_pretrained(name, revision=revision)
         elif recipe.text_model is not None:
             self.model, self.processor = new_model(recipe)
         else:
@@ -167,13 +121,9 @@ class MelpStage(Stage):
 
     # ------------------------------------------------------------------------------------------------------- losses
 
-    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The named losses of the global batch: negatives and the mean over tokens span all processes."""
-        (share,) = self.shares([_caption_tokens(batch)])
-        outputs, report_ids = self._forward(self.model, batch)
-        losses = self.pair_losses(outputs, outputs.sentence_mask, report_ids)
-        # DDP averages the gradients of the processes, so each weighs its mean by its share of the tokens.
-        return self.sum_losses(losses | {"caption_loss": outputs.caption_loss * share})
+    @property
+    def weights(self) -> dict[str, float]:
+        return {name: getattr(self.config, name + "_weight") for name in self.loss_names if name != "loss"}
 
     def _inputs(self, batch: dict) -> tuple[dict, torch.Tensor]:
         """A model's inputs, leads masked in training, and the ids of the reports."""
@@ -181,21 +131,37 @@ class MelpStage(Stage):
         batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling, lead_dropout)
         return batch, batch.pop("report_ids")
 
-    def _forward(self, model, batch: dict):
+    def forward(self, batch: dict, model) -> tuple:
         inputs, report_ids = self._inputs(batch)
-        return model(**inputs, return_loss=False), report_ids
+        outputs = model(**inputs, return_loss=False)
+        return outputs, self._facts(inputs, outputs.sentence_mask, report_ids)
 
-    def pair_losses(self, embeds, sentence_mask, report_ids, alone=False) -> dict[str, torch.Tensor]:
-        """The losses over pairs, of all processes' embeddings.
+    @staticmethod
+    def _facts(inputs: dict, sentence_mask, report_ids) -> dict[str, torch.Tensor]:
+        """`sentence_mask` (batch, sentences), `report_ids` (batch,), and the tokens to caption."""
+        targets = inputs["attention_mask"][:, 1:].sum()[None]
+        return {"sentence_mask": sentence_mask, "report_ids": report_ids, "targets": targets}
 
-        Args:
-            embeds: this process's `EMBEDDINGS`, by name.
-            sentence_mask: (batch, sentences); report_ids: (batch,).
-            alone: of this process's rows only, in validation.
-        """
+    def embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Without captions, in which nothing is drawn at random."""
+        inputs, report_ids = self._inputs(batch)
+        ecg = self.unwrapped(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
+        text = self.unwrapped(**{name: inputs[name] for name in ("input_ids", "attention_mask", "sentence_ids")})
+        embeddings = {name: (ecg if name in ecg else text)[name].float() for name in EMBEDDINGS}
+        return embeddings, self._facts(inputs, text.sentence_mask, report_ids)
+
+    def embeddings(self, outputs) -> dict[str, torch.Tensor]:
+        return {name: outputs[name].float() for name in EMBEDDINGS}
+
+    def own_losses(self, outputs, target_share, row_share) -> dict[str, torch.Tensor]:
+        return {"caption_loss": outputs.caption_loss * target_share}
+
+    def joint_losses(self, embeddings, facts, alone=False) -> dict[str, torch.Tensor]:
+        """The losses over pairs, of all processes' embeddings; `alone`: of this process's only, in validation."""
         model, config = self.unwrapped, self.config
         share = (lambda tensor: tensor) if alone else gather
-        ecg_embeds, text_embeds = share(embeds["ecg_embeds"]), share(embeds["text_embeds"])
+        sentence_mask, report_ids = facts["sentence_mask"], facts["report_ids"]
+        ecg_embeds, text_embeds = share(embeddings["ecg_embeds"]), share(embeddings["text_embeds"])
         self.embeds = {"ecg": ecg_embeds.detach(), "text": text_embeds.detach()}
         positives = local_positives = None
         if self.recipe.shared_positives:
@@ -206,7 +172,7 @@ class MelpStage(Stage):
             contrastive = sigmoid_contrastive_loss(ecg_embeds, text_embeds, scale, bias, positives)
         else:
             contrastive = contrastive_loss(ecg_embeds, text_embeds, model.logit_scale.exp(), positives)
-        beats, sentences = embeds["beat_embeds"], embeds["sentence_embeds"]
+        beats, sentences = embeddings["beat_embeds"], embeddings["sentence_embeds"]
         if self.recipe.local_loss_gather and not alone:
             beats, (sentences, sentence_mask) = gather(beats), self._gather_sentences(sentences, sentence_mask)
             local_positives = positives
@@ -221,77 +187,20 @@ class MelpStage(Stage):
         )
         return {"contrastive_loss": contrastive, "local_loss": local}
 
-    def sum_losses(self, losses: dict) -> dict[str, torch.Tensor]:
-        config = self.config
-        weights = {
-            "contrastive_loss": config.contrastive_loss_weight,
-            "caption_loss": config.caption_loss_weight,
-            "local_loss": config.local_loss_weight,
-        }
-        return losses | {"loss": sum(weight * losses[name] for name, weight in weights.items())}
-
     def _gather_sentences(self, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
         """Sentence embeddings and mask of all processes, padded to the report with most sentences among them."""
         if self.accelerator.num_processes > 1:
             longest = self.accelerator.gather(torch.tensor([mask.shape[1]], device=mask.device)).max().item()
-            embeds, mask = _pad_sentences(embeds, mask, longest)
-            mask = self.accelerator.gather(mask)
+            embeds, mask = pad_second(embeds, longest), self.accelerator.gather(pad_second(mask, longest))
         return gather(embeds), mask
 
-    def backward(self, batches: list[dict]) -> dict[str, torch.Tensor]:
-        """The losses of one large batch, in the memory of its micro-batches (Gao et al., GradCache, arXiv 2101.06983).
-
-        Embeddings of all micro-batches are made without a graph; the losses over pairs give their gradients; then each
-        micro-batch is run again with the same random numbers and these gradients are propagated into it. The caption
-        loss, a mean over tokens, simply accumulates.
-        """
-        if len(batches) == 1:
-            return super().backward(batches)
-        states, parts = [], []
-        for batch in batches:
-            states.append(random_state(self.accelerator.device))
-            parts.append(self._embed(batch))
-        embeds, sentence_mask, report_ids = _join(parts)
-        losses = self.pair_losses(embeds, sentence_mask, report_ids)
-        losses["caption_loss"] = torch.zeros_like(losses["local_loss"])
-        scalars = self._loss_parameters
-        gradients = torch.autograd.grad(self.sum_losses(losses)["loss"], [*embeds.values(), *scalars])
-        sizes = [len(ids) for _, _, ids in parts]
-        of_embeds = zip(*(gradient.split(sizes) for gradient in gradients[: len(embeds)]), strict=True)
-
-        shares = self.shares([_caption_tokens(batch) for batch in batches])
-        for index, (batch, gradient) in enumerate(zip(batches, of_embeds, strict=True)):
-            last = index == len(batches) - 1
-            set_random_state(states[index], self.accelerator.device)
-            with self.synchronised(last):
-                outputs, _ = self._forward(self.model, batch)
-                caption_loss = outputs.caption_loss * shares[index]
-                surrogate = self.config.caption_loss_weight * caption_loss
-                surrogate = surrogate + _propagated(outputs, dict(zip(embeds, gradient, strict=True)))
-                if last:  # the processes exchange these gradients with the others
-                    pairs = zip(scalars, gradients[len(embeds) :], strict=True)
-                    surrogate = surrogate + sum(scalar * gradient for scalar, gradient in pairs)
-                self.accelerator.backward(surrogate)
-            losses["caption_loss"] = losses["caption_loss"] + caption_loss.detach()
-        return {name: value.detach() for name, value in self.sum_losses(losses).items()}
-
-    @property
-    def _loss_parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters that only the losses over pairs use."""
+    def joint_parameters(self) -> list[torch.nn.Parameter]:
         model = self.unwrapped
         return [model.logit_scale] + ([model.logit_bias] if self.recipe.contrastive == "sigmoid" else [])
 
-    @torch.no_grad()
-    def _embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Embeddings, sentence mask and report ids, without captions: what is drawn at random is as in a forward."""
-        inputs, report_ids = self._inputs(batch)
-        ecg = self.unwrapped(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
-        text = self.unwrapped(**{name: inputs[name] for name in ("input_ids", "attention_mask", "sentence_ids")})
-        embeds = {name: (ecg if name in ecg else text)[name].float() for name in EMBEDDINGS}
-        return embeds, text.sentence_mask, report_ids
-
     def after_step(self):
         self.unwrapped.clamp_logit_scale()
+        sharding.keep_value(self.accelerator, self.unwrapped.logit_scale)
 
     def extra_metrics(self) -> dict[str, float]:
         metrics = {"logit_scale": self.unwrapped.logit_scale.exp().item()}
@@ -316,10 +225,10 @@ class MelpStage(Stage):
         found = []
 
         def losses_of(batch):
-            outputs, report_ids = self._forward(self.unwrapped, batch)
-            losses = self.pair_losses(outputs, outputs.sentence_mask, report_ids, alone=True)
-            found.append((outputs.ecg_embeds, outputs.text_embeds, report_ids))
-            return self.sum_losses(losses | {"caption_loss": outputs.caption_loss})
+            outputs, facts = self.forward(batch, self.unwrapped)
+            losses = self.joint_losses(self.embeddings(outputs), facts, alone=True)
+            found.append((outputs.ecg_embeds, outputs.text_embeds, facts["report_ids"]))
+            return self.sum_losses(losses | self.own_losses(outputs, 1.0, 1.0))
 
         metrics = self.mean_over_batches(losses_of, self.recipe.batch_size)
         if not metrics:
@@ -407,8 +316,9 @@ class MelpStage(Stage):
 def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     """A model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
     check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
-    tokenizer = with_bos(AutoTokenizer.from_pretrained(recipe.text_model))
-    text_model = AutoModel.from_pretrained(recipe.text_model, add_pooling_layer=False, dtype=torch.float32)
+    name, revision = hub_source(recipe.text_model)
+    tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
+    text_model = AutoModel.from_pretrained(name, revision=revision, add_pooling_layer=False, dtype=torch.float32)
     text_model.resize_token_embeddings(len(tokenizer))
     text_config = text_model.config.to_dict()
     del text_config["dtype"]  # the whole model has one
@@ -417,7 +327,8 @@ def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     if recipe.ecg_model is not None:
         if "ecg_config" in sizes:
             raise ValueError("config's ecg_config has no effect beside ecg_model, whose sizes are given.")
-        ecg_model = MelpEcgModel.from_pretrained(recipe.ecg_model, dtype=torch.float32)
+        name, revision = hub_source(recipe.ecg_model)
+        ecg_model = MelpEcgModel.from_pretrained(name, revision=revision, dtype=torch.float32)
         sizes["ecg_config"] = ecg_model.config.to_dict() | {"token_dim": text_config["hidden_size"]}
         for name in ("dtype", "architectures", "auto_map"):  # the whole model's are its own
             sizes["ecg_config"].pop(name, None)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 
 from data import get_split, load_prepared, with_reports
 from prepare import prepare
 from recipe import Recipe
+from training import sharding
 
 CORPUS = "runs/corpus"
 
@@ -24,6 +26,27 @@ class Stage:
     def __init__(self, recipe: Recipe, accelerator: Accelerator):
         self.recipe, self.accelerator = recipe, accelerator
         self.rows, self.held_out = self.load_rows()
+        self.sharded = self.gathered = None
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> AcceleratedOptimizer:
+        """Hands the model and its optimizer to Accelerate."""
+        if self.accelerator.is_fsdp2:
+            self.sharded = sharding.WholeWeights(self.accelerator, self.model)
+        self.model, optimizer = sharding.prepare(self.accelerator, self.model, optimizer)
+        return optimizer
+
+    @contextlib.contextmanager
+    def whole_weights(self):
+        """Inside, `unwrapped` is of use to each process on its own. Entered by every process."""
+        if self.sharded is None:
+            yield
+            return
+        self.gathered = self.sharded.gather(self.model)
+        try:
+            yield
+        finally:
+            self.gathered = None
+            self.sharded.release()
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
         """Rows to learn from and held-out rows (maybe none): those with a report."""
@@ -53,7 +76,7 @@ class Stage:
     @property
     def unwrapped(self):
         """The model without what Accelerate puts around it."""
-        return self.accelerator.unwrap_model(self.model)
+        return self.gathered or self.accelerator.unwrap_model(self.model)
 
     def lengths(self) -> list[int]:
         """What batches of similar length go by: words of each row's report."""

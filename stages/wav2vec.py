@@ -205,6 +205,8 @@ class EcgPretrainingOutput(NamedTuple):
 class EcgPretrainingModel(nn.Module):
     """The ECG tower with the heads of its self-supervised stage, which stay here: only `ecg_model` is released."""
 
+    _no_split_modules = ["MelpEcgEncoderLayer"]  # what FSDP gathers at a time, by Accelerate's transformer-based wrap
+
     def __init__(self, ecg_model: MelpEcgModel, settings: Wav2VecSettings):
         super().__init__()
         self.config = config = ecg_model.config

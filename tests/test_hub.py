@@ -24,6 +24,7 @@ from convert import convert
 from evaluation.models import load_model
 from hub import export
 from modeling_melp import MelpModel
+from prepare import prepare
 from processing_melp import MelpFeatureExtractor
 
 REPO = Path(__file__).resolve().parent.parent
@@ -532,6 +533,55 @@ def test_training_ends_with_a_push(server, tmp_path):
     subprocess.run([sys.executable, "-c", TRAIN, *arguments], cwd=tmp_path, env=env, check=True)
     assert set(server.files("doctor/taught", "trained-step-1")) == LISTED
     assert server.repositories["doctor/taught"].private
+
+
+STAY = """
+import sys
+import train
+recipe, *options = sys.argv[1:]
+options += ["--model", "doctor/start", "--data", "doctor/ecgs", "--output", "one"]
+train.main([recipe, *options])
+print("MOVE", flush=True)
+sys.stdin.readline()
+train.main(["one/recipe.yaml", "--output", "two"])
+options[options.index("--max-steps") + 1] = "2"
+train.main([recipe, *options, "--resume", "auto"])
+"""
+
+
+def test_a_run_stays_at_the_commits_it_started_from(server, tmp_path):
+    """The recipe names them, so that a repetition and a continuation start from the same when the Hub has moved on."""
+    prepare("synthetic", tmp_path / "ecgs", records=24)
+    files = {}
+    for name, folder in (("doctor/start", write_run(tmp_path / "run")), ("datasets/doctor/ecgs", tmp_path / "ecgs")):
+        server.repositories[name] = Repository("doctor", private=False)
+        files[name] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        server.repositories[name].commit("main", files[name])
+    commits = {name: server.repositories[name].refs["main"] for name in files}
+    options = ["--batch-size", "4", "--max-steps", "1", "--learning-rate", "0", "--measure-peak", "false"]
+    env = environment(server, tmp_path / "home", PYTHONPATH=os.pathsep.join([*sys.path[1:], str(REPO)]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", STAY, str(REPO / "recipes" / "demo.yaml"), *options],
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while "MOVE" not in process.stdout.readline():
+        assert process.poll() is None
+    for name in files:
+        server.repositories[name].commit("main", {"config.json": b"{}"})
+    process.communicate("moved\n", timeout=240)
+    assert process.returncode == 0
+    for run in ("one", "two"):
+        recipe = yaml.safe_load((tmp_path / run / "recipe.yaml").read_text())
+        assert recipe["model"] == f"doctor/start@{commits['doctor/start']}"
+        assert recipe["data"] == f"doctor/ecgs@{commits['datasets/doctor/ecgs']}"
+        weights = load_file(tmp_path / run / "model" / "model.safetensors")
+        for name, value in load_file(tmp_path / "run" / "model" / "model.safetensors").items():
+            assert torch.equal(weights[name], value.to(weights[name].dtype)), name
+    assert (tmp_path / "one" / "checkpoints" / "step-2").exists()
 
 
 DOWNLOAD = """

@@ -2,12 +2,16 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_runs import TINY_BERT, log, melp_recipe, weights
@@ -18,7 +22,7 @@ from stages.melp import MelpStage, report_id
 from train import main, parameter_groups, train
 from training.batches import StepBatches
 from training.embeddings import embedding_metrics, rankme, recall
-from training.health import Collapse
+from training.health import Collapse, Guard, Interrupt
 from training.run_folder import Progress
 
 
@@ -159,6 +163,65 @@ def test_a_step_without_a_finite_loss_is_left_out(sick, corpus, language, tmp_pa
     assert named["step"] == 3 and len(named["records"]) == 8 and all(isinstance(r, str) for r in named["records"])
 
 
+class ScaledOnCpu(Accelerator):
+    """fp16 as on a GPU: Accelerate scales no gradients on a CPU, where torch could."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=2.0**12), True
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    monkeypatch.setattr("train.Accelerator", ScaledOnCpu)
+    yield {"mixed_precision": "fp16", "select_metric": "last"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_overflow_under_fp16_is_the_scalers_to_skip(fp16, corpus, language, tmp_path):
+    """Steps that overflow at too high a scale change nothing and count as nothing; a checkpoint holds the scale."""
+    fields = fp16 | {"max_steps": 10, "save_every": 1, "keep_checkpoints": 10, "eval_every": 10}
+    recipe = melp_recipe(corpus, language, tmp_path / "run", **fields)
+    run = train(recipe)
+    lines = [line for line in log(run) if "loss" in line]
+    scales = [line["loss_scale"] for line in lines]
+    assert scales[:2] == [2.0**11, 2.0**10]
+    assert all(line["skipped_steps"] == 0 for line in lines) and not (run / "skipped.jsonl").exists()
+    after = [load_file(run / "checkpoints" / f"step-{step}" / "model.safetensors") for step in (1, 2, 10)]
+    assert all(torch.equal(after[0][name], value) for name, value in after[1].items())
+    assert not torch.equal(after[1]["lm_head.weight"], after[2]["lm_head.weight"])
+    for step in range(6, 11):
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    recipe.resume = "auto"
+    train(recipe)
+    again = weights(run)
+    assert all(torch.equal(again[name], value) for name, value in after[2].items())
+    assert [line["loss_scale"] for line in log(run) if "loss" in line] == scales
+
+
+def test_a_sick_step_under_fp16_is_left_out_and_counted(fp16, sick, corpus, language, tmp_path):
+    run = train(melp_recipe(corpus, language, tmp_path / "run", **(fp16 | {"max_steps": 4, "save_every": 1})))
+    assert [line["skipped_steps"] for line in log(run) if "loss" in line] == [0, 0, 1, 1]
+    (named,) = map(json.loads, (run / "skipped.jsonl").read_text().splitlines())
+    assert named["step"] == 3
+
+
+def test_gradients_that_no_scale_makes_finite_are_counted():
+    accelerator = Accelerator(cpu=True)
+    guard = Guard(accelerator, SimpleNamespace(optimizer=SimpleNamespace()), Interrupt())
+    for accelerator.scaler, skipped in ((torch.amp.GradScaler("cpu", init_scale=s), s <= 1) for s in (4.0, 1.0)):
+        guard.check(7, torch.tensor(1.0), torch.tensor(float("inf")))
+        assert guard.settle(all_steps=True)[0] == [7] * skipped
+
+
+def test_fp16_without_a_gpu_is_refused(corpus, language, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        train(melp_recipe(corpus, language, tmp_path / "run", mixed_precision="fp16"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_too_many_of_them_stop_the_run(sick, monkeypatch, corpus, language, tmp_path):
     monkeypatch.setattr(SickStage, "sick_steps", range(100))
     with pytest.raises(ValueError, match="skipped.jsonl names their records"):
@@ -202,8 +265,6 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(corpus, language, tmp_
 
 
 def test_no_decay_leaves_out_norms_biases_scales_and_embeddings(corpus, language, tmp_path):
-    from accelerate import Accelerator
-
     recipe = melp_recipe(corpus, language, tmp_path, no_decay=True)
     model = MelpStage(recipe, Accelerator(cpu=True)).model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -226,8 +287,6 @@ def test_sigmoid_run_saves_the_same_weights_and_goes_on_with_its_bias(measured, 
     assert bias != -10.0 and abs(bias + 10.0) < 0.1
     on = melp_recipe(corpus, language, tmp_path / "on", **fields, model=str(first / "model"))
     on.text_model, on.config = None, {}
-    from accelerate import Accelerator
-
     assert MelpStage(on, Accelerator(cpu=True)).model.logit_bias.item() == pytest.approx(bias)
 
 
@@ -278,8 +337,6 @@ def test_embedding_metrics():
 
 
 def test_every_held_out_row_counts_once(corpus, language, tmp_path):
-    from accelerate import Accelerator
-
     stage = MelpStage(melp_recipe(corpus, language, tmp_path, batch_size=4), Accelerator(cpu=True))
     rows = len(stage.held_out)
     for size in range(2, rows + 1):

@@ -26,7 +26,7 @@ from configuration_melp import MelpEcgConfig
 from modeling_melp import MelpEcgModel
 from prepare import prepare
 from recipe import Recipe, load_recipe
-from stages.ecg import global_losses, long_enough, patient_id
+from stages.ecg import EcgStage, long_enough, patient_id
 from stages.language import LanguageStage, pack, train_tokenizer
 from stages.wav2vec import (
     EcgPretrainingModel,
@@ -237,7 +237,11 @@ def gradient_of_losses(rank: int, world: int, port: int, folder: str):
         feature_penalty=(features[mine] * parameters[3]).square().mean(),
         pooled=pooled[mine] * parameters[1],
     )
-    losses, _ = global_losses(outputs, torch.tensor([3, 5, 3, 8])[share], settings, accelerator)
+    facts = {"patients": torch.tensor([3, 5, 3, 8])[share], "targets": outputs.mask.sum().float()[None]}
+    stage = EcgStage.__new__(EcgStage)  # without the data and the model, which the losses do not need
+    stage.settings, stage.accelerator, stage.model = settings, accelerator, torch.nn.Identity()
+    stage.forward = lambda batch, model: (outputs, facts)
+    losses = stage.losses({})
     losses["loss"].backward()
     found = torch.cat([losses["loss"].detach()[None], *(parameter.grad for parameter in parameters)])
     torch.save(accelerator.reduce(found, "mean"), Path(folder) / f"{world}-{rank}.pt")
@@ -414,6 +418,52 @@ def test_the_ecg_stage_leaves_an_encoder_without_its_heads(chain):
     for name in ("val_contrastive_accuracy", "val_cmsc_accuracy"):
         assert 0 <= last[name] <= 1
     assert 2 <= last["val_code_perplexity"] <= 12
+
+
+def test_accumulation_in_the_ecg_stage_equals_one_large_batch(chain, tmp_path, monkeypatch):
+    """Where a recording's masks and negatives are the same in whatever micro-batch it comes."""
+    config = ECG | {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    fields = {"pretraining": SMALL | {"feat_quantizer_dropout": 0.0}, "lead_dropout": 0.0, "config": config}
+    torch.manual_seed(0)
+    stage = EcgStage(Recipe(stage="ecg", data=str(chain / "data"), **fields), Accelerator(cpu=True))
+    stage.model.train()
+    stage.model.quantizer.eval()  # no Gumbel noise
+    current, segments = [], stage.segments
+
+    def watched(batch, lead_dropout):
+        current[:] = batch["patients"].tolist()
+        return segments(batch, lead_dropout)
+
+    def drawn(draw):
+        """`draw(row)` for both halves of the current recordings, each from a generator of its patient's."""
+        rows = []
+        for row, patient in enumerate(current * 2):
+            torch.manual_seed(patient + row // len(current))
+            rows.append(draw(row))
+        return torch.cat(rows)
+
+    spans, negatives = sample_spans, sample_negatives
+    monkeypatch.setattr(stage, "segments", watched)
+    monkeypatch.setattr("stages.wav2vec.sample_spans", lambda batch, *args, device: drawn(lambda _: spans(1, *args)))
+    monkeypatch.setattr(
+        "stages.wav2vec.sample_negatives",
+        lambda mask, number: drawn(lambda row: negatives(mask[row : row + 1], number)),
+    )
+    rows = list(stage.rows.select(range(8)))
+    found, masked = [], []
+    for size in (8, 2):
+        stage.model.zero_grad()
+        batches = [stage.collate(rows[first : first + size], "first") for first in range(0, 8, size)]
+        losses = stage.backward(batches)
+        masked += [int(stage.forward(batch, stage.model)[1]["targets"]) for batch in batches]
+        found.append((losses, {n: p.grad for n, p in stage.model.named_parameters() if p.grad is not None}))
+    (whole, gradients), (parts, accumulated) = found
+    assert len(set(masked[1:])) > 1 and masked[0] == sum(masked[1:])
+    assert whole.keys() == parts.keys() and gradients.keys() == accumulated.keys()
+    for name, value in whole.items():
+        assert parts[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    for name, gradient in gradients.items():
+        assert (accumulated[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, name
 
 
 def test_the_multi_scale_stage_starts_from_both_towers(chain):

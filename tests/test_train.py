@@ -3,10 +3,12 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import time
 from functools import partialmethod
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
-from tiny_runs import TINY_BERT, TINY_MELP, Command, assert_same, log, melp_recipe, weights
+from tiny_runs import FSDP2, TINY_BERT, TINY_MELP, Command, assert_same, deepspeed, log, melp_recipe, weights
 from transformers import AutoModel, AutoProcessor
+from transformers.utils import is_flash_attn_2_available
 
 from prepare import prepare
 from recipe import Recipe, add_recipe_options, load_recipe
+from stages.joint import join
 from stages.melp import MelpStage
-from train import learning_rate, main, train
+from train import Run, learning_rate, main, train
 from training.batches import StepBatches
+from training.health import Guard, Interrupt
 from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
@@ -153,23 +158,35 @@ def deterministic(corpus, language, tmp_path_factory):
     return recipe, train(recipe("one"))
 
 
-def test_two_processes_equal_one(deterministic, tmp_path):
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
+LAUNCHES = {"": None, ", FSDP2": FSDP2} | {f", ZeRO-{stage}": deepspeed(stage) for stage in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    "launch", [pytest.param(name, marks=[needs_deepspeed] if "ZeRO" in name else []) for name in LAUNCHES]
+)
+def test_two_processes_equal_one(deterministic, tmp_path, launch):
     """Global negatives, global token means, gradients through the gather: the weights agree after 20 steps.
 
     Also where both are killed in the middle of a step and go on from the checkpoint.
     """
-    recipe, one = deterministic
-    two = recipe("two", batch_size=4)
-    command = Command(tmp_path, two, processes=2)
+    (recipe, one), settings = deterministic, LAUNCHES[launch]
+    two = recipe(tmp_path.name, batch_size=4)
+    command = Command(tmp_path, two, processes=2, settings=settings)
     wait_until(lambda: reached(two, 12), command)
     command.kill()
-    command = Command(tmp_path, two, "--resume", "auto", processes=2)
+    command = Command(tmp_path, two, "--resume", "auto", processes=2, settings=settings)
     assert command.wait() == [0, 0], command.printed[-3000:]
-    assert "2 process(es)" in command.printed and "from step 10" in command.printed
+    assert re.search(rf"2 process\(es\) on cpu(:0)?{launch}, from step 10", command.printed)
     two = Path(two.output)
     first, second = log(one), log(two)
     assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)
-    assert_same(weights(one), weights(two))
+    if "ZeRO" not in launch:  # whose checkpoints are its own
+        assert_same(weights(one), weights(two))
+    assert first[-2]["loss"] == pytest.approx(second[-2]["loss"], rel=1e-4)
+    saved = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    assert {n: (v.shape, v.dtype) for n, v in saved[0].items()} == {n: (v.shape, v.dtype) for n, v in saved[1].items()}
+    assert saved[1]["logit_scale"].item() == pytest.approx(saved[0]["logit_scale"].item(), rel=1e-5)
     validated = [next(line for line in lines if "val_loss" in line) for lines in (first, second)]
     for name in ("val_loss", "val_caption_loss", "val_recall", "val_rankme", "val_alignment"):
         assert validated[0][name] == pytest.approx(validated[1][name], rel=1e-3), name
@@ -254,16 +271,8 @@ def test_cached_accumulation_repeats_dropout_and_lead_masks(corpus, language, tm
         return {name: p.grad.clone() for name, p in stage.model.named_parameters() if p.grad is not None}
 
     def at_once():
-        outputs, ids = zip(*(stage._forward(stage.model, batch) for batch in batches), strict=True)
-        width = max(output.sentence_mask.shape[1] for output in outputs)
-        pad = torch.nn.functional.pad
-        for output in outputs:
-            missing = width - output.sentence_mask.shape[1]
-            output.sentence_embeds = pad(output.sentence_embeds, (0, 0, 0, missing))
-            output.sentence_mask = pad(output.sentence_mask, (0, missing))
-        names = ("ecg_embeds", "text_embeds", "beat_embeds", "sentence_embeds", "sentence_mask")
-        joined = {name: torch.cat([output[name] for output in outputs]) for name in names}
-        losses = stage.pair_losses(joined, joined["sentence_mask"], torch.cat(ids))
+        outputs, facts = zip(*(stage.forward(batch, stage.model) for batch in batches), strict=True)
+        losses = stage.joint_losses(join([stage.embeddings(output) for output in outputs]), join(facts))
         tokens = [batch["attention_mask"][:, 1:].sum() for batch in batches]
         means = [output.caption_loss * count for output, count in zip(outputs, tokens, strict=True)]
         stage.sum_losses(losses | {"caption_loss": sum(means) / sum(tokens)})["loss"].backward()
@@ -407,9 +416,58 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[110] == pytest.approx(0.0) and max(rates) == 1.0
 
 
-def test_mixed_precision_trains(corpus, language, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    output = train(melp_recipe(corpus, language, tmp_path / "run", mixed_precision="bf16", max_steps=2, save_every=2))
+@pytest.fixture
+def one_precision():
+    """A process has one: these tests start as if in a process of their own."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_trains(one_precision, corpus, language, tmp_path):
+    output = train(melp_recipe(corpus, language, tmp_path / "run", mixed_precision="bf16", max_steps=2, save_every=2))
     assert all(line["loss"] > 0 for line in log(output) if "loss" in line)
     assert weights(output)["lm_head.weight"].dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_bfloat16_step_on_a_gpu(one_precision, corpus, language, tmp_path, attention):
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        pytest.skip("needs the package flash-attn")
+    run = Run(melp_recipe(corpus, language, tmp_path / "run", mixed_precision="bf16", lead_dropout=0.0))
+    run.begin(None)
+    stage, guard = run.stage, Guard(run.accelerator, run.optimizer, Interrupt())
+    stage.unwrapped.set_attn_implementation(attention)
+    before = stage.unwrapped.lm_head.weight.detach().clone()
+    run.log_step(run.step(run.batches[0], guard))
+    assert guard.settle(all_steps=True) == ([], False)
+    (line,) = log(tmp_path / "run")
+    assert line["loss"] > 0 and line["grad_norm"] > 0 and line["peak_memory_gb"] > 0
+    assert stage.unwrapped.lm_head.weight.dtype == torch.float32
+    assert not torch.equal(stage.unwrapped.lm_head.weight, before)
+    stage.model.eval()  # no dropout
+    losses = {}
+    for name in (attention, "eager"):
+        stage.unwrapped.set_attn_implementation(name)
+        with torch.no_grad():
+            losses[name] = stage.losses(run.batches[1][0])["loss"].item()
+    assert losses[attention] == pytest.approx(losses["eager"], rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fp16_on_a_gpu_scales_its_gradients(one_precision, corpus, language, tmp_path):
+    recipe = melp_recipe(corpus, language, tmp_path / "run", mixed_precision="fp16")
+    output = train(recipe)
+    assert (newest_checkpoint(output / "checkpoints") / "scaler.pt").exists()
+    assert weights(output)["lm_head.weight"].dtype == torch.float32
+    recipe.resume, recipe.max_steps = "auto", 8
+    train(recipe)
+    lines = [line for line in log(output) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert all(line["loss_scale"] > 1 and line["peak_memory_gb"] > 0 and line["skipped_steps"] == 0 for line in lines)

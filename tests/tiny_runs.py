@@ -34,6 +34,23 @@ TINY_MELP = {
     "ecg_config": TINY_ECG
     | {"num_hidden_layers": 1, "conv_dim": [16] * 3, "conv_kernel": [4] * 3, "conv_stride": [4] * 3},
 }
+# As `accelerate launch` sets it from its configuration, with whole weights in checkpoints, which the tests read.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
+
+
+def deepspeed(zero_stage: int) -> dict[str, str]:
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero_stage),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
 
 
 def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
@@ -57,9 +74,14 @@ def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
 
 
 class Launched:
-    """`SCRIPT.py ARGUMENTS` on one or more processes; `printed` is what they wrote."""
+    """`SCRIPT.py ARGUMENTS` on one or more processes; `printed` is what they wrote.
 
-    def __init__(self, script: str, arguments: list[str], folder: Path, processes: int = 1):
+    `settings`: what `accelerate launch` sets in the environment for FSDP and DeepSpeed.
+    """
+
+    def __init__(
+        self, script: str, arguments: list[str], folder: Path, processes: int = 1, settings: dict | None = None
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "printed.txt"
         os.environ["PYTHONPATH"] = str(REPO)  # for the server, which imports train once
@@ -68,7 +90,9 @@ class Launched:
         port = _free_port() if processes > 1 else None
         # One process computes on as many threads as the test's own: another number rounds otherwise.
         threads = torch.get_num_threads() if processes == 1 else 1
-        of_each = [(script, rank, processes, threads, port, self.log, arguments) for rank in range(processes)]
+        of_each = [
+            (script, rank, processes, threads, port, self.log, arguments, settings) for rank in range(processes)
+        ]
         self.processes = [context.Process(target=_main, args=each) for each in of_each]
         for process in self.processes:
             process.start()
@@ -95,11 +119,11 @@ class Launched:
 class Command(Launched):
     """`train.py RECIPE OPTIONS`."""
 
-    def __init__(self, folder: Path, recipe: Recipe, *options: str, processes: int = 1):
+    def __init__(self, folder: Path, recipe: Recipe, *options: str, processes: int = 1, settings: dict | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "recipe.yaml"
         path.write_text(yaml.safe_dump({name: value for name, value in vars(recipe).items() if value is not None}))
-        super().__init__("train", [str(path), *options], folder, processes)
+        super().__init__("train", [str(path), *options], folder, processes, settings)
 
 
 def _free_port() -> int:
@@ -108,9 +132,16 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _main(script: str, rank: int, processes: int, threads: int, port: int, log: Path, arguments: list[str]):
+def _main(script: str, rank: int, processes: int, threads: int, port: int, log: Path, arguments, settings):
     multiprocessing.set_start_method("fork", force=True)  # for loader processes, as where it was not the server's
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if settings is None:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    else:
+        # Accelerate takes FSDP and DeepSpeed for accelerators' alone: gloo's processes stand in for theirs.
+        from accelerate.state import DistributedType, PartialState
+
+        os.environ.update(settings | {"ACCELERATE_TORCH_DEVICE": "cpu"})
+        PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
     if processes > 1:  # what torchrun sets
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -126,7 +157,10 @@ def log(run: Path) -> list[dict]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """The full-precision weights of a run's last checkpoint."""
-    stored = load_file(newest_checkpoint(run / "checkpoints") / "model.safetensors")
+    folder = newest_checkpoint(run / "checkpoints")
+    if (folder / "pytorch_model_fsdp.bin").exists():
+        return torch.load(folder / "pytorch_model_fsdp.bin", weights_only=True)
+    stored = load_file(folder / "model.safetensors")
     return {name.removeprefix("module."): value for name, value in stored.items()}
 
 

@@ -78,14 +78,16 @@ class Guard:
         self.pending = []  # steps, flags on their way to the host, and the events of their arrival
 
     def check(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor | None):
-        """Before the optimizer's step. Under fp16 a gradient that overflows is the scaler's to skip, no sickness."""
-        bad = ~torch.isfinite(loss.detach())
-        scaled = self.accelerator.scaler is not None
-        if grad_norm is not None and not scaled:
+        """Before the optimizer's step, or after it where that is DeepSpeed's, which leaves out the same steps.
+
+        Under fp16 a gradient that overflows is the scaler's to skip, no sickness until nothing is left to scale down.
+        """
+        bad, scaler = ~torch.isfinite(loss.detach()), self.accelerator.scaler
+        if grad_norm is not None and (scaler is None or scaler.get_scale() <= 1.0):
             bad = bad | ~torch.isfinite(grad_norm)
         flags = torch.stack([bad.float(), torch.tensor(float(self.interrupt.here)).to(bad.device, non_blocking=True)])
         flags = self.accelerator.reduce(flags, "sum")
-        if not scaled:
+        if scaler is None:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, flags[0].clamp(max=1.0)
         arrived = None
         if flags.device.type == "cuda":

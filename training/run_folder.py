@@ -14,10 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from benchmark import device_name
-from data import about_prepared
-from recipe import Recipe, check_same_run, load_recipe, save_recipe
+from data import about_prepared, pinned_source
+from recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -71,6 +72,21 @@ def open_run(recipe: Recipe) -> Path | None:
         raise ValueError(f"{output} already holds a run: go on with --resume auto, or choose another --output.")
     check_same_run(recipe, load_recipe(output / "recipe.yaml"))
     return newest_checkpoint(output / "checkpoints")
+
+
+def pin_sources(accelerator: Accelerator, recipe: Recipe):
+    """Hub ids in the recipe become `ID@COMMIT`, the same on all processes: what the run started from can be had again.
+
+    Raises:
+        ValueError: naming an id that is neither on the Hub nor a folder.
+    """
+    named = {name: getattr(recipe, name) for name in SOURCES if getattr(recipe, name)}
+    pinned = []
+    if accelerator.is_main_process:
+        for name, value in named.items():
+            pinned.append(",".join(pinned_source(part.strip(), SOURCES[name]) for part in value.split(",")))
+    for name, value in zip(named, gather_object(pinned), strict=True):
+        setattr(recipe, name, value)
 
 
 def check_space(accelerator: Accelerator, recipe: Recipe, model):

@@ -7,6 +7,7 @@ import torch
 
 from benchmark import count_flops, matrix_peak, peak_memory
 from recipe import Recipe
+from training import sharding
 from training.randomness import as_if_not_run
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -90,8 +91,7 @@ def estimate(recipe: Recipe, stage, optimizer, batches) -> str:
     trainable = sum(parameter.numel() for parameter in stage.model.parameters() if parameter.requires_grad)
     lines = [
         f"{recipe.stage}: {stage.describe()}, {trainable:,} trained",
-        f"{accelerator.num_processes} process(es) on {accelerator.device}, {batches.global_batch:,} rows a step"
-        + micro,
+        f"{sharding.describe_launch(accelerator)}, {batches.global_batch:,} rows a step" + micro,
         f"{recipe.max_steps:,} steps, {recipe.max_steps / batches.steps_per_epoch:.1f} epochs of "
         f"{batches.steps_per_epoch:,}; {len(stage.held_out):,} held-out rows",
         f"about {hours:.2f} h, from two steps timed here, data loading and validation not counted",
