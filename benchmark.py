@@ -14,12 +14,9 @@ and `local-loss` compare ways to the same result in one run: quote their ratio. 
 """
 
 import argparse
-import functools
 import itertools
 import json
-import math
 import multiprocessing
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,12 +28,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
-from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_melp import MelpConfig
 from losses_melp import beat_loss
 from modeling_melp import MelpModel
-from training.memory import keep_freed_memory
+from training.device import (
+    count_flops,
+    device_name,
+    keep_freed_memory,
+    matrix_peak,
+    peak_memory,
+    seconds_a_call,
+)
 
 ROOT = Path(__file__).resolve().parent  # whose config.json has the paper's size
 REPORT_TOKENS = (20, 41)  # reports of the usual length, about 30 tokens with [BOS] and [SEP]
@@ -47,66 +50,6 @@ LARGE_BATCH = 1024  # at which the beat loss's memory is measured
 RECORDS, CLASSES, PATIENTS, DRAWS = 2158, 23, 1900, 1000  # of `bootstrap`: PTB-XL's subclass test
 CORPUS_RECORDS, WFDB_RECORDS = 500, 200  # that `data` makes
 LISTED_RECORDS, MIMIC_RECORDS = 3000, 800_035  # of the MIMIC-IV-ECG that it makes up, and of the real one
-
-
-def synchronise(device: torch.device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_a_call(call, device: torch.device, min_seconds: float, repeats: int = 3) -> float:
-    """The fastest of a few timed stretches, after a warm-up: interference only ever slows."""
-    for _ in range(2):
-        call()
-    synchronise(device)
-    best = float("inf")
-    for _ in range(repeats):
-        count, started = 0, time.perf_counter()
-        while count == 0 or time.perf_counter() - started < min_seconds / repeats:
-            call()
-            synchronise(device)
-            count += 1
-        best = min(best, (time.perf_counter() - started) / count)
-    return best
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 3.0) -> float:
-    """FLOP/s of a square matrix product on random data, as large as the device multiplies within a quarter second.
-
-    A CPU without units for bfloat16 is a thousand times slower in it than in float32.
-    """
-    size, largest = 256, 8192 if device.type == "cuda" else 2048
-    while True:
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        multiply = functools.partial(torch.matmul, a, b)
-        if size == largest or seconds_a_call(multiply, device, 0.0, repeats=1) > 0.25 / 8:
-            return 2 * size**3 / seconds_a_call(multiply, device, seconds)
-        size *= 2
-
-
-def peak_memory(device: torch.device) -> float:
-    """GB: of the device where it is a GPU, of the process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def convolution_backward_flops(grad_out_shape, x_shape, weight_shape, *arguments, **_) -> int:
-    """Gradients of input and weight cost a forward each; torch's own count forgets the groups of a convolution."""
-    output_mask = arguments[-1]
-    return sum(output_mask[:2]) * 2 * math.prod(grad_out_shape) * math.prod(weight_shape[1:])
-
-
-def count_flops(model: MelpModel, call) -> int:
-    """FLOPs of a call; counted with explicit attention, whose products the counter sees on every device."""
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        call()
-    model.set_attn_implementation(implementation)
-    return counter.get_total_flops()
 
 
 def random_batch(config: MelpConfig, batch_size: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -171,10 +114,6 @@ def generate_case(model: MelpModel, batch: dict, dtype: torch.dtype):
 
 
 CASES = {"encode": encode_case, "train": train_case, "generate": generate_case}
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def new_case(task: str, device: torch.device, dtype_name: str, batch_size: int, per_second: float, **others) -> dict:

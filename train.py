@@ -27,9 +27,9 @@ from recipe import Recipe, add_recipe_options, load_recipe
 from stages import STAGES
 from training import sharding
 from training.batches import StepBatches
+from training.device import keep_freed_memory
 from training.health import Collapse, Guard, Interrupt, write_skipped
 from training.logs import RunLog, check_packages
-from training.memory import keep_freed_memory
 from training.randomness import as_if_not_run
 from training.run_folder import (
     Progress,

@@ -16,9 +16,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from benchmark import device_name
 from data import about_prepared, pinned_source
 from recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
+from training.device import device_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")

@@ -5,9 +5,9 @@ import time
 
 import torch
 
-from benchmark import count_flops, matrix_peak, peak_memory
 from recipe import Recipe
 from training import sharding
+from training.device import count_flops, matrix_peak, peak_memory
 from training.randomness import as_if_not_run
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
