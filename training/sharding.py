@@ -69,14 +69,15 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
     in another unit. Parameters without a dimension cannot be sharded and stay whole; DeepSpeed cannot broadcast them.
     """
     scalars = scalar_parameters(model)
-    if not accelerator.is_fsdp2:
-        shape = (1,) if steps_in_backward(accelerator) else ()
+    if steps_in_backward(accelerator):
         for scalar in scalars:
-            scalar.data = scalar.data.view(shape)
+            scalar.ds_optim_param = True  # DeepSpeed 0.19 fails to broadcast these, which are the same everywhere
         model, optimizer = accelerator.prepare(model, optimizer)
         for scalar in scalars:
-            scalar.data = scalar.data.view(())
+            del scalar.ds_optim_param
         return model, optimizer
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(model, optimizer)
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules) - {"BertEmbeddings"})
