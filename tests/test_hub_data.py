@@ -118,6 +118,7 @@ def test_training_and_evaluation_take_its_name(server, run, uploaded, tmp_path):
     assert sorted(sum(found["shares"], [])) == sorted(splits["train"]["record"]) and all(found["shares"])
     about = json.loads((uploaded / "melp.json").read_text())
     known = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
-    assert known["path"] == ECGS and known["fingerprint"] == about["fingerprint"]
+    commit = server.repositories[f"datasets/{ECGS}"].refs["main"]
+    assert known["path"] == f"{ECGS}@{commit}" and known["fingerprint"] == about["fingerprint"]
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert results["database"] == "synthetic" and results["fingerprints"]["data"] == {ECGS: about["fingerprint"]}
