@@ -23,6 +23,7 @@ from train import main, parameter_groups, train
 from training.batches import StepBatches
 from training.embeddings import embedding_metrics, rankme, recall
 from training.health import Collapse, Guard, Interrupt
+from training.logs import PACKAGES
 from training.run_folder import Progress
 
 
@@ -116,8 +117,9 @@ def test_run_folder_alone_repeats_the_run(measured, corpus, tmp_path):
     assert start["versions"]["torch"] == torch.__version__ and start["processes"] == 1 and "git_revision" in start
 
 
-def test_a_missing_tracker_is_an_error(corpus, language, tmp_path):
-    with pytest.raises(ValueError, match="pip install trackio"):
+def test_a_missing_tracker_is_an_error(corpus, language, tmp_path, monkeypatch):
+    monkeypatch.setitem(PACKAGES, "trackio", "trackio_absent")
+    with pytest.raises(ValueError, match="pip install trackio_absent"):
         train(melp_recipe(corpus, language, tmp_path / "run", tracker="trackio"))
     with pytest.raises(SystemExit, match="must be one of jsonl"):
         main([str(language / "recipe.yaml"), "--tracker", "none"])
