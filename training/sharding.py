@@ -43,7 +43,7 @@ def check_launch(accelerator: Accelerator, recipe: Recipe):
             raise ValueError(f"DeepSpeed's ZeRO-{zero} is not supported: use {instead}, or ZeRO-1 or 2.")
         if accelerator.mixed_precision == "fp16":
             raise ValueError("mixed_precision fp16 is not supported under DeepSpeed: use bf16.")
-        plugin.deepspeed_config.pop("bf16", None)  # as under FSDP2, see `prepare`
+        plugin.deepspeed_config.pop("bf16", None)  # autocast here too
         # It would read the batch size from a loader of Accelerate's; ours is its own. It clips in its own step.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
         plugin.deepspeed_config["gradient_clipping"] = recipe.max_grad_norm
@@ -77,7 +77,7 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
     if steps_in_backward(accelerator):
         for scalar in scalars:
             scalar.ds_optim_param = True  # DeepSpeed 0.19 fails to broadcast these, which are the same everywhere
-        if bf16:
+        if bf16:  # Accelerate leaves it to DeepSpeed
             autocast = torch.autocast(accelerator.device.type, dtype=torch.bfloat16)
             model.forward = convert_outputs_to_fp32(autocast(model.forward))
         model, optimizer = accelerator.prepare(model, optimizer)
