@@ -123,6 +123,8 @@ def start_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | 
     output = Path(recipe.output)
     for partial in [*(output / "checkpoints").glob(".step-*"), output / ".model"]:
         shutil.rmtree(partial, ignore_errors=True)
+    if (output / ".model-before").exists() and not (output / "model").exists():  # killed as one replaced the other
+        os.replace(output / ".model-before", output / "model")
     _describe_run(recipe, accelerator, step, data)
     write_atomically(output / "recipe.yaml", lambda path: save_recipe(recipe, path))
     for log in (output / "metrics.jsonl", output / "skipped.jsonl"):
