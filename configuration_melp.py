@@ -169,11 +169,7 @@ class MelpConfig(PreTrainedConfig):
 
     def _check(self):
         text = self.text_config
-        if text.model_type != "bert":
-            raise ValueError(f"The text tower must be a BERT, text_config.model_type is {text.model_type!r}.")
-        _check_sizes(text, "text_config.", ("max_position_embeddings", "type_vocab_size"))
-        _check_sizes(text, "text_config.", ("vocab_size",), most=2**22)
-        _check_transformer(text, "text_config.")
+        check_bert(text, "text_config.")
         _check_sizes(self, "", ("text_projection_hidden_size", "max_text_length", "decoder_num_attention_heads"))
         _check_sizes(self, "", ("decoder_num_hidden_layers",), most=_MAX_LAYERS)
         if not 0 < self.decoder_mlp_ratio <= 64:
@@ -196,7 +192,7 @@ class MelpConfig(PreTrainedConfig):
         width, words = text.hidden_size, text.vocab_size
         _check_weights(
             "config.json",
-            text_tower=_transformer_weights(text) + (words + text.max_position_embeddings) * width,
+            text_tower=_bert_weights(text),
             decoder=self.decoder_num_hidden_layers * width**2 * (8 + 4 * self.decoder_mlp_ratio) + words * width,
         )
 
@@ -249,6 +245,20 @@ def check_folder(folder: str):
                 raise ValueError(f"{index} names {name!r}, but the folder has no file of that name.")
 
 
+def check_bert(config: PreTrainedConfig, prefix: str):
+    """Checks a text tower's configuration before it is allocated; `prefix` goes before the names of its fields.
+
+    Raises:
+        ValueError: where it is no BERT's, or its sizes are absurd.
+    """
+    if config.model_type != "bert":
+        raise ValueError(f"The text tower must be a BERT, {prefix}model_type is {config.model_type!r}.")
+    _check_sizes(config, prefix, ("max_position_embeddings", "type_vocab_size"))
+    _check_sizes(config, prefix, ("vocab_size",), most=2**22)
+    _check_transformer(config, prefix)
+    _check_weights(prefix.rstrip(".: "), text_tower=_bert_weights(config))
+
+
 def _check_sizes(config, prefix: str, names: tuple[str, ...], most: int = 2**16):
     for name in names:
         values = getattr(config, name)
@@ -275,6 +285,10 @@ def _check_weights(prefix: str, **parts: float):
 
 def _transformer_weights(config) -> int:
     return config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+
+
+def _bert_weights(config) -> int:
+    return _transformer_weights(config) + (config.vocab_size + config.max_position_embeddings) * config.hidden_size
 
 
 def _check_divides(config, width: str, divisor: str, prefix: str):

@@ -19,7 +19,9 @@ import yaml
 class Recipe:
     """Every setting of a run. The defaults are the paper's where it states one."""
 
-    stage: str = field(default="melp", metadata={"help": "language, ecg or melp"})
+    stage: str = field(
+        default="melp", metadata={"help": "language, ecg or melp", "choices": ("language", "ecg", "melp")}
+    )
     data: str | None = field(
         default=None, metadata={"help": "prepared folder; the embedded synthetic corpus if absent"}
     )
@@ -61,7 +63,9 @@ class Recipe:
         default=True, metadata={"help": "beat loss over the pairs of all processes, not of each alone"}
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens masked in the language stage"})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, bf16 or fp16", "choices": ("no", "bf16", "fp16")}
+    )
     compile: bool = field(default=False, metadata={"help": "torch.compile (in the last stage the ECG tower)"})
     num_workers: int = field(default=0, metadata={"help": "data loading processes"})
     bucket_by_length: bool = field(default=False, metadata={"help": "batches of reports of similar length"})
@@ -129,8 +133,6 @@ def load_recipe(path: str | Path | None, overrides: dict | None = None) -> Recip
     hints = typing.get_type_hints(Recipe)
     check_names(values, hints, "a recipe")
     recipe = Recipe(**{name: check_type(name, value, hints[name]) for name, value in values.items()})
-    if recipe.stage not in ("language", "ecg", "melp"):
-        raise ValueError(f"stage is {recipe.stage!r}; it must be 'language', 'ecg' or 'melp'.")
     if recipe.resume not in (None, "auto"):
         raise ValueError(f"resume is {recipe.resume!r}; it must be 'auto' or absent.")
     if recipe.push_to_hub is not None and recipe.stage == "language":

@@ -250,6 +250,7 @@ def train(recipe: Recipe, dry_run: bool = False) -> Path:
                 run.meter.restart()
             if interrupted and not last:
                 bar.close()
+                run.log.close()
                 sys.exit(f"Interrupted at step {progress.step}, saved: the same command with --resume auto goes on.")
     if progress.best_step is None:  # chosen is the last, or nothing was held out
         run.save_model()

@@ -11,14 +11,17 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset, load_from_disk
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     DataCollatorForLanguageModeling,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from configuration_melp import check_bert, check_folder
 from data import get_split, hub_source
 from processing_melp import with_bos
 from recipe import Recipe, check_names, load_recipe
@@ -56,6 +59,21 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     return with_bos(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
+def load_bert(source: str, kind, **options) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A text tower to start from: `kind` of model in float32, and its tokenizer, its vocabulary extended by [BOS].
+
+    Raises:
+        ValueError: where the folder or Hub id is malformed, no BERT or of absurd sizes; no weight is then read.
+    """
+    name, revision = hub_source(source)
+    check_folder(name)
+    check_bert(AutoConfig.from_pretrained(name, revision=revision), f"{source}: ")
+    tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
+    model = kind.from_pretrained(name, revision=revision, dtype=torch.float32, **options)
+    model.resize_token_embeddings(len(tokenizer))
+    return model, tokenizer
+
+
 class LanguageStage(Stage):
     """Masked-language pretraining of the text tower (paper, section 3.2); leaves a BERT folder.
 
@@ -70,16 +88,15 @@ class LanguageStage(Stage):
                 raise ValueError(
                     "config has no effect beside text_model, whose sizes are given: leave one of them out."
                 )
-            name, revision = hub_source(recipe.text_model)
-            self.tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
-            self.model = AutoModelForMaskedLM.from_pretrained(name, revision=revision, dtype=torch.float32)
-            self.model.resize_token_embeddings(len(self.tokenizer))
+            self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM)
         else:
             check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
             self.tokenizer = train_tokenizer(self.rows["text"], recipe.vocab_size)
             sizes = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
-            self.model = BertForMaskedLM(BertConfig(**(sizes | recipe.config)))
-        self._check_model()
+            config = BertConfig(**(sizes | recipe.config))
+            check_bert(config, "config.")
+            self.model = BertForMaskedLM(config)
+        self._check_length()
         self.num_documents = len(self.rows)
         self.rows = pack(self.rows, self.tokenizer, recipe.sequence_length)
         self.held_out = pack(self.held_out, self.tokenizer, recipe.sequence_length)
@@ -90,14 +107,11 @@ class LanguageStage(Stage):
         )
         self.eval_collate = self.collate
 
-    def _check_model(self):
-        config, length = self.model.config, self.recipe.sequence_length
-        if config.model_type != "bert":
-            raise ValueError(f"{self.recipe.text_model} is a {config.model_type}: the text tower must be a BERT.")
-        if not 8 <= length <= config.max_position_embeddings:
+    def _check_length(self):
+        positions, length = self.model.config.max_position_embeddings, self.recipe.sequence_length
+        if not 8 <= length <= positions:
             raise ValueError(
-                f"sequence_length is {length}; it must be at least 8 and at most the model's positions, "
-                f"{config.max_position_embeddings}."
+                f"sequence_length is {length}; it must be at least 8 and at most the model's positions, {positions}."
             )
 
     def load_rows(self) -> tuple[Dataset, Dataset]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from configuration_melp import MelpConfig
 from data import MelpCollator, hub_source, label_matrix, label_sets, prepare_inputs
@@ -19,9 +19,10 @@ from evaluation.metrics import macro, score_classes
 from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
 from modeling_melp import MelpAttention, MelpEcgModel, MelpModel
-from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences, with_bos
+from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences
 from recipe import Recipe, check_names, load_recipe
 from stages.joint import JointStage, gather, pad_second
+from stages.language import load_bert
 from stages.stage import Stage
 from training import sharding
 from training.embeddings import embedding_metrics, rankme, recall
@@ -316,10 +317,7 @@ class MelpStage(JointStage):
 def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
     """A model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
     check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
-    name, revision = hub_source(recipe.text_model)
-    tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
-    text_model = AutoModel.from_pretrained(name, revision=revision, add_pooling_layer=False, dtype=torch.float32)
-    text_model.resize_token_embeddings(len(tokenizer))
+    text_model, tokenizer = load_bert(recipe.text_model, AutoModel, add_pooling_layer=False)
     text_config = text_model.config.to_dict()
     del text_config["dtype"]  # the whole model has one
     sizes = dict(recipe.config)

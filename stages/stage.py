@@ -32,7 +32,8 @@ class Stage:
         """Hands the model and its optimizer to Accelerate."""
         if self.accelerator.is_fsdp2:
             self.sharded = sharding.WholeWeights(self.accelerator, self.model)
-        self.model, optimizer = sharding.prepare(self.accelerator, self.model, optimizer)
+        bf16 = self.recipe.mixed_precision == "bf16"
+        self.model, optimizer = sharding.prepare(self.accelerator, self.model, optimizer, bf16)
         return optimizer
 
     @contextlib.contextmanager

@@ -23,6 +23,7 @@ from train import main, parameter_groups, train
 from training.batches import StepBatches
 from training.embeddings import embedding_metrics, rankme, recall
 from training.health import Collapse, Guard, Interrupt
+from training.logs import PACKAGES
 from training.run_folder import Progress
 
 
@@ -62,7 +63,13 @@ def test_model_is_the_best_validation_and_its_checkpoint_stays(measured):
 
 
 def test_best_follows_the_metrics_direction():
-    for metric, values, best in (("val_loss", (3, 1, 2), 2), ("val_recall", (0.1, 0.3, 0.3), 2), ("last", (1,), None)):
+    for metric, values, best in (
+        ("val_loss", (math.nan, 3, 1, 2), 3),
+        ("val_recall", (0.1, 0.3, 0.3), 2),
+        ("val_code_perplexity", (2, 9, 4), 2),
+        ("val_ecg_uniformity", (-1, -3, -2), 2),
+        ("last", (1,), None),
+    ):
         progress = Progress()
         for progress.step, value in enumerate(values, 1):
             progress.note({metric: value}, metric)
@@ -110,8 +117,9 @@ def test_run_folder_alone_repeats_the_run(measured, corpus, tmp_path):
     assert start["versions"]["torch"] == torch.__version__ and start["processes"] == 1 and "git_revision" in start
 
 
-def test_a_missing_tracker_is_an_error(corpus, language, tmp_path):
-    with pytest.raises(ValueError, match="pip install trackio"):
+def test_a_missing_tracker_is_an_error(corpus, language, tmp_path, monkeypatch):
+    monkeypatch.setitem(PACKAGES, "trackio", "trackio_absent")
+    with pytest.raises(ValueError, match="pip install trackio_absent"):
         train(melp_recipe(corpus, language, tmp_path / "run", tracker="trackio"))
     with pytest.raises(SystemExit, match="must be one of jsonl"):
         main([str(language / "recipe.yaml"), "--tracker", "none"])
@@ -212,6 +220,7 @@ def test_gradients_that_no_scale_makes_finite_are_counted():
     guard = Guard(accelerator, SimpleNamespace(optimizer=SimpleNamespace()), Interrupt())
     for accelerator.scaler, skipped in ((torch.amp.GradScaler("cpu", init_scale=s), s <= 1) for s in (4.0, 1.0)):
         guard.check(7, torch.tensor(1.0), torch.tensor(float("inf")))
+        guard.check(8, torch.tensor(math.nan), torch.tensor(1.0))  # the scaler takes this step
         assert guard.settle(all_steps=True)[0] == [7] * skipped
 
 

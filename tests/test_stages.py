@@ -27,7 +27,7 @@ from modeling_melp import MelpEcgModel
 from prepare import prepare
 from recipe import Recipe, load_recipe
 from stages.ecg import EcgStage, long_enough, patient_id
-from stages.language import LanguageStage, pack, train_tokenizer
+from stages.language import LanguageStage, load_bert, pack, train_tokenizer
 from stages.wav2vec import (
     EcgPretrainingModel,
     EcgPretrainingOutput,
@@ -355,6 +355,21 @@ def test_texts_come_from_files_datasets_and_reports(tmp_path):
         LanguageStage(recipe, Accelerator())
     recipe.text, recipe.sequence_length = str(tmp_path / "text.txt"), 500
     with pytest.raises(ValueError, match="at most the model's positions, 128"):
+        LanguageStage(recipe, Accelerator())
+
+
+def test_a_text_model_of_absurd_sizes_is_refused_before_its_weights_are_read(tmp_path):
+    for sizes, message in (
+        ({"hidden_size": 2**40}, f"{tmp_path}: hidden_size is 1099511627776"),
+        ({"hidden_size": 2**16, "num_attention_heads": 8}, f"{tmp_path}: its sizes make a model of .* weights"),
+        ({"model_type": "roberta"}, f"must be a BERT, {tmp_path}: model_type is 'roberta'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+        with pytest.raises(ValueError, match=message):
+            load_bert(str(tmp_path), AutoModel)
+    recipe = Recipe(stage="language", text=str(tmp_path / "text.txt"), config={"hidden_size": 2**40})
+    (tmp_path / "text.txt").write_text("\n".join(REPORTS * 10))
+    with pytest.raises(ValueError, match=r"config\.hidden_size is 1099511627776"):
         LanguageStage(recipe, Accelerator())
 
 

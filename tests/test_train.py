@@ -22,6 +22,7 @@ from tiny_runs import FSDP2, TINY_BERT, TINY_MELP, Command, assert_same, deepspe
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 
+from data import TrainingBatches, load_prepared
 from prepare import prepare
 from recipe import Recipe, add_recipe_options, load_recipe
 from stages.joint import join
@@ -162,9 +163,12 @@ needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="nee
 LAUNCHES = {"": None, ", FSDP2": FSDP2} | {f", ZeRO-{stage}": deepspeed(stage) for stage in (1, 2)}
 
 
-@pytest.mark.parametrize(
-    "launch", [pytest.param(name, marks=[needs_deepspeed] if "ZeRO" in name else []) for name in LAUNCHES]
-)
+def launches(*names: str):
+    marked = [pytest.param(name, marks=[needs_deepspeed] if "ZeRO" in name else []) for name in names]
+    return pytest.mark.parametrize("launch", marked)
+
+
+@launches(*LAUNCHES)
 def test_two_processes_equal_one(deterministic, tmp_path, launch):
     """Global negatives, global token means, gradients through the gather: the weights agree after 20 steps.
 
@@ -190,6 +194,29 @@ def test_two_processes_equal_one(deterministic, tmp_path, launch):
     validated = [next(line for line in lines if "val_loss" in line) for lines in (first, second)]
     for name in ("val_loss", "val_caption_loss", "val_recall", "val_rankme", "val_alignment"):
         assert validated[0][name] == pytest.approx(validated[1][name], rel=1e-3), name
+
+
+@launches(", FSDP2", ", ZeRO-1")
+def test_a_sick_record_in_bfloat16_is_left_out_by_all_processes(corpus, language, tmp_path, launch):
+    """One that the second process alone reads, in the second step."""
+    splits = load_prepared(corpus)
+    sick = TrainingBatches(splits["train"], None, 8, seed=0).indices(1)[-1]
+    gains = [row["gain"] if index != sick else [0.0] * 12 for index, row in enumerate(splits["train"])]
+    features = splits["train"].features
+    splits["train"] = splits["train"].remove_columns("gain").add_column("gain", gains, feature=features["gain"])
+    splits.save_to_disk(tmp_path / "data")
+    shutil.copy(corpus / "melp.json", tmp_path / "data")
+    fields = {"batch_size": 4, "max_steps": 4, "save_every": 2, "eval_every": 4, "mixed_precision": "bf16"}
+    recipe = melp_recipe(tmp_path / "data", language, tmp_path / "run", **fields)
+    command = Command(tmp_path, recipe, processes=2, settings=LAUNCHES[launch])
+    assert command.wait() == [0, 0], command.printed[-3000:]
+    lines = [line for line in log(tmp_path / "run") if "loss" in line]
+    assert [line["loss"] is None for line in lines] == [False, True, False, False]
+    assert lines[-1]["skipped_steps"] == 1
+    (named,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
+    assert named["step"] == 2 and splits["train"]["record"][sick] in named["records"]
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in saved.values())
 
 
 @pytest.mark.parametrize("fields", [{}, {"contrastive": "sigmoid", "shared_positives": True}])

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from training import sharding
+
 COLLAPSE_LINES = 5  # log lines in a row on which a sign of collapse has to stand
 COLLAPSES = {
     "the contrastive loss stays at ln(batch): the towers have collapsed": (
@@ -74,21 +76,27 @@ class Guard:
     """
 
     def __init__(self, accelerator: Accelerator, optimizer, interrupt: Interrupt):
-        self.accelerator, self.optimizer, self.interrupt = accelerator, optimizer.optimizer, interrupt
+        self.accelerator, self.optimizer, self.interrupt = accelerator, optimizer, interrupt
         self.pending = []  # steps, flags on their way to the host, and the events of their arrival
 
     def check(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor | None):
-        """Before the optimizer's step, or after it where that is DeepSpeed's, which leaves out the same steps.
+        """Before the optimizer's step, or after it where that is DeepSpeed's, which judges by the gradient alone.
 
-        Under fp16 a gradient that overflows is the scaler's to skip, no sickness until nothing is left to scale down.
+        So does the scaler of fp16: a gradient that overflows is its to skip, no sickness until the loss is not finite
+        or nothing is left to scale down.
         """
         bad, scaler = ~torch.isfinite(loss.detach()), self.accelerator.scaler
-        if grad_norm is not None and (scaler is None or scaler.get_scale() <= 1.0):
+        if sharding.steps_in_backward(self.accelerator):
+            bad = torch.full_like(bad, self.optimizer.step_was_skipped)
+        elif scaler is None:
             bad = bad | ~torch.isfinite(grad_norm)
+        else:
+            bad = (bad | (scaler.get_scale() <= 1.0)) & ~torch.isfinite(grad_norm)
         flags = torch.stack([bad.float(), torch.tensor(float(self.interrupt.here)).to(bad.device, non_blocking=True)])
         flags = self.accelerator.reduce(flags, "sum")
         if scaler is None:
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, flags[0].clamp(max=1.0)
+            inner = self.optimizer.optimizer
+            inner.grad_scale, inner.found_inf = None, flags[0].clamp(max=1.0)
         arrived = None
         if flags.device.type == "cuda":
             flags, arrived = flags.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -96,7 +104,10 @@ class Guard:
         self.pending.append((step, flags, arrived))
 
     def settle(self, all_steps: bool = False) -> tuple[list[int], bool]:
-        """Which steps were left out, and whether a process was asked to stop; of all checked steps or all but one."""
+        """Which steps were left out, and whether a process was asked to stop; of all checked steps or all but one.
+
+        Of all, too, where one was: what is saved then counts every step.
+        """
         count = len(self.pending) - (not all_steps)
         settled, self.pending = self.pending[:count], self.pending[count:]
         skipped, asked = [], False
@@ -106,6 +117,8 @@ class Guard:
             bad, stop = flags.tolist()
             skipped += [step] if bad else []
             asked = asked or stop > 0
+        if asked and self.pending:
+            skipped += self.settle(all_steps=True)[0]
         return skipped, asked
 
 

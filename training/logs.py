@@ -31,7 +31,9 @@ class RunLog:
         self.accelerator, self.output, self.tracked = accelerator, Path(recipe.output), recipe.tracker in PACKAGES
         if self.tracked:
             settings = {name: value for name, value in vars(recipe).items() if isinstance(value, (int, float, str))}
-            accelerator.init_trackers("melp", config=settings)
+            # Weights & Biases would write into the working directory.
+            options = {"wandb": {"dir": str(self.output)}}
+            accelerator.init_trackers("melp", config=settings, init_kwargs=options)
 
     def metrics(self, step: int, values: dict):
         if self.accelerator.is_main_process:
@@ -47,7 +49,7 @@ class RunLog:
                 file.write(json.dumps({"step": step, "warning": text}) + "\n")
 
     def pictures(self, step: int, figures: dict):
-        """Figures by name: PNG files, and to a tracker that takes images."""
+        """Figures by name: PNG files, and to a tracker."""
         if not self.accelerator.is_main_process:
             return
         from PIL import Image  # comes with matplotlib
@@ -57,11 +59,15 @@ class RunLog:
         for name, figure in figures.items():
             path = folder / f"step-{step}-{name}.png"
             figure.savefig(path)
+            pixels = np.asarray(Image.open(path).convert("RGB"))
             for tracker in self.accelerator.trackers:
-                if hasattr(tracker, "log_images"):
+                if tracker.name == "trackio":  # Accelerate sends it no images
+                    import trackio
+
+                    tracker.log({f"sample-{name}": trackio.Image(pixels)}, step=step)
+                else:
                     options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                    pixels = np.asarray(Image.open(path).convert("RGB"))[None]
-                    tracker.log_images({f"sample-{name}": pixels}, step=step, **options)
+                    tracker.log_images({f"sample-{name}": pixels[None]}, step=step, **options)
 
     def close(self):
         for tracker in self.accelerator.trackers:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import math
+import operator
 import os
 import platform
 import shutil
@@ -21,6 +23,7 @@ from recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
 from training.device import device_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LOWER_IS_BETTER = ("loss", "val_perplexity", "alignment", "uniformity")  # ends of metrics' names
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 
 
@@ -46,11 +49,9 @@ class Progress:
             return False
         if select_metric not in metrics:
             raise ValueError(f"select_metric is {select_metric!r}; this stage's validation has {', '.join(metrics)}.")
-        value = metrics[select_metric]
-        lower_is_better = any(part in select_metric for part in ("loss", "perplexity"))
-        if self.best_value is not None and not (
-            value < self.best_value if lower_is_better else value > self.best_value
-        ):
+        value, best = metrics[select_metric], self.best_value
+        better = operator.lt if select_metric.endswith(LOWER_IS_BETTER) else operator.gt
+        if not math.isfinite(value) or (best is not None and not better(value, best)):
             return False
         self.best_step, self.best_value = self.step, value
         return True
@@ -118,15 +119,19 @@ def check_space(accelerator: Accelerator, recipe: Recipe, model):
 
 
 def start_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None):
-    """Run folder, resolved recipe and `run.json`; drops what the log says about steps that are done again."""
-    output, log = Path(recipe.output), Path(recipe.output) / "metrics.jsonl"
+    """Run folder, resolved recipe and `run.json`; drops what the logs say about steps that are done again."""
+    output = Path(recipe.output)
     for partial in [*(output / "checkpoints").glob(".step-*"), output / ".model"]:
         shutil.rmtree(partial, ignore_errors=True)
+    if (output / ".model-before").exists() and not (output / "model").exists():  # killed as one replaced the other
+        os.replace(output / ".model-before", output / "model")
     _describe_run(recipe, accelerator, step, data)
     write_atomically(output / "recipe.yaml", lambda path: save_recipe(recipe, path))
-    if log.exists():
-        complete = [line for line in log.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
-        write_atomically(log, lambda path: path.write_text("".join(line + "\n" for line in complete)))
+    for log in (output / "metrics.jsonl", output / "skipped.jsonl"):
+        if log.exists():
+            complete = [line for line in log.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
+            text = "".join(line + "\n" for line in complete)
+            write_atomically(log, lambda path, text=text: path.write_text(text))
 
 
 def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None):

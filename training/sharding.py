@@ -37,8 +37,13 @@ def check_launch(accelerator: Accelerator, recipe: Recipe):
         if recipe.accumulation_steps > 1:
             raise ValueError("DeepSpeed steps after each backward pass: --accumulation-steps needs DDP or FSDP2.")
         plugin = accelerator.state.deepspeed_plugin
-        if _zero_stage(accelerator) == 3:  # also where a config file says it
-            raise ValueError("DeepSpeed's ZeRO-3 is not supported: use FSDP2, which shards the same, or ZeRO-1 or 2.")
+        if (zero := _zero_stage(accelerator)) not in (1, 2):  # also where a config file says it
+            # Without ZeRO it takes steps whose gradient is not finite.
+            instead = "FSDP2, which shards the same" if zero == 3 else "DDP"
+            raise ValueError(f"DeepSpeed's ZeRO-{zero} is not supported: use {instead}, or ZeRO-1 or 2.")
+        if accelerator.mixed_precision == "fp16":
+            raise ValueError("mixed_precision fp16 is not supported under DeepSpeed: use bf16.")
+        plugin.deepspeed_config.pop("bf16", None)  # autocast here too
         # It would read the batch size from a loader of Accelerate's; ours is its own. It clips in its own step.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = recipe.batch_size
         plugin.deepspeed_config["gradient_clipping"] = recipe.max_grad_norm
@@ -52,7 +57,7 @@ def steps_in_backward(accelerator: Accelerator) -> bool:
 def _zero_stage(accelerator: Accelerator) -> int:
     if not steps_in_backward(accelerator):
         return 0
-    return accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
+    return accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0)
 
 
 def describe_launch(accelerator: Accelerator) -> str:
@@ -61,7 +66,7 @@ def describe_launch(accelerator: Accelerator) -> str:
     return f"{accelerator.num_processes} process(es) on {accelerator.device}{sharded}"
 
 
-def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, bf16: bool):
     """Accelerate's `prepare`, and what it takes for these models.
 
     Units of sharding are the transformer layers; all other weights are the root's. Accelerate would make units of the
@@ -72,6 +77,9 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
     if steps_in_backward(accelerator):
         for scalar in scalars:
             scalar.ds_optim_param = True  # DeepSpeed 0.19 fails to broadcast these, which are the same everywhere
+        if bf16:  # Accelerate leaves it to DeepSpeed
+            autocast = torch.autocast(accelerator.device.type, dtype=torch.bfloat16)
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))
         model, optimizer = accelerator.prepare(model, optimizer)
         for scalar in scalars:
             del scalar.ds_optim_param
