@@ -50,7 +50,9 @@ def assert_compared(results, predictions, metric: str, less: str, figure: str):
 
 
 def published_classes(ecg_data) -> dict[str, list[str]]:
+    statements = pd.read_csv(ecg_data / "ptbxl" / "scp_statements.csv", index_col=0).index.str.strip("_")
     classes = {"code15": CODE15, "challenge": sorted(set(CHALLENGE.values())), "findings": FINDINGS}
+    classes["all"] = list(statements)
     for database in ("ptbxl", "cpsc2018", "csn"):
         classes |= read_tables(ecg_data / "splits", database)[1]
     return classes | {"csn-fixed": classes["csn"]}
@@ -113,6 +115,18 @@ def test_prompt_files_in_json_need_no_label_sets_and_no_lists(tmp_path):
     }
     with pytest.raises(ValueError, match="no prompt for PACE"):
         load_prompts(flat, "rhythm", ["SR", "PACE"])
+
+
+def test_a_class_takes_its_prompts_from_another_label_set_that_means_the_same():
+    prompts = yaml.safe_load(PROMPTS.read_text())
+    taken = load_prompts(PROMPTS, "all", ["AFIB", "IMI", "ASMI", "QWAVE"])
+    assert list(taken.values()) == [
+        prompts[label_set][name]
+        for label_set, name in (("rhythm", "AFIB"), ("subclass", "IMI"), ("scp", "ASMI"), ("form", "QWAVE"))
+    ]
+    # A user's own label set: AF is flutter in csn and fibrillation in code15, so it stands for neither.
+    with pytest.raises(ValueError, match=r"no prompt for AF, unheard of \(label set 'mine'\)"):
+        load_prompts(PROMPTS, "mine", ["AF", "unheard of", "atrial fibrillation"])
 
 
 def test_several_folders_are_measured_as_one_over_what_they_share(evaluated, tmp_path):
