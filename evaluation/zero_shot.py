@@ -65,7 +65,10 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
     Raises:
         ValueError: naming the file and the place where it holds something else.
     """
-    prompts = yaml.safe_load(Path(path).read_text())
+    try:
+        prompts = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        prompts = None
     if not isinstance(prompts, dict) or not prompts:
         raise ValueError(f"{path} is not a prompt file: label set, label and a list of prompts.")
     if not any(isinstance(labels, dict) for labels in prompts.values()):
@@ -121,7 +124,7 @@ def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[s
 
 
 def run(options) -> Results:
-    if options.findings:
+    if options.findings is not None:
         return run_findings(options)
     # All splits have the validation recordings among them: nothing is held out.
     data, prompts = open_prompted(options, held_out=options.thresholds == "validation" and options.split != ALL)

@@ -1,5 +1,6 @@
 """The tasks of evaluate.py beside classification: correspondences, findings, retrieval, identification, drafts."""
 
+import importlib
 import json
 
 import numpy as np
@@ -12,11 +13,11 @@ from tiny import RHYTHMS, tiny_model, tiny_processor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from data import MelpCollator, label_matrix, label_sets, load_prepared, prepare_inputs
-from databases import synthetic
+from databases import DATABASES, synthetic
 from databases.code15 import CLASSES as CODE15
 from databases.published import read_tables
 from databases.snomed import CHALLENGE
-from evaluate import main
+from evaluate import TASKS, main
 from evaluation import identify, report, retrieval
 from evaluation.findings import PHRASES, extract, stated_findings
 from evaluation.finetune import new_model, parameter_groups, rate_at
@@ -127,6 +128,19 @@ def test_a_class_takes_its_prompts_from_another_label_set_that_means_the_same():
     # A user's own label set: AF is flutter in csn and fibrillation in code15, so it stands for neither.
     with pytest.raises(ValueError, match=r"no prompt for AF, unheard of \(label set 'mine'\)"):
         load_prompts(PROMPTS, "mine", ["AF", "unheard of", "atrial fibrillation"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "prepare", "convert", "hub", "hub push", "benchmark", "evaluate"]
+    + [f"evaluate {task}" for task in TASKS]
+    + [f"prepare {database}" for database in DATABASES],
+)
+def test_help_of_every_command(command, capsys):
+    script, *words = command.split()
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).main([*words, "--help"])
+    assert stopped.value.code == 0 and "usage: " in capsys.readouterr().out
 
 
 def test_several_folders_are_measured_as_one_over_what_they_share(evaluated, tmp_path):
