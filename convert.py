@@ -606,7 +606,7 @@ def main(arguments: list[str] | None = None):
             write_original(tensors, config, options.output)
         else:
             write_model(conversion, options.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"convert.py: {error}")
 
 

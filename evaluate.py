@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None, alone: bool = False):
     options = parser.parse_args(arguments)
     cache = None if options.cache == "none" else Path(options.cache)
     try:
+        if options.output:  # one that cannot be written is known before the work, not after it
+            Path(options.output).mkdir(parents=True, exist_ok=True)
         options.runtime = Runtime.detect(options.batch_size, options.num_workers, cache, alone)
         results = TASKS[options.task].run(options)
         if options.runtime.rank > 0:

@@ -681,11 +681,13 @@ def _prevalence(columns: dict[str, pa.ChunkedArray], classes: list[str]) -> str:
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="database", required=True, metavar="DATABASE")
-    for name, module_name in DATABASES.items():
+    for module_name in dict.fromkeys(DATABASES.values()):
         module = importlib.import_module(f"databases.{module_name}")
+        name, *aliases = (name for name, of in DATABASES.items() if of == module_name)
         command = subparsers.add_parser(
             name,
-            help=module.__doc__.strip().splitlines()[0],
+            aliases=aliases,
+            help=module.__doc__.strip().splitlines()[0].replace("%", "%%"),  # CODE-15%
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -381,12 +381,16 @@ def check_sampling_rate(rate, name: str = "record") -> float:
     """`rate` as a float, or a ValueError naming the record when it is no rate in Hz between 50 and 2000."""
     if rate is None:
         raise ValueError(f"{name}: an array does not know its rate; pass sampling_rate= in Hz")
-    if not MIN_SAMPLING_RATE <= float(rate) <= MAX_SAMPLING_RATE:
+    try:
+        rate = float(rate)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: sampling_rate={rate!r} is no number of Hz") from None
+    if not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
         raise ValueError(
-            f"{name}: sampling rate outside {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz: {float(rate):g}; check it "
+            f"{name}: sampling rate outside {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz: {rate:g}; check it "
             "(Hz, not kHz or a period), or resample the signal first"
         )
-    return float(rate)
+    return rate
 
 
 def array_block(array, names: list[str], sampling_rate, leads, unit: str | None = None) -> EcgBlock:

@@ -64,7 +64,7 @@ def open_labelled(
     Args:
         fitted: the task fits on the training and validation splits.
         held_out: it uses the validation split where there is one.
-        known: the label sets to choose from where none was named.
+        known: the label sets to prefer where none was named.
 
     Raises:
         ValueError: as `Labelled.of`; when there is nothing to classify, or training recordings would be measured.
@@ -76,10 +76,8 @@ def open_labelled(
     if not sets:
         why = "nothing to classify. Prepare it with labels." if len(options.data) == 1 else "they share no finding."
         raise ValueError(f"{where} has no label set: {why}")
-    usable = [name for name in sets if known is None or name in known or name == SHARED]
-    label_set = named_label_set(options) or (usable[0] if usable else None)
-    if label_set is None:
-        raise ValueError(f"{options.prompts} has prompts for none of this data's label sets ({', '.join(sets)}).")
+    preferred = (name for name in sets if known is None or name in known or name == SHARED)
+    label_set = named_label_set(options) or next(preferred, sets[0])
     beside = ("train", "validation") if fitted else ("validation",) if held_out and "validation" in splits else ()
     return Labelled.of(splits, dict.fromkeys((*beside, options.split)), label_set, where)
 

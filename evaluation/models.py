@@ -78,7 +78,11 @@ def load_model(path: str, device: torch.device) -> tuple[MelpModel | MelpEcgMode
 def read_config(path: str):
     check_folder(path)
     for config_class in (MelpConfig, MelpEcgConfig):
-        values, _ = config_class.get_config_dict(path)
+        try:
+            values, _ = config_class.get_config_dict(path)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is no model folder, nor a model that the Hub gives you ({reason})") from error
         if values.get("model_type") == config_class.model_type:
             return config_class.from_pretrained(path)
     raise ValueError(f"{path} is not a MELP model: its config.json has model_type {values.get('model_type')!r}.")

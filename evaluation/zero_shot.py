@@ -27,7 +27,7 @@ from evaluation.labelled import (
     open_labelled,
     thresholds_of,
 )
-from evaluation.labels import labels_of
+from evaluation.labels import finding_of, labels_of
 from evaluation.metrics import rankme
 from evaluation.models import CPSC_ORIGINAL, Change, Runtime, compared, encode
 from evaluation.options import add_common, add_cpsc_original, add_labels
@@ -65,7 +65,10 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
     Raises:
         ValueError: naming the file and the place where it holds something else.
     """
-    prompts = yaml.safe_load(Path(path).read_text())
+    try:
+        prompts = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        prompts = None
     if not isinstance(prompts, dict) or not prompts:
         raise ValueError(f"{path} is not a prompt file: label set, label and a list of prompts.")
     if not any(isinstance(labels, dict) for labels in prompts.values()):
@@ -82,20 +85,31 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
 
 
 def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
-    """The prompts of each class; raises ValueError naming the classes that the file lacks.
+    """The prompts of each class: the label set's own, else those of the same class in another label set.
 
+    The same class has the same name and, as letters differ in meaning (AF), names the same finding of `labels.yaml`.
     What several folders share are findings, which stand in no label set of their own: see `prompts_of_findings`.
+
+    Raises:
+        ValueError: naming the classes that have prompts nowhere in the file.
     """
     if label_set == SHARED:
         return prompts_of_findings(path, classes)
     prompts = load_yaml(path)
-    of_set = prompts.get(label_set, prompts.get(""))
-    if of_set is None:
-        raise ValueError(f"{path} has no prompts for the label set {label_set!r}; it has {', '.join(prompts)}.")
-    missing = [name for name in classes if not of_set.get(name)]
-    if missing:
-        raise ValueError(f"{path}: label set {label_set!r} has no prompt for {', '.join(missing)}.")
-    return {name: of_set[name] for name in classes}
+    own = prompts.get(label_set, prompts.get("", {}))
+    found = {name: own.get(name) or _prompts_elsewhere(prompts, label_set, name) for name in classes}
+    if missing := [name for name, texts in found.items() if not texts]:
+        raise ValueError(
+            f"{path} has no prompt for {', '.join(missing)} (label set {label_set!r}): add them, "
+            "or choose another --label-set."
+        )
+    return found
+
+
+def _prompts_elsewhere(prompts: dict[str, dict[str, list[str]]], label_set: str, name: str) -> list[str] | None:
+    finding = finding_of(label_set, name)
+    same = (texts for other, of in prompts.items() if (texts := of.get(name)) and finding_of(other, name) == finding)
+    return next(same, None)
 
 
 def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[str, list[str]]) -> np.ndarray:
@@ -110,7 +124,7 @@ def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[s
 
 
 def run(options) -> Results:
-    if options.findings:
+    if options.findings is not None:
         return run_findings(options)
     # All splits have the validation recordings among them: nothing is held out.
     data, prompts = open_prompted(options, held_out=options.thresholds == "validation" and options.split != ALL)
@@ -232,7 +246,7 @@ def _labels_named(rows: Dataset, findings: list[str], label_set: str | None) -> 
 
 
 def open_prompted(options, held_out: bool = False) -> tuple[Labelled, dict[str, list[str]]]:
-    """The measured recordings and their classes' prompts; of several label sets the first that the file knows."""
+    """The measured recordings and their classes' prompts; of several label sets the first that the file has."""
     prompts = load_yaml(options.prompts)
     data = open_labelled(options, held_out=held_out, known=None if "" in prompts else prompts)
     return data, load_prompts(options.prompts, data.label_set, data.classes)

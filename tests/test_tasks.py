@@ -1,5 +1,6 @@
 """The tasks of evaluate.py beside classification: correspondences, findings, retrieval, identification, drafts."""
 
+import importlib
 import json
 
 import numpy as np
@@ -12,11 +13,11 @@ from tiny import RHYTHMS, tiny_model, tiny_processor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from data import MelpCollator, label_matrix, label_sets, load_prepared, prepare_inputs
-from databases import synthetic
+from databases import DATABASES, synthetic
 from databases.code15 import CLASSES as CODE15
 from databases.published import read_tables
 from databases.snomed import CHALLENGE
-from evaluate import main
+from evaluate import TASKS, main
 from evaluation import identify, report, retrieval
 from evaluation.findings import PHRASES, extract, stated_findings
 from evaluation.finetune import new_model, parameter_groups, rate_at
@@ -50,7 +51,9 @@ def assert_compared(results, predictions, metric: str, less: str, figure: str):
 
 
 def published_classes(ecg_data) -> dict[str, list[str]]:
+    statements = pd.read_csv(ecg_data / "ptbxl" / "scp_statements.csv", index_col=0).index.str.strip("_")
     classes = {"code15": CODE15, "challenge": sorted(set(CHALLENGE.values())), "findings": FINDINGS}
+    classes["all"] = list(statements)
     for database in ("ptbxl", "cpsc2018", "csn"):
         classes |= read_tables(ecg_data / "splits", database)[1]
     return classes | {"csn-fixed": classes["csn"]}
@@ -113,6 +116,31 @@ def test_prompt_files_in_json_need_no_label_sets_and_no_lists(tmp_path):
     }
     with pytest.raises(ValueError, match="no prompt for PACE"):
         load_prompts(flat, "rhythm", ["SR", "PACE"])
+
+
+def test_a_class_takes_its_prompts_from_another_label_set_that_means_the_same():
+    prompts = yaml.safe_load(PROMPTS.read_text())
+    taken = load_prompts(PROMPTS, "all", ["AFIB", "IMI", "ASMI", "QWAVE"])
+    assert list(taken.values()) == [
+        prompts[label_set][name]
+        for label_set, name in (("rhythm", "AFIB"), ("subclass", "IMI"), ("scp", "ASMI"), ("form", "QWAVE"))
+    ]
+    # A user's own label set: AF is flutter in csn and fibrillation in code15, so it stands for neither.
+    with pytest.raises(ValueError, match=r"no prompt for AF, unheard of \(label set 'mine'\)"):
+        load_prompts(PROMPTS, "mine", ["AF", "unheard of", "atrial fibrillation"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "prepare", "convert", "hub", "hub push", "benchmark", "evaluate"]
+    + [f"evaluate {task}" for task in TASKS]
+    + [f"prepare {database}" for database in DATABASES],
+)
+def test_help_of_every_command(command, capsys):
+    script, *words = command.split()
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).main([*words, "--help"])
+    assert stopped.value.code == 0 and "usage: " in capsys.readouterr().out
 
 
 def test_several_folders_are_measured_as_one_over_what_they_share(evaluated, tmp_path):
