@@ -114,7 +114,8 @@ def test_run_folder_alone_repeats_the_run(measured, corpus, tmp_path):
     run = json.loads((measured / "run.json").read_text())
     assert run["data"]["fingerprint"] == json.loads((corpus / "melp.json").read_text())["fingerprint"]
     (start,) = run["starts"]
-    assert start["versions"]["torch"] == torch.__version__ and start["processes"] == 1 and "git_revision" in start
+    assert torch.__version__.startswith(start["versions"]["torch"])  # the package's version does not name its build
+    assert start["processes"] == 1 and "git_revision" in start
 
 
 def test_a_missing_tracker_is_an_error(corpus, language, tmp_path, monkeypatch):
