@@ -1,5 +1,7 @@
 """Losses that run over all rows of a step, on whatever process and in whatever micro-batch they are."""
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -45,7 +47,7 @@ def join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return joined
 
 
-class JointStage(Stage):
+class JointStage(Stage, ABC):
     """A stage with two kinds of losses.
 
     Joint ones, such as a contrastive loss, are no sum over rows: they are made of `embeddings`, small tensors of all
@@ -54,33 +56,33 @@ class JointStage(Stage):
 
     weights: dict[str, float]  # of the named losses in `loss`
 
+    @abstractmethod
     def forward(self, batch: dict, model) -> tuple:
         """The model's outputs for a batch, and facts that the joint losses need: tensors, rows first.
 
         `targets` (1,) among them is how many targets the batch's own losses are means over.
         """
-        raise NotImplementedError
 
     def embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """`embeddings` and facts of a batch alone, drawing the random numbers that a forward draws."""
         outputs, facts = self.forward(batch, self.unwrapped)
         return self.embeddings(outputs), facts
 
+    @abstractmethod
     def embeddings(self, outputs) -> dict[str, torch.Tensor]:
         """What the joint losses are made of, float32 by name, the first dimension counting rows or micro-batches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def joint_losses(self, embeddings: dict[str, torch.Tensor], facts: dict[str, torch.Tensor]) -> dict:
         """Named losses over all rows of the step, of all processes."""
-        raise NotImplementedError
 
     def joint_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that only the joint losses use."""
         return []
 
+    @abstractmethod
     def own_losses(self, outputs, target_share, row_share) -> dict[str, torch.Tensor]:
         """Named losses of a micro-batch, means over its targets and rows weighed by the shares of the step's."""
-        raise NotImplementedError
 
     def sum_losses(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The named losses with their weighted sum, `loss`; those that are missing count nothing."""
