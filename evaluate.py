@@ -15,19 +15,19 @@ from pathlib import Path
 import torch
 import yaml
 
-from data import label_sets, load_prepared, with_reports
-from evaluation import (
-    benchmark,
+from melp.data.prepared import label_sets, load_prepared, with_reports
+from melp.evaluation.models import Runtime, load_model
+from melp.evaluation.tasks import (
     finetune,
     identify,
     linear_probe,
+    published_benchmark,
     report,
     retrieval,
     robustness,
     transfer,
     zero_shot,
 )
-from evaluation.models import Runtime, load_model
 
 TASKS = {
     task.NAME: task
@@ -40,7 +40,7 @@ TASKS = {
         identify,
         report,
         robustness,
-        benchmark,
+        published_benchmark,
     )
 }
 

@@ -22,16 +22,15 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import hub
-from recipe import Recipe, add_recipe_options, load_recipe
-from stages import STAGES
-from training import sharding
-from training.batches import StepBatches
-from training.device import keep_freed_memory
-from training.health import Collapse, Guard, Interrupt, write_skipped
-from training.logs import RunLog, check_packages
-from training.randomness import as_if_not_run
-from training.run_folder import (
+from melp.hub import push as hub
+from melp.training import sharding
+from melp.training.batches import StepBatches
+from melp.training.device import keep_freed_memory
+from melp.training.health import Collapse, Guard, Interrupt, write_skipped
+from melp.training.logs import RunLog, check_packages
+from melp.training.recipe import Recipe, add_recipe_options, load_recipe
+from melp.training.rng import as_if_not_run
+from melp.training.run_folder import (
     Progress,
     check_space,
     load_checkpoint,
@@ -41,7 +40,8 @@ from training.run_folder import (
     save_model,
     start_run,
 )
-from training.speed import Meter, estimate
+from melp.training.speed import Meter, estimate
+from melp.training.stages import STAGES
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 

@@ -23,7 +23,7 @@ def evaluated(tmp_path_factory) -> Path:
     import torch
     from tiny import RHYTHMS, relabel, tiny_model, tiny_processor
 
-    from prepare import prepare
+    from melp.prepare.folder import prepare
 
     root = tmp_path_factory.mktemp("evaluated")
     prepare("synthetic", root / "data", records=200)

@@ -7,10 +7,12 @@ datasets are kept under `datasets/ORG/NAME`, as the Hub's addresses have them.
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -296,3 +298,13 @@ def git_oid(content: bytes) -> str:
     if len(content) > LFS_BYTES:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def environment(server: HubServer, home: Path, **more) -> dict[str, str]:
+    """Variables of a process whose Hub is this server, with an empty cache in `home`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return (
+        kept
+        | {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        | more
+    )

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import tiny_config
 
-import benchmark
-from data import load_prepared
 from losses_melp import beat_loss
-from prepare import prepare
+from melp import benchmark
+from melp.data.prepared import load_prepared
+from melp.prepare.folder import prepare
 
 
 def test_the_command_prints_and_writes_a_case(tmp_path, capsys):

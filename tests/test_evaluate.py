@@ -13,21 +13,21 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from tiny import RHYTHMS, relabel, tiny_model, tiny_processor
 from tiny_runs import Launched
 
-from card import make_card
-from data import load_prepared
-from databases.published import read_tables, record_key
-from databases.synthetic import LABEL_SETS
 from evaluate import main, report_demo
-from evaluation import benchmark
-from evaluation.labelled import calibrated
-from evaluation.linear_probe import draw_part, fit_probe
-from evaluation.metrics import score_classes
-from evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model
-from evaluation.overlap import overlaps
-from evaluation.report import draft_reports
-from evaluation.robustness import arms_exchanged, conditions, noisy
-from evaluation.signal_features import NAMES, features_of, find_beats
-from evaluation.zero_shot import PROMPTS, class_embeddings, load_prompts
+from melp.data.prepared import load_prepared
+from melp.databases.published import read_tables, record_key
+from melp.evaluation.labelled import calibrated
+from melp.evaluation.metrics import score_classes
+from melp.evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model
+from melp.evaluation.overlap import overlaps
+from melp.evaluation.signal_features import NAMES, features_of, find_beats
+from melp.evaluation.tasks import published_benchmark as benchmark
+from melp.evaluation.tasks.linear_probe import draw_part, fit_probe
+from melp.evaluation.tasks.report import draft_reports
+from melp.evaluation.tasks.robustness import arms_exchanged, conditions, noisy
+from melp.evaluation.tasks.zero_shot import PROMPTS, class_embeddings, load_prompts
+from melp.hub.model_card import make_card
+from melp.synthetic.corpus import LABEL_SETS
 from signal_melp import LEADS, limb_error
 
 CPU = Runtime(torch.device("cpu"))

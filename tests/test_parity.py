@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from convert import convert, main
+from melp.convert.model import convert, main
+from melp.convert.rules import MODEL_RULES, map_state_dict
 from modeling_melp import MelpEcgModel, MelpModel
-from original_names import MODEL_RULES, map_state_dict
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
 FIXTURES = Path(__file__).parent / "fixtures"

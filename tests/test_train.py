@@ -22,15 +22,15 @@ from tiny_runs import FSDP2, TINY_BERT, TINY_MELP, Command, assert_same, deepspe
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 
-from data import TrainingBatches, load_prepared
-from prepare import prepare
-from recipe import Recipe, add_recipe_options, load_recipe
-from stages.joint import join
-from stages.melp import MelpStage
+from melp.data.prepared import TrainingBatches, load_prepared
+from melp.prepare.folder import prepare
+from melp.training.batches import StepBatches
+from melp.training.health import Guard, Interrupt
+from melp.training.recipe import Recipe, add_recipe_options, load_recipe
+from melp.training.run_folder import newest_checkpoint
+from melp.training.stages.joint import join
+from melp.training.stages.multiscale import MelpStage
 from train import Run, learning_rate, main, train
-from training.batches import StepBatches
-from training.health import Guard, Interrupt
-from training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,7 @@ import torch
 from datasets import ClassLabel, DatasetDict, List
 
 from configuration_melp import MelpConfig
-from data import label_sets, load_prepared
+from melp.data.prepared import label_sets, load_prepared
 from modeling_melp import MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
@@ -43,7 +43,7 @@ TINY_ECG = {
 
 
 def tiny_processor() -> MelpProcessor:
-    from stages.language import train_tokenizer
+    from melp.training.stages.language import train_tokenizer
 
     return MelpProcessor(MelpFeatureExtractor(), train_tokenizer(REPORTS * 4, 200), max_text_length=64)
 

@@ -13,8 +13,8 @@ import yaml
 from safetensors.torch import load_file
 from tiny import TINY_ECG
 
-from recipe import Recipe
-from training.run_folder import newest_checkpoint
+from melp.training.recipe import Recipe
+from melp.training.run_folder import newest_checkpoint
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,4 @@
+from melp.convert.model import main
+
+if __name__ == "__main__":
+    main()

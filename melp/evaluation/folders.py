@@ -1,0 +1,62 @@
+"""The prepared folders of a command: one as it is, several as one, over the findings that all of them label."""
+
+from collections.abc import Sequence
+
+from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_datasets
+
+from melp.data.prepared import REQUIRED_COLUMNS, label_sets, load_prepared
+from melp.evaluation.correspondences import finding_of, shared_findings
+
+SHARED = "shared"  # the label set that several folders have in common; its classes are findings of `labels.yaml`
+
+
+def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> DatasetDict:
+    """The splits of one prepared folder, or of several together.
+
+    Several have one label set, `shared`: the findings that each of them labels, any of a finding's labels counting.
+    Their patients are told apart by the folder.
+
+    Args:
+        names: the label set to take of each folder (default: the first that `labels.yaml` knows).
+
+    Raises:
+        ValueError: naming the folder and what is wrong with it.
+    """
+    opened = [load_prepared(path) for path in paths]
+    if len(paths) == 1:
+        return opened[0]
+    if names and len(names) != len(paths):
+        raise ValueError(f"{len(paths)} folders in --data need as many names in --label-set, not {len(names)}.")
+    used = []
+    for path, splits, name in zip(paths, opened, names or [None] * len(paths), strict=True):
+        sets = label_sets(next(iter(splits.values())))
+        if name is not None and name not in sets:
+            raise ValueError(f"{path} has no label set {name!r}; it has {', '.join(sets) or 'none'}.")
+        name = name or first_known(sets)
+        used.append((name, sets.get(name, [])))
+    shared = shared_findings(*used)
+    parts: dict[str, list[Dataset]] = {}
+    for number, (splits, (name, classes)) in enumerate(zip(opened, used, strict=True)):
+        named = {finding: [classes.index(label) for label in of_each[number]] for finding, of_each in shared.items()}
+        for split, rows in splits.items():
+            parts.setdefault(split, []).append(_joined(rows, number, name, list(named.values()), list(shared)))
+    return DatasetDict({split: concatenate_datasets(of_split) for split, of_split in parts.items()})
+
+
+def first_known(sets: dict[str, list[str]]) -> str | None:
+    """The first label set of a folder of which the table of correspondences knows a label."""
+    return next((name for name, classes in sets.items() if any(finding_of(name, label) for label in classes)), None)
+
+
+def _joined(rows: Dataset, number: int, name: str | None, columns: list[list[int]], findings: list[str]) -> Dataset:
+    """A folder's rows as those of the others: the same columns, findings for labels, patients with its number."""
+    patients = [f"{number + 1}:{patient}" for patient in rows["patient"]]
+    labels = rows.select_columns([name])[name] if name and findings else None
+    rows = rows.select_columns(list(REQUIRED_COLUMNS)).remove_columns("patient").add_column("patient", patients)
+    if labels is None:
+        return rows
+    found = [
+        None if has is None else [place for place, column in enumerate(columns) if set(column) & set(has)]
+        for has in labels
+    ]
+    return rows.add_column(SHARED, found, feature=List(ClassLabel(names=findings)))

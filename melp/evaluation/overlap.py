@@ -1,0 +1,71 @@
+"""Whether a model was trained on what it is measured on, as its card says."""
+
+from huggingface_hub.repocard import metadata_load
+
+from melp.databases import CHALLENGE_SOURCES
+from melp.evaluation.models import local_folder
+
+# Names under which a card or a command knows a database -> ours; compared in lower case, letters and digits only.
+NAMES = {
+    "ptbxl": ("ptbxl", "ptb-xl", "physionet/ptb-xl"),
+    "cpsc2018": ("cpsc2018", "icbeb", "icbeb2018", "cpsc"),
+    "csn": ("csn", "csn-fixed", "chapman", "chapman-shaoxing", "ningbo", "chapman-shaoxing-ningbo", "ecg-arrhythmia"),
+    "georgia": ("georgia", "g12ec"),
+    "mimic": ("mimic", "mimic-iv-ecg", "mimic-ecg"),
+    "code15": ("code15", "code-15", "code-15%"),
+    "challenge2021": (
+        "challenge2021",
+        "challenge",
+        "cinc2021",
+        "physionet2021",
+        "challenge-2021",
+        "physionet/challenge-2021",
+    ),
+    "synthetic": ("synthetic",),
+}
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def known_name(name: str) -> str:
+    """Our name of a database; one that is not known is its own, in letters and digits."""
+    plain = _letters(name.split("/")[-1])
+    for ours, others in NAMES.items():
+        if plain in {_letters(other.split("/")[-1]) for other in others}:
+            return ours
+    return plain
+
+
+# A mixture holds these.
+CONTAINS = {"challenge2021": {known_name(source) for source in CHALLENGE_SOURCES}}
+
+
+def trained_on(model: str) -> list[str]:
+    """The databases that the model's card names under `datasets`; empty where it says nothing."""
+    card = local_folder(model) / "README.md"
+    metadata = (metadata_load(card) if card.is_file() else None) or {}
+    named = metadata.get("datasets") or []
+    return [named] if isinstance(named, str) else [str(name) for name in named]
+
+
+def overlaps(model: str, databases: list[str]) -> list[str]:
+    """A warning for each database that the model's card says it was trained on, itself or in a mixture."""
+    warnings = []
+    for named in trained_on(model):
+        ours = known_name(named)
+        for database in databases:
+            tested = known_name(database)
+            if tested == ours:
+                warnings.append(
+                    f"WARNING: the card of {model} says that it was trained on {named}, tested here: the figures hold "
+                    "only for recordings that were kept out of training."
+                )
+            elif tested in CONTAINS.get(ours, ()) or ours in CONTAINS.get(tested, ()):
+                held, mixture = (tested, named) if tested in CONTAINS.get(ours, ()) else (ours, database)
+                warnings.append(
+                    f"WARNING: the card of {model} says that it was trained on {named}; {mixture} contains {held}, so "
+                    f"recordings of the test on {database} may have been seen in training."
+                )
+    return warnings

@@ -1,0 +1,4 @@
+from melp.prepare.folder import main
+
+if __name__ == "__main__":
+    main()

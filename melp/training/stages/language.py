@@ -1,0 +1,316 @@
+"""Language stage: masked-language pretraining of the text tower."""
+
+import itertools
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset, load_from_disk
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from configuration_melp import check_bert, check_folder
+from melp.data.prepared import get_split, hub_source
+from melp.training.recipe import Recipe, check_names, load_recipe
+from melp.training.stages.base import Stage
+from processing_melp import with_bos
+
+PAPER_WIDTH = 768  # of both towers
+HELD_OUT_SHARE = 0.05  # of the documents, where a source has no validation split
+# What a token of a packed sequence is: [CLS] before a document, a word's first token, a later one of it, [SEP] after.
+FIRST, WORD, INSIDE, LAST, PADDING = range(5)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A lower-casing BERT WordPiece tokenizer of the texts' most frequent words, with [BOS] as its last id.
+
+    Rarer words are spelled by characters. The library's own WordPiece trainer breaks ties differently in every run,
+    which would make no two trainings alike.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter()
+    for text, count in Counter(texts).items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            words[word] += count
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[MASK]"
+    characters = sorted({character for word in words for character in word})
+    tokens = dict.fromkeys([*special.values(), *characters, *("##" + character for character in characters)])
+    for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])):
+        if len(tokens) < vocab_size - 1:
+            tokens.setdefault(word)
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoders.WordPiece()
+    return with_bos(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
+
+
+def load_bert(source: str, kind, **options) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A text tower to start from: `kind` of model in float32, and its tokenizer, its vocabulary extended by [BOS].
+
+    Raises:
+        ValueError: where the folder or Hub id is malformed, no BERT or of absurd sizes; no weight is then read.
+    """
+    name, revision = hub_source(source)
+    check_folder(name)
+    check_bert(AutoConfig.from_pretrained(name, revision=revision), f"{source}: ")
+    tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
+    model = kind.from_pretrained(name, revision=revision, dtype=torch.float32, **options)
+    model.resize_token_embeddings(len(tokenizer))
+    return model, tokenizer
+
+
+class LanguageStage(Stage):
+    """Masked-language pretraining of the text tower (paper, section 3.2); leaves a BERT folder.
+
+    Rows are sequences that several documents share. Attention and positions keep to a document, so that each is read
+    as if it stood alone: packing saves the padding and changes nothing else.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator):
+        super().__init__(recipe, accelerator)
+        if recipe.text_model is not None:
+            if recipe.config:
+                raise ValueError(
+                    "config has no effect beside text_model, whose sizes are given: leave one of them out."
+                )
+            self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM)
+        else:
+            check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
+            self.tokenizer = train_tokenizer(self.rows["text"], recipe.vocab_size)
+            sizes = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
+            config = BertConfig(**(sizes | recipe.config))
+            check_bert(config, "config.")
+            self.model = BertForMaskedLM(config)
+        self._check_length()
+        self.num_documents = len(self.rows)
+        self.rows = pack(self.rows, self.tokenizer, recipe.sequence_length)
+        self.held_out = pack(self.held_out, self.tokenizer, recipe.sequence_length)
+        # Whole words are always replaced by [MASK]: the library has no random words of several tokens.
+        replaced = {"mask_replace_prob": 1.0, "random_replace_prob": 0.0} if recipe.whole_word_mask else {}
+        self.mask = DataCollatorForLanguageModeling(
+            self.tokenizer, whole_word_mask=recipe.whole_word_mask, mlm_probability=recipe.mlm_probability, **replaced
+        )
+        self.eval_collate = self.collate
+
+    def _check_length(self):
+        positions, length = self.model.config.max_position_embeddings, self.recipe.sequence_length
+        if not 8 <= length <= positions:
+            raise ValueError(
+                f"sequence_length is {length}; it must be at least 8 and at most the model's positions, {positions}."
+            )
+
+    def load_rows(self) -> tuple[Dataset, Dataset]:
+        """Documents in a column `text`: of `recipe.text`, and the reports of `recipe.data` where both are given."""
+        recipe = self.recipe
+        sources = [read_texts(name.strip(), recipe.text_column) for name in (recipe.text or "").split(",") if name]
+        self.data = None
+        if recipe.data is not None or not sources:
+            sources.append(tuple(only_text(part, "report") for part in super().load_rows()))
+        parts = zip(*(hold_out(*source, recipe.seed) for source in sources), strict=True)
+        return tuple(concatenate_datasets(part) for part in parts)
+
+    def describe(self) -> str:
+        tokens = f"{len(self.rows):,} sequences of up to {self.recipe.sequence_length} tokens"
+        parameters = f"{self.unwrapped.num_parameters():,} parameters"
+        return f"{self.num_documents:,} documents in {tokens}, {parameters}, a vocabulary of {len(self.tokenizer):,}"
+
+    def collate(self, rows: list[dict]) -> dict:
+        """Masked `input_ids`, `labels`, `position_ids` and each token's document (0 for padding): (batch, tokens)."""
+        length = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        marks = torch.full((len(rows), length), PADDING)
+        for index, row in enumerate(rows):
+            ids[index, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            marks[index, : len(row["marks"])] = torch.tensor(row["marks"])
+        starts, place = marks == FIRST, torch.arange(length).expand_as(marks)
+        # The collator takes tokens that touch for one word.
+        offsets = torch.stack([(marks == INSIDE).long(), torch.ones_like(marks)], dim=-1)
+        special = (marks != WORD) & (marks != INSIDE)
+        inputs, labels = self.mask.torch_mask_tokens(ids, special_tokens_mask=special, offset_mapping=offsets)
+        return {
+            "input_ids": inputs,
+            "labels": labels,
+            "position_ids": place - torch.where(starts, place, 0).cummax(dim=1).values,
+            "documents": starts.cumsum(dim=1) * (marks != PADDING),
+        }
+
+    def logits(self, batch: dict, model) -> torch.Tensor:
+        """(batch, tokens, vocabulary), each document attending to itself."""
+        documents = batch["documents"]
+        mask = documents[:, None, :, None] == documents[:, None, None, :]
+        return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask).logits
+
+    def loss_sum(self, batch: dict, model) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross entropy summed over the masked tokens, and their number."""
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        masked = batch["labels"] != -100
+        logits = self.logits(batch, model)[masked].float()
+        return F.cross_entropy(logits, batch["labels"][masked], reduction="sum"), masked.sum()
+
+    def num_targets(self, batch: dict) -> torch.Tensor:
+        """Masked tokens, over which `losses` is a mean."""
+        return (batch["labels"] != -100).sum()
+
+    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+        loss, count = self.loss_sum(batch, self.model)
+        return {"loss": loss / count.clamp(min=1)}
+
+    def validate(self) -> dict[str, float]:
+        """Loss and perplexity of the held-out documents' masked tokens, the same ones each time."""
+        device = self.accelerator.device
+        sums = torch.zeros(2, device=device)
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.recipe.seed)
+            for batch in self.held_out_loader():
+                # Not the wrapped model: processes may have different numbers of held-out batches.
+                sums += torch.stack(self.loss_sum(batch, self.unwrapped))
+        loss, count = self.accelerator.reduce(sums, "sum").tolist()
+        return {"val_loss": loss / count, "val_perplexity": math.exp(loss / count)} if count else {}
+
+    def save(self, folder: Path):
+        self.unwrapped.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        table = self.fill_in_table()
+        (Path(self.recipe.output) / "fill-in.md").write_text(table)
+        print("\n" + table)
+
+    @torch.no_grad()
+    def fill_in_table(self, examples: int = 8, guesses: int = 5) -> str:
+        """A Markdown table of held-out documents with one word masked, and what the model takes it for."""
+        tokenizer, model = self.tokenizer, self.unwrapped
+        training = model.training
+        model.eval()
+        lines = ["| text | masked | guesses |", "|---|---|---|"]
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        for ids, marks in itertools.islice(self._documents_with_words(generator), examples):
+            words = self._whole_words(ids, marks)
+            place = words[int(torch.randint(len(words), (), generator=generator))]
+            masked = ids[:place] + [tokenizer.mask_token_id] + ids[place + 1 :]
+            logits = model(input_ids=torch.tensor([masked], device=model.device)).logits[0, place].float()
+            best = logits.softmax(dim=-1).topk(guesses)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            named = ", ".join(f"{tokenizer.decode([token])} {share:.0%}" for token, share in pairs)
+            text = tokenizer.decode(masked[1:-1][max(0, place - 13) : place + 12]).replace("|", "/")
+            lines.append(f"| {text} | {tokenizer.decode([ids[place]])} | {named} |")
+        model.train(training)
+        return "\n".join(lines) + "\n"
+
+    def _documents_with_words(self, generator: torch.Generator):
+        """Token ids and marks of held-out documents with a word to mask, sequences in random order."""
+        for index in torch.randperm(len(self.held_out), generator=generator).tolist():
+            row = self.held_out[index]
+            bounds = [i for i, mark in enumerate(row["marks"]) if mark == FIRST] + [len(row["marks"])]
+            for start, end in itertools.pairwise(bounds):
+                document = row["input_ids"][start:end], row["marks"][start:end]
+                if self._whole_words(*document):
+                    yield document
+
+    def _whole_words(self, ids: list[int], marks: list[int]) -> list[int]:
+        """Places of the words of letters that are one token."""
+        whole = [i for i, mark in enumerate(marks) if mark == WORD and marks[i + 1] != INSIDE]
+        return [i for i in whole if self.tokenizer.convert_ids_to_tokens(ids[i]).isalpha()]
+
+    @staticmethod
+    def next_command(output: Path) -> str:
+        """Of the multi-scale stage, and of the ECG stage, which can stand between."""
+        model = output / "model"
+        recipe = load_recipe(output / "recipe.yaml")
+        data = f" --data {Stage.data_folder(recipe)}" if recipe.data or not recipe.text else " --data DIR"
+        melp = recipe_for_width(model)
+        ecg = melp.replace("melp.yaml", "ecg.yaml").replace("demo.yaml", "demo-ecg.yaml")
+        return (
+            f"accelerate launch train.py {melp} --text-model {model}{data}\n"
+            f"or first, to initialise the ECG tower:\n    accelerate launch train.py {ecg}{data}"
+        )
+
+
+def recipe_for_width(model: Path) -> str:
+    """The multi-scale recipe whose sizes go with this tower: the paper's, or the demo's."""
+    wide = json.loads((model / "config.json").read_text())["hidden_size"] == PAPER_WIDTH
+    return f"recipes/{'melp' if wide else 'demo'}.yaml"
+
+
+def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
+    """A text file (a document a line), or a datasets folder or Hub id; its documents, and its validation split's.
+
+    Raises:
+        ValueError: where it holds no document, or no such column.
+    """
+    path = Path(source)
+    if path.is_file():
+        documents = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        splits = {"train": Dataset.from_dict({"text": documents})}
+        column = "text"
+    else:
+        stored = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+        name, revision = hub_source(source)
+        splits = load_from_disk(source) if stored else load_dataset(name, revision=revision)
+        splits = {"train": splits} if isinstance(splits, Dataset) else splits
+    train = get_split(splits, "train", source)
+    if column not in train.column_names:
+        names = ", ".join(train.column_names)
+        raise ValueError(f"{source} has no column {column!r}, only {names}: name its texts with --text-column.")
+    if len(train) == 0:
+        raise ValueError(f"{source} holds no document.")
+    return only_text(train, column), only_text(splits["validation"], column) if "validation" in splits else None
+
+
+def only_text(texts: Dataset, column: str) -> Dataset:
+    """Its one column is `text`, of the same type whatever the source."""
+    texts = texts.select_columns([column])
+    texts = texts if column == "text" else texts.rename_column(column, "text")
+    return texts.cast(Features({"text": Value("string")}), keep_in_memory=True)
+
+
+def hold_out(train: Dataset, held_out: Dataset | None, seed: int) -> tuple[Dataset, Dataset]:
+    """The documents to learn from and those to hold out: a share of them where there is no validation split."""
+    if held_out:
+        return train, held_out
+    if len(train) < 2:
+        raise ValueError("one document cannot be learnt from and held out: give more text, one document a line.")
+    size = max(1, round(HELD_OUT_SHARE * len(train)))
+    split = train.train_test_split(test_size=size, seed=seed, keep_in_memory=True)
+    return split["train"], split["test"]
+
+
+def pack(texts: Dataset, tokenizer, length: int) -> Dataset:
+    """Sequences of at most `length` tokens, each one or more documents in [CLS] and [SEP], in the order of the texts.
+
+    Longer documents are cut. Columns: `input_ids`, and `marks`, which tell documents and words apart.
+    """
+
+    def packed(batch: dict) -> dict:
+        ids, marks = [], []
+        encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)
+        for index, tokens in enumerate(encoded["input_ids"]):
+            words = encoded.word_ids(index)
+            kinds = [INSIDE if i and words[i] == words[i - 1] else WORD for i in range(len(words))]
+            for first in range(0, len(tokens), length - 2):
+                piece = slice(first, first + length - 2)
+                if not ids or len(ids[-1]) + len(tokens[piece]) + 2 > length:
+                    ids.append([])
+                    marks.append([])
+                ids[-1] += [tokenizer.cls_token_id, *tokens[piece], tokenizer.sep_token_id]
+                marks[-1] += [FIRST, *kinds[piece], LAST]
+        return {"input_ids": ids, "marks": marks}
+
+    features = Features({"input_ids": List(Value("int32")), "marks": List(Value("int8"))})
+    # In memory: the texts of a prepared folder may lie where nothing can be written.
+    return texts.map(
+        packed, batched=True, batch_size=10_000, remove_columns=["text"], features=features, keep_in_memory=True
+    )

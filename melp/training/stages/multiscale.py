@@ -1,0 +1,355 @@
+"""Multi-scale stage: ECG tower, text tower and report decoder aligned by the three losses."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from transformers import AutoModel
+
+from configuration_melp import MelpConfig
+from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
+from melp.data.prepared import MelpCollator, hub_source, label_matrix, label_sets, prepare_inputs
+from melp.evaluation.metrics import macro, score_classes
+from melp.evaluation.tasks.zero_shot import PROMPTS, class_embeddings, load_prompts
+from melp.training import sharding
+from melp.training.embeddings import embedding_metrics, rankme, recall
+from melp.training.recipe import Recipe, check_names, load_recipe
+from melp.training.stages.base import Stage
+from melp.training.stages.joint import JointStage, gather, pad_second
+from melp.training.stages.language import load_bert
+from modeling_melp import MelpAttention, MelpEcgModel, MelpModel
+from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences
+
+SIGMOID_START = (math.log(10), -10.0)  # logarithm of the scale, and bias (SigLIP, section 3.2)
+EMBEDDINGS = ("ecg_embeds", "text_embeds", "beat_embeds", "sentence_embeds")
+
+
+@contextlib.contextmanager
+def attention_weights(attention: MelpAttention):
+    """Collects the weights of an attention, (batch, heads, queries, keys) a call, which fused kernels do not give."""
+    found, config = [], attention.config
+    implementation, config._attn_implementation = config._attn_implementation, "eager"
+    handle = attention.register_forward_hook(lambda module, inputs, outputs: found.append(outputs[1]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+        config._attn_implementation = implementation
+
+
+def _same(report_ids: torch.Tensor) -> torch.Tensor:
+    """(batch, batch) bool: which reports say the same."""
+    return report_ids[:, None] == report_ids[None]
+
+
+def add_logit_bias(model: MelpModel, start: str | None):
+    """Gives the model the sigmoid loss's bias, as the run that `start` comes from left it, or at SigLIP's values.
+
+    It is a parameter in training and its checkpoints only: a saved model has the same weights whatever the loss.
+    """
+    notes = Path(start or ".") / "training.json"
+    stored = json.loads(notes.read_text()).get("logit_bias") if start and notes.exists() else None
+    bias = SIGMOID_START[1] if stored is None else stored
+    model.logit_bias = torch.nn.Parameter(torch.tensor(bias))
+    if stored is None:
+        torch.nn.init.constant_(model.logit_scale, SIGMOID_START[0])
+
+
+def report_id(report: str) -> int:
+    """The same for reports that say the same: case, punctuation, spaces and the order of sentences do not matter."""
+    sentences = (" ".join(re.findall(r"\w+", sentence.lower())) for sentence in split_sentences(report))
+    digest = hashlib.blake2b(". ".join(sorted(sentences)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+class PairCollator(MelpCollator):
+    """Also says which pairs have the same report: `report_ids` (batch,), of the whole reports."""
+
+    def __call__(self, rows: list[dict]) -> dict:
+        return super().__call__(rows) | {"report_ids": torch.tensor([report_id(row["report"]) for row in rows])}
+
+
+class MelpStage(JointStage):
+    """The three losses at 1 : 2 : 0.2 (paper, section 3); leaves a MELP model folder."""
+
+    loss_names = ["caption_loss", "contrastive_loss", "local_loss", "loss"]
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator):
+        super().__init__(recipe, accelerator)
+        self.labelled = self.held_out
+        if recipe.select_metric == "val_auroc":
+            known = yaml.safe_load(PROMPTS.read_text())
+            self.prompted = [name for name in label_sets(self.labelled) if name in known]
+            if not self.prompted:
+                raise ValueError(
+                    f"select_metric is val_auroc, and no label set of {self.data} has prompts: use another."
+                )
+        columns = ["record", "report", "signal", "leads", "gain", "baseline"]
+        self.rows, self.held_out = self.rows.select_columns(columns), self.held_out.select_columns(columns)
+        if recipe.model is not None:
+            if recipe.config or recipe.text_model or recipe.ecg_model:
+                raise ValueError("config, text_model and ecg_model have no effect beside model: leave them out.")
+            name, revision = hub_source(recipe.model)
+            self.model = MelpModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+            self.processor = MelpProcessor.from_pretrained(name, revision=revision)
+        elif recipe.text_model is not None:
+            self.model, self.processor = new_model(recipe)
+        else:
+            raise ValueError(
+                "the multi-scale stage needs --model (a MELP folder to go on from) or --text-model (a BERT folder or "
+                "Hub id, such as the language stage's output)."
+            )
+        if recipe.contrastive == "sigmoid":
+            add_logit_bias(self.model, recipe.model)
+        self.model.freeze_text_layers()
+        self.config = self.model.config
+        self.collate = PairCollator(self.processor, crop="random", sentence_augmentation=recipe.sentence_augmentation)
+        self.eval_collate = PairCollator(self.processor)
+        self.embeds = {}  # of the last step, over all processes: what `extra_metrics` describes
+
+    def describe(self) -> str:
+        return f"{len(self.rows):,} pairs, {self.unwrapped.num_parameters():,} parameters"
+
+    def compile(self):
+        self.unwrapped.ecg_model.compile()  # reports differ in length, ECGs do not
+
+    # ------------------------------------------------------------------------------------------------------- losses
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {name: getattr(self.config, name + "_weight") for name in self.loss_names if name != "loss"}
+
+    def _inputs(self, batch: dict) -> tuple[dict, torch.Tensor]:
+        """A model's inputs, leads masked in training, and the ids of the reports."""
+        lead_dropout = self.recipe.lead_dropout if self.model.training else 0.0
+        batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling, lead_dropout)
+        return batch, batch.pop("report_ids")
+
+    def forward(self, batch: dict, model) -> tuple:
+        inputs, report_ids = self._inputs(batch)
+        outputs = model(**inputs, return_loss=False)
+        return outputs, self._facts(inputs, outputs.sentence_mask, report_ids)
+
+    @staticmethod
+    def _facts(inputs: dict, sentence_mask, report_ids) -> dict[str, torch.Tensor]:
+        """`sentence_mask` (batch, sentences), `report_ids` (batch,), and the tokens to caption."""
+        targets = inputs["attention_mask"][:, 1:].sum()[None]
+        return {"sentence_mask": sentence_mask, "report_ids": report_ids, "targets": targets}
+
+    def embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Without captions, in which nothing is drawn at random."""
+        inputs, report_ids = self._inputs(batch)
+        ecg = self.unwrapped(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
+        text = self.unwrapped(**{name: inputs[name] for name in ("input_ids", "attention_mask", "sentence_ids")})
+        embeddings = {name: (ecg if name in ecg else text)[name].float() for name in EMBEDDINGS}
+        return embeddings, self._facts(inputs, text.sentence_mask, report_ids)
+
+    def embeddings(self, outputs) -> dict[str, torch.Tensor]:
+        return {name: outputs[name].float() for name in EMBEDDINGS}
+
+    def own_losses(self, outputs, target_share, row_share) -> dict[str, torch.Tensor]:
+        return {"caption_loss": outputs.caption_loss * target_share}
+
+    def joint_losses(self, embeddings, facts, alone=False) -> dict[str, torch.Tensor]:
+        """The losses over pairs, of all processes' embeddings; `alone`: of this process's only, in validation."""
+        model, config = self.unwrapped, self.config
+        share = (lambda tensor: tensor) if alone else gather
+        sentence_mask, report_ids = facts["sentence_mask"], facts["report_ids"]
+        ecg_embeds, text_embeds = share(embeddings["ecg_embeds"]), share(embeddings["text_embeds"])
+        self.embeds = {"ecg": ecg_embeds.detach(), "text": text_embeds.detach()}
+        positives = local_positives = None
+        if self.recipe.shared_positives:
+            local_positives = _same(report_ids)
+            positives = local_positives if alone else _same(self.accelerator.gather(report_ids))
+        if self.recipe.contrastive == "sigmoid":
+            scale, bias = model.logit_scale.exp(), model.logit_bias
+            contrastive = sigmoid_contrastive_loss(ecg_embeds, text_embeds, scale, bias, positives)
+        else:
+            contrastive = contrastive_loss(ecg_embeds, text_embeds, model.logit_scale.exp(), positives)
+        beats, sentences = embeddings["beat_embeds"], embeddings["sentence_embeds"]
+        if self.recipe.local_loss_gather and not alone:
+            beats, (sentences, sentence_mask) = gather(beats), self._gather_sentences(sentences, sentence_mask)
+            local_positives = positives
+        local = beat_loss(
+            beats,
+            sentences,
+            sentence_mask,
+            local_positives,
+            attention_scale=config.beat_attention_scale,
+            similarity_scale=config.sentence_similarity_scale,
+            logit_scale=config.local_logit_scale,
+        )
+        return {"contrastive_loss": contrastive, "local_loss": local}
+
+    def _gather_sentences(self, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sentence embeddings and mask of all processes, padded to the report with most sentences among them."""
+        if self.accelerator.num_processes > 1:
+            longest = self.accelerator.gather(torch.tensor([mask.shape[1]], device=mask.device)).max().item()
+            embeds, mask = pad_second(embeds, longest), self.accelerator.gather(pad_second(mask, longest))
+        return gather(embeds), mask
+
+    def joint_parameters(self) -> list[torch.nn.Parameter]:
+        model = self.unwrapped
+        return [model.logit_scale] + ([model.logit_bias] if self.recipe.contrastive == "sigmoid" else [])
+
+    def after_step(self):
+        self.unwrapped.clamp_logit_scale()
+        sharding.keep_value(self.accelerator, self.unwrapped.logit_scale)
+
+    def extra_metrics(self) -> dict[str, float]:
+        metrics = {"logit_scale": self.unwrapped.logit_scale.exp().item()}
+        if self.recipe.contrastive == "sigmoid":
+            metrics["logit_bias"] = self.unwrapped.logit_bias.item()
+        return metrics | embedding_metrics(self.embeds["ecg"], self.embeds["text"])
+
+    def bounds(self) -> dict[str, float]:
+        bounds = {"max_logit_scale": math.exp(self.config.max_logit_scale)}
+        if self.recipe.contrastive == "softmax":
+            bounds["chance_loss"] = math.log(len(self.embeds["ecg"]))
+        return bounds
+
+    # --------------------------------------------------------------------------------------------------- validation
+
+    def validate(self) -> dict[str, float]:
+        """Mean losses over the held-out pairs, each process on batches of its own; retrieval and RankMe over all.
+
+        Recall counts a report that says the same as the ECG's own. The zero-shot AUROC of `val_auroc` is measured
+        where the best model is chosen by it, and alone uses labels.
+        """
+        found = []
+
+        def losses_of(batch):
+            outputs, facts = self.forward(batch, self.unwrapped)
+            losses = self.joint_losses(self.embeddings(outputs), facts, alone=True)
+            found.append((outputs.ecg_embeds, outputs.text_embeds, facts["report_ids"]))
+            return self.sum_losses(losses | self.own_losses(outputs, 1.0, 1.0))
+
+        metrics = self.mean_over_batches(losses_of, self.recipe.batch_size)
+        if not metrics:
+            return {}
+        rows = [row for batch in self.held_out_batches(self.recipe.batch_size) for row in batch]
+        rows, ecg, text, ids = self._gather_uneven(rows, found)
+        metrics["val_recall"] = recall(ecg, text, ids)
+        metrics["val_rankme"] = rankme(ecg)
+        metrics |= {f"val_{name}": value for name, value in embedding_metrics(ecg, text).items()}
+        if self.recipe.select_metric == "val_auroc":
+            metrics["val_auroc"] = self._zero_shot_auroc(ecg.cpu().numpy()[rows.argsort().cpu().numpy()])
+        return metrics
+
+    def _gather_uneven(self, rows: list[int], found: list[tuple]) -> list[torch.Tensor]:
+        """Row numbers, embeddings and report ids of all processes, which may have different numbers of them."""
+        device, width = self.accelerator.device, self.config.projection_dim
+        none = (torch.empty(0, width, device=device),) * 2 + (torch.empty(0, dtype=torch.long, device=device),)
+        parts = [torch.cat(column) for column in zip(none, *found, strict=True)]
+        parts = [torch.tensor(rows, dtype=torch.long, device=device), *parts]
+        padded = [self.accelerator.pad_across_processes(part, pad_index=-1) for part in parts]
+        gathered = [self.accelerator.gather(part) for part in padded]
+        real = gathered[0] >= 0
+        return [part[real] for part in gathered]
+
+    def _zero_shot_auroc(self, ecg_embeds) -> float:
+        """Mean over the label sets that have prompts, as the paper chose its checkpoint."""
+        values = []
+        for label_set in self.prompted:
+            targets, rows = label_matrix(self.labelled, label_set)
+            classes = label_sets(self.labelled)[label_set]
+            texts = class_embeddings(self.unwrapped, self.processor, load_prompts(PROMPTS, label_set, classes))
+            values.append(macro(score_classes(targets, ecg_embeds[rows] @ texts.T, classes)))
+        return sum(values) / len(values)
+
+    @torch.no_grad()
+    def pictures(self, count: int) -> dict:
+        """The first held-out ECGs with their reports, drafts and attended beats."""
+        from melp.training.pictures import ecg_picture  # needs matplotlib, which training without pictures does not
+
+        rows = list(self.held_out.select(range(min(count, len(self.held_out)))))
+        if not rows:
+            return {}
+        collated = self.eval_collate(rows)
+        signals, present = collated["input_values"].numpy(), collated["lead_mask"].numpy()
+        inputs, _ = self._inputs(collated)
+        model, extractor = self.unwrapped, self.processor.feature_extractor
+        with attention_weights(model.ecg_model.beat_pooler.attention) as weights:
+            outputs = model(**inputs, return_loss=False)
+        over_time = outputs.sentence_attentions.float() @ weights[0].float().mean(dim=1)  # (rows, sentences, frames)
+        ids = model.generate(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
+        drafts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        figures = {}
+        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            sentences = split_sentences(row["report"])[: int(outputs.sentence_mask[index].sum())]  # those not cut off
+            figures[f"ecg-{index}"] = ecg_picture(
+                signals[index],
+                present[index],
+                extractor.sampling_rate,
+                row["record"],
+                sentences,
+                draft,
+                over_time[index, : len(sentences)].cpu().numpy(),
+            )
+        return figures
+
+    # --------------------------------------------------------------------------------------------------------- output
+
+    def save(self, folder: Path):
+        """Weights in bfloat16 (the temperature in float32), configuration, code, processor and tokenizer."""
+        model = copy.deepcopy(self.unwrapped).to(torch.bfloat16)
+        if self.recipe.contrastive == "sigmoid":
+            del model.logit_bias  # ranking does not depend on it: it goes to `notes`, for a run that goes on from here
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def notes(self) -> dict:
+        return {"logit_bias": self.unwrapped.logit_bias.item()} if self.recipe.contrastive == "sigmoid" else {}
+
+    @staticmethod
+    def next_command(output: Path) -> str:
+        data = Stage.data_folder(load_recipe(output / "recipe.yaml"))
+        return f"python evaluate.py zero-shot --model {output / 'model'} --data {data}"
+
+
+def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
+    """A model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
+    check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
+    text_model, tokenizer = load_bert(recipe.text_model, AutoModel, add_pooling_layer=False)
+    text_config = text_model.config.to_dict()
+    del text_config["dtype"]  # the whole model has one
+    sizes = dict(recipe.config)
+    ecg_model = None
+    if recipe.ecg_model is not None:
+        if "ecg_config" in sizes:
+            raise ValueError("config's ecg_config has no effect beside ecg_model, whose sizes are given.")
+        name, revision = hub_source(recipe.ecg_model)
+        ecg_model = MelpEcgModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+        sizes["ecg_config"] = ecg_model.config.to_dict() | {"token_dim": text_config["hidden_size"]}
+        for name in ("dtype", "architectures", "auto_map"):  # the whole model's are its own
+            sizes["ecg_config"].pop(name, None)
+    config = MelpConfig(
+        **sizes,
+        text_config=text_config,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+    )
+    model = MelpModel(config)
+    model.text_model.load_state_dict(text_model.state_dict())
+    if ecg_model is not None:
+        load_ecg_tower(model.ecg_model, ecg_model)
+    extractor = MelpFeatureExtractor.for_model(config.ecg_config)
+    return model, MelpProcessor(extractor, tokenizer, max_text_length=config.max_text_length)
+
+
+def load_ecg_tower(ecg_model: MelpEcgModel, source: MelpEcgModel):
+    """Weights of a pretrained tower; where the token pooler's width is another text tower's, its own stay."""
+    weights = ecg_model.state_dict()
+    for name, value in source.state_dict().items():
+        if value.shape == weights[name].shape or not name.startswith("token_pooler."):
+            weights[name] = value
+    ecg_model.load_state_dict(weights)

@@ -1,0 +1,181 @@
+"""From a prepared folder to batches: at random, in a stream, from the Hub, on any number of processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_processor
+
+from melp.data.prepared import (
+    MelpCollator,
+    TrainingBatches,
+    decode,
+    find_record,
+    load_prepared,
+    prepare_inputs,
+    some_sentences,
+    stream_prepared,
+    with_reports,
+)
+from melp.prepare.folder import prepare
+from processing_melp import MelpFeatureExtractor
+from signal_melp import LEADS
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return prepare("synthetic", tmp_path_factory.mktemp("data") / "corpus", records=150)
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_a_record_is_found_by_its_name(corpus):
+    for split in load_prepared(corpus).values():
+        names = split["record"][:]
+        for name in (names[-1], names[0]):
+            assert find_record(split, name)["record"] == name
+        chosen = split.select([len(split) - 1])
+        assert find_record(chosen, names[-1]) == split[len(split) - 1]
+        with pytest.raises(ValueError, match="no record 'nobody'"):
+            find_record(split, "nobody")
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a prepared folder"):
+        load_prepared(tmp_path)
+    with pytest.raises(ValueError, match="is not a prepared folder"):
+        load_prepared("runs/no/such/folder")
+    folder = prepare("synthetic", tmp_path / "corpus", records=10)
+    with pytest.raises(ValueError, match="has no split 'dev'; it has train"):
+        stream_prepared(folder, "dev")
+
+
+def test_a_dataset_of_the_hub_is_read_from_its_cache(corpus, tmp_path, monkeypatch):
+    """As `huggingface_hub` leaves a downloaded dataset; without network."""
+    cached = tmp_path / "datasets--somebody--ecgs"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / ("0" * 40)).symlink_to(corpus)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    found, expected = load_prepared("somebody/ecgs"), load_prepared(corpus)
+    assert {name: split["record"][:] for name, split in found.items()} == {
+        name: split["record"][:] for name, split in expected.items()
+    }
+    with pytest.raises(ValueError, match="somebody/else is no folder, nor a dataset that the Hub gives"):
+        load_prepared("somebody/else")
+
+
+def test_crops_are_the_extractors():
+    """The same part of a longer recording as `MelpFeatureExtractor` takes."""
+    digital = np.random.default_rng(0).integers(-900, 900, (12, 7001)).astype(np.int16)
+    row = {"signal": digital.tobytes(), "leads": list(LEADS), "gain": [1000.0] * 12, "baseline": [0.0] * 12}
+    extractor = MelpFeatureExtractor(scaling="millivolt")
+    signal = np.empty((12, 5000), dtype=np.float32)
+    for crop in ("first", "center", "random"):
+        torch.manual_seed(1)
+        decode(row, signal, crop)
+        torch.manual_seed(1)
+        expected = extractor(digital / 1000, sampling_rate=500, leads=LEADS, crop=crop).input_values[0]
+        np.testing.assert_allclose(signal, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="crop must be one of first, center, random, not 'middle'"):
+        MelpCollator(extractor, crop="middle")
+
+
+# ------------------------------------------------------------------------------------------------------------- stream
+
+
+def records_of(stream, workers: int) -> list[str]:
+    loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=workers, collate_fn=lambda rows: rows)
+    return [row["record"] for batch in loader for row in batch]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_processes_of_a_stream_share_all_rows(corpus, world):
+    names = load_prepared(corpus)["train"]["record"][:]
+    shares = []
+    for rank in range(world):
+        stream = stream_prepared(corpus, "train", seed=7, buffer_size=20, rank=rank, world=world)
+        shares.append(records_of(stream, workers=0))
+        if rank == 0:
+            assert sorted(records_of(stream, workers=2)) == sorted(shares[0]), "workers share their process's rows"
+    assert sorted(sum(shares, [])) == sorted(names)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_stream_is_shuffled_anew_each_epoch_and_the_same_for_a_seed(corpus):
+    names = load_prepared(corpus)["train"]["record"][:]
+    assert records_of(stream_prepared(corpus, "train"), 0) == names
+
+    def epoch(number, seed=0):
+        stream = stream_prepared(corpus, "train", seed=seed, buffer_size=50)
+        stream.set_epoch(number)
+        return records_of(stream, 0)
+
+    first = epoch(0)
+    assert first == epoch(0) and sorted(first) == sorted(names)
+    assert len({tuple(order) for order in (names, first, epoch(1), epoch(0, seed=1))}) == 4
+
+
+def test_a_stream_gives_the_batches_of_the_folder(corpus):
+    collate = MelpCollator(tiny_processor())
+    loader = torch.utils.data.DataLoader(stream_prepared(corpus, "test"), batch_size=8, collate_fn=collate)
+    expected = collate(load_prepared(corpus)["test"].__getitems__(list(range(8))))
+    for name, value in next(iter(loader)).items():
+        assert torch.equal(value, expected[name])
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+def test_batches_are_the_same_for_any_number_of_processes_and_resume_anywhere():
+    class Rows(list):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    def draws(rows):
+        return rows, torch.rand(()).item()
+
+    def batches(**options):
+        return TrainingBatches(Rows(range(37)), draws, seed=5, **options)
+
+    one = batches(batch_size=8)
+    halves = [batches(batch_size=4, rank=rank, world=2) for rank in (0, 1)]
+    for step in (7, 0, 3, 11):
+        assert one[step][0] == halves[0][step][0] + halves[1][step][0]
+        assert halves[0][step][1] != halves[1][step][1]
+    assert batches(batch_size=8)[9] == one[9]
+    epoch = [row for step in range(4) for row in one[step][0]]
+    assert len(set(epoch)) == 32 and [one[step][0] for step in range(4, 8)] != [one[step][0] for step in range(4)]
+    state = torch.get_rng_state()
+    one[2]
+    assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the training's own stream"
+    with pytest.raises(ValueError, match="do not fill one batch"):
+        batches(batch_size=38)
+
+
+def test_lead_masking_scales_first_and_keeps_something(tmp_path):
+    folder = prepare("synthetic", tmp_path / "corpus", records=20)
+    split = load_prepared(folder)["train"]
+    batch = MelpCollator(tiny_processor())(list(split.select(range(8))))
+    assert batch["input_values"].dtype == torch.float32 and batch["input_values"].shape == (8, 12, 5000)
+    torch.manual_seed(0)
+    masked = prepare_inputs(batch, "cpu", "minmax", lead_dropout=0.5)
+    whole = prepare_inputs(batch, "cpu", "minmax")
+    assert torch.equal(masked["input_values"], whole["input_values"])
+    assert 0.3 < masked["lead_mask"].float().mean() < 0.7 and masked["lead_mask"].any(dim=1).all()
+    assert whole["input_values"].amin() == 0.0 and whole["input_values"].amax() == pytest.approx(1.0)
+    assert prepare_inputs(batch, "cpu", "minmax", lead_dropout=1.0)["lead_mask"].all()
+    assert len(with_reports(split)) == len(split)
+
+
+def test_some_sentences_are_whole_sentences_of_the_report():
+    torch.manual_seed(0)
+    report = "sinus rhythm. qtc 0.48 s, prolonged. left axis deviation"
+    found = {some_sentences(report) for _ in range(50)}
+    sentences = {"sinus rhythm.", "qtc 0.48 s, prolonged.", "left axis deviation"}
+    assert sentences <= found and len(found) > 6

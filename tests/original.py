@@ -1,0 +1,77 @@
+"""Layouts that published weights come in, made of the fixtures' tiny models."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertTokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ENCODER, WHOLE = FIXTURES / "tiny_encoder", FIXTURES / "tiny_melp"
+BACKBONE = {
+    "encoder_embed_dim": 64,
+    "encoder_attention_heads": 4,
+    "encoder_layers": 2,
+    "encoder_ffn_embed_dim": 128,
+    "conv_feature_layers": "[(32, 2, 2)] * 4",
+}
+
+
+def weights(folder: Path = ENCODER) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def fairseq_checkpoint(path: Path, prefix: str = "", **settings) -> Path:
+    """The tiny encoder's backbone as fairseq-signals stores it: aVL before aVF, older names of the weight norm."""
+    tensors = {key.removeprefix("ecg_encoder."): v for key, v in weights().items() if key.startswith("ecg_encoder.")}
+    name = "feature_extractor.conv_layers.0.0.weight"
+    tensors[name] = tensors[name][:, [0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11]].contiguous()
+    tensors = {
+        prefix
+        + k.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): v
+        for k, v in tensors.items()
+    }
+    if prefix:
+        tensors |= {"proj.weight": torch.zeros(3, 64), "proj.bias": torch.zeros(3)}
+    torch.save({"args": None, "cfg": {"model": BACKBONE}, "model": tensors, **settings}, path)
+    return path
+
+
+def vocabulary() -> list[str]:
+    return json.loads((WHOLE / "text.json").read_text())["vocab"]
+
+
+def tokenizer_folder(folder: Path, words: list[str] | None = None) -> Path:
+    vocab = {token: index for index, token in enumerate(words or vocabulary()[:-1])}
+    BertTokenizer(vocab=vocab, do_lower_case=True).save_pretrained(folder)
+    return folder
+
+
+def bert_folder(folder: Path, file: str = "model.safetensors") -> Path:
+    """The tiny model's text tower as a BERT of its own, without [BOS], with its masked-language head."""
+    tensors = {k.removeprefix("lm_model."): v for k, v in weights(WHOLE).items() if k.startswith("lm_model.")}
+    tensors = {k: v for k, v in tensors.items() if "decoder" not in k}
+    word = "bert.embeddings.word_embeddings.weight"
+    tensors[word] = tensors[word][:-1].contiguous()
+    config = BertConfig(
+        **{"vocab_size": 182, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"intermediate_size": 128, "max_position_embeddings": 512},
+    )
+    tokenizer_folder(folder)
+    config.save_pretrained(folder)
+    if file == "model.safetensors":
+        save_file(tensors, folder / file)
+    else:  # as the first BERTs were published
+        old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+               for k, v in tensors.items()}  # fmt: skip
+        torch.save({**old, "bert.embeddings.position_ids": torch.arange(512)[None]}, folder / file)
+    return folder
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
