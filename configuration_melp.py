@@ -223,26 +223,41 @@ def read_json(path: Path) -> dict:
     return values
 
 
-def check_folder(folder: str):
+def file_inside(folder: str | Path, name: str) -> Path:
+    """Returns `folder / name`, which must lie in it: a name in a downloaded index is data, not a path to follow.
+
+    Raises:
+        ValueError: where the name, or a link of that name, leads elsewhere, or there is no such file.
+    """
+    root = Path(folder).resolve()
+    # A snapshot of the Hub's cache is links to its `blobs`.
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    path = root / name
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise ValueError(f"{folder}: {name!r} leads out of the folder.")
+    if not path.is_file():
+        raise ValueError(f"{folder} has no file {name!r}.")
+    return path
+
+
+def check_folder(folder: str | Path):
     """Checks a local folder's config.json and what its indices of weights name, which transformers follows anywhere.
 
     Raises:
         ValueError: where one of them is malformed, or an index names a file outside of the folder.
     """
-    root = Path(folder).resolve()
-    # A snapshot of the Hub's cache is links to its `blobs`.
-    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    root = Path(folder)
     for path in root.glob("config.json"):
         read_json(path)
     for index in root.glob("*.index*.json"):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError(f"{index} has no weight_map of file names.")
-        for name in set(weight_map.values()):
-            if not any((root / name).resolve().is_relative_to(place) for place in allowed):
-                raise ValueError(f"{index} names {name!r}, which leads out of the folder.")
-            if not (root / name).is_file():
-                raise ValueError(f"{index} names {name!r}, but the folder has no file of that name.")
+        for name in sorted(set(weight_map.values())):
+            try:
+                file_inside(root, name)
+            except ValueError as error:
+                raise ValueError(f"{index} does not fit its folder: {error}") from error
 
 
 def check_bert(config: PreTrainedConfig, prefix: str):
