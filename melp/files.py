@@ -216,14 +216,22 @@ class FolderLock:
             )
 
     def _remove_stale(self):
-        """Removes the lock that was judged, and no other that came in its place meanwhile."""
-        aside = self.path.with_name(f"{LOCK}-{self.token}-stale")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            if _read(aside).get("token") != self._judged:
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            aside.unlink()
+        """Removes the lock that was judged, and no other that came in its place: one process at a time may look."""
+        mutex = self.path.with_name(f"{LOCK}-takeover")
+        until = time.monotonic() + SILENCE
+        while True:
+            try:
+                mutex.touch(exist_ok=False)
+                break
+            except FileExistsError:
+                time.sleep(0.02)
+                if time.monotonic() > until:  # its maker was killed within the few lines below
+                    mutex.unlink(missing_ok=True)
+        try:
+            if _read(self.path).get("token") == self._judged:
+                self.path.unlink(missing_ok=True)
+        finally:
+            mutex.unlink(missing_ok=True)
 
     def _beat(self):
         while not self._stop.wait(HEARTBEAT):
