@@ -263,7 +263,7 @@ def train(recipe: Recipe, dry_run: bool = False) -> Path:
 
 def whole_path(overrides: dict) -> Path:
     """What `train.py` does without a recipe: corpus, language stage, multi-scale stage, evaluation, drafts."""
-    from evaluate import report_demo  # evaluation builds on a trained model; training itself does not need it
+    from melp.evaluation.tasks.demo import report_demo  # needs matplotlib and more, which training itself does not
 
     recipe = load_recipe(RECIPES / "demo.yaml", overrides)
     language = None

@@ -13,19 +13,21 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from tiny import RHYTHMS, relabel, tiny_model, tiny_processor
 from tiny_runs import Launched
 
-from evaluate import main, report_demo
+from evaluate import main
 from melp.data.prepared import load_prepared
 from melp.databases.published import read_tables, record_key
-from melp.evaluation.labelled import calibrated
+from melp.evaluation.classification import calibrated
+from melp.evaluation.encoding import CPSC_ORIGINAL, SignalTransform, encode
 from melp.evaluation.metrics import score_classes
-from melp.evaluation.models import CPSC_ORIGINAL, Change, Runtime, encode, load_model
+from melp.evaluation.models import Runtime, load_model
 from melp.evaluation.overlap import overlaps
-from melp.evaluation.signal_features import NAMES, features_of, find_beats
-from melp.evaluation.tasks import published_benchmark as benchmark
-from melp.evaluation.tasks.linear_probe import draw_part, fit_probe
+from melp.evaluation.probe import draw_part, fit_probe
+from melp.evaluation.prompts import PROMPTS, class_embeddings, load_prompts
+from melp.evaluation.signal_features import NAMES, find_beats, signal_feature_row
+from melp.evaluation.tasks import benchmark
+from melp.evaluation.tasks.demo import report_demo
 from melp.evaluation.tasks.report import draft_reports
 from melp.evaluation.tasks.robustness import arms_exchanged, conditions, noisy
-from melp.evaluation.tasks.zero_shot import PROMPTS, class_embeddings, load_prompts
 from melp.hub.model_card import make_card
 from melp.synthetic.corpus import LABEL_SETS
 from signal_melp import LEADS, limb_error
@@ -239,7 +241,7 @@ def test_cached_features_are_the_encoder_s_and_belong_to_model_and_recordings(ev
         np.testing.assert_array_equal(encode(model, processor, rows, runtime)["probe"], plain["probe"])
         np.testing.assert_array_equal(encode(model, processor, rows, runtime)["probe"], plain["probe"])
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    changed = encode(model, processor, splits["test"], runtime, change=CPSC_ORIGINAL)
+    changed = encode(model, processor, splits["test"], runtime, transform=CPSC_ORIGINAL)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     assert not np.allclose(changed["probe"], encode(model, processor, splits["test"], runtime)["probe"])
     other = tiny_model(seed=3)
@@ -251,9 +253,9 @@ def test_cached_features_are_the_encoder_s_and_belong_to_model_and_recordings(ev
 def test_embeddings_that_are_not_finite_name_the_recordings(evaluated):
     model, processor = load_model(str(evaluated / "model"), CPU.device)
     rows = load_prepared(evaluated / "data")["test"]
-    broken = Change("broken", lambda signal, mask, records: (signal * np.float32(np.nan), mask))
+    broken = SignalTransform("broken", lambda signal, mask, records: (signal * np.float32(np.nan), mask))
     with pytest.raises(ValueError, match=rows["record"][0]):
-        encode(model, processor, rows, CPU, change=broken)
+        encode(model, processor, rows, CPU, transform=broken)
 
 
 def test_two_processes_find_what_one_finds(evaluated, zero_shot_output, tmp_path):
@@ -315,12 +317,12 @@ def test_signal_features_measure_the_simulated_heart(evaluated):
     rates = []
     for row in rows:
         signal = np.frombuffer(row["signal"], "<i2").reshape(12, -1) / np.array(row["gain"])[:, None]
-        found = dict(zip(NAMES, features_of(signal), strict=True))
+        found = dict(zip(NAMES, signal_feature_row(signal), strict=True))
         assert np.isfinite(list(found.values())).all()
         rates.append((found["heart rate"], row["heart_rate"]))
     wrong = [abs(measured - true) > 0.1 * true for measured, true in rates]
     assert np.mean(wrong) < 0.15
-    assert (features_of(np.zeros((12, 5000))) == 0).all() and len(find_beats(np.zeros((12, 5000)))) == 0
+    assert (signal_feature_row(np.zeros((12, 5000))) == 0).all() and len(find_beats(np.zeros((12, 5000)))) == 0
 
 
 def test_changes_are_what_they_are_called():

@@ -1,13 +1,13 @@
 """Which labels of two databases name the same finding, and what kind of finding a label is (`labels.yaml`)."""
 
 import functools
-from pathlib import Path
+from importlib.resources import files
 
 import yaml
 
 from melp.databases.snomed import NAMES
 
-TABLE = Path(__file__).resolve().parent / "labels.yaml"
+TABLE = files("melp.evaluation") / "labels.yaml"
 GROUPS = (
     "normal",
     "rhythm",
@@ -22,8 +22,8 @@ _KEYS = {"form": "scp", "rhythm": "scp", "all": "scp", "csn-fixed": "csn"}
 
 @functools.cache
 def correspondences() -> dict[str, dict]:
-    """`{finding: {"group": ..., label set: [label, ...]}}`, the table of `labels.yaml`."""
-    table = yaml.safe_load(TABLE.read_text())
+    """Reads the table of `labels.yaml`: `{finding: {"group": ..., label set: [label, ...]}}`."""
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     for entry in table.values():
         for key in entry.keys() - {"group"}:
             labels = entry[key] if isinstance(entry[key], list) else [entry[key]]
@@ -33,13 +33,13 @@ def correspondences() -> dict[str, dict]:
 
 
 def labels_of(finding: str, label_set: str, classes: list[str]) -> list[str]:
-    """The classes of a label set that name the finding; none where it does not have it."""
+    """Returns the classes of a label set that name the finding; none where it does not have it."""
     entry, key = correspondences().get(finding, {}), _KEYS.get(label_set, label_set)
     return [label for label in entry.get(key, [finding]) if label in classes]
 
 
 def finding_of(label_set: str, label: str) -> str | None:
-    """The finding that a label names, None for one that the table does not have."""
+    """Returns the finding that a label names, None for one that the table does not have."""
     key = _KEYS.get(label_set, label_set)
     named = [finding for finding, entry in correspondences().items() if label in entry.get(key, [finding])]
     # Of a label's own finding and those that gather it with others, the own one.
@@ -47,18 +47,18 @@ def finding_of(label_set: str, label: str) -> str | None:
 
 
 def group_of(label_set: str, label: str) -> str | None:
-    """The diagnostic group of a label (one of `GROUPS`), None for one that the table does not have."""
+    """Returns the diagnostic group of a label (one of `GROUPS`), None for one that the table does not have."""
     finding = finding_of(label_set, label)
     return correspondences()[finding]["group"] if finding else None
 
 
 def shared_findings(*sets: tuple[str, list[str]]) -> dict[str, tuple[list[str], ...]]:
-    """`{finding: (its labels in each set)}` of the findings that all of two or more sets (name, classes) have.
+    """Returns `{finding: (its labels in each set)}` of the findings that all of two or more sets (name, classes) have.
 
     The same label set, and classes of one name that the table does not know, correspond by their names.
     """
     (name, classes), *others = sets
-    everywhere = [label for label in classes if all(label in of_other for _, of_other in others)]
+    everywhere = [label for label in classes if all(label in theirs for _, theirs in others)]
     if all(other == name for other, _ in others):
         return {label: ([label],) * len(sets) for label in everywhere}
     keys = {_KEYS.get(label_set, label_set) for label_set, _ in sets}

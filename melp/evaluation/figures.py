@@ -19,6 +19,11 @@ from melp.evaluation.metrics import ClassFigures, calibration_error, reliability
 BLUE, ORANGE, GREY, LIGHT = "#1f5fa8", "#d9730d", "#8a8a8a", "#d5d5d5"
 MODEL_COLOURS = (BLUE, GREY, ORANGE, "#2a8f5c", "#8a4fae", "#b03050")
 MAX_MAPPED = 4000  # recordings in a map: more would take minutes and hide each other
+MIN_MAPPED = 5  # recordings that differ: fewer have no neighbourhoods to show
+
+
+class NotDrawable(ValueError):
+    """A picture of which there is nothing to show; the message is the reason."""
 
 
 def save(figure: Figure, path: Path):
@@ -69,7 +74,7 @@ def _curves(scored: dict[str, ClassFigures], metric: str, curve, title: str, xla
     model = next(iter(scored.values()))
     shown = [index for index, row in enumerate(model.rows) if row[metric] is not None]
     if not shown:
-        raise ValueError("no class has both positives and negatives: there is no curve to draw.")
+        raise NotDrawable("no class has both positives and negatives")
     figure, axes = _panels(len(shown), title=title)
     colours = list(zip(scored, cycle(MODEL_COLOURS), strict=False))
     for axis, index in zip(axes, shown, strict=True):
@@ -91,13 +96,13 @@ def _curves(scored: dict[str, ClassFigures], metric: str, curve, title: str, xla
 
 
 def roc(scored: dict[str, ClassFigures]) -> Figure:
-    """ROC curve a class, each model a line; in the title the first model's AUROC and the number of positives."""
+    """Draws a ROC curve per class, a line per model; the title has the first model's AUROC and its positives."""
     title = "ROC by class (AUROC, positives)"
     return _curves(scored, "auroc", lambda t, s: roc_curve(t, s)[:2], title, "1 - specificity", "sensitivity")
 
 
 def precision_recall(scored: dict[str, ClassFigures]) -> Figure:
-    """Precision-recall curve a class; chance is the prevalence."""
+    """Draws a precision-recall curve per class; chance is the prevalence."""
 
     def curve(target, score):
         precision, recall, _ = precision_recall_curve(target, score)
@@ -108,7 +113,7 @@ def precision_recall(scored: dict[str, ClassFigures]) -> Figure:
 
 
 def reliability_diagram(targets: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """Observed share against stated probability over all classes, and how many fall into each bin."""
+    """Draws the observed share against the stated probability over all classes, and how many fall into each bin."""
     rows = reliability(targets, probabilities)
     figure = Figure(figsize=(4.6, 5.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -128,7 +133,7 @@ def reliability_diagram(targets: np.ndarray, probabilities: np.ndarray) -> Figur
 
 
 def similarity(names: Sequence[str], embeddings: np.ndarray) -> Figure:
-    """Cosine similarity of the findings' text embeddings (classes, width), L2-normalised."""
+    """Draws the cosine similarity of the findings' text embeddings (classes, width), L2-normalised."""
     cosines, count = embeddings @ embeddings.T, len(names)
     side = max(3.2, 0.24 * count)
     figure = Figure(figsize=(side + 2.6, side + 2.0), layout="constrained")
@@ -156,13 +161,19 @@ def similarity(names: Sequence[str], embeddings: np.ndarray) -> Figure:
 
 
 def embedding_map(embeddings: np.ndarray, targets: np.ndarray, classes: Sequence[str], seed: int = 0) -> Figure:
-    """t-SNE of the recordings' embeddings, a panel a finding: recordings with it in colour, the others grey.
+    """Draws a t-SNE of the recordings' embeddings, a panel per finding: recordings with it in colour, others grey.
 
     The twelve findings with the most positives are shown, and at most `MAX_MAPPED` recordings, drawn by the seed.
+
+    Raises:
+        NotDrawable: with fewer than `MIN_MAPPED` recordings that differ.
     """
     if len(embeddings) > MAX_MAPPED:
         chosen = np.sort(np.random.default_rng(seed).choice(len(embeddings), MAX_MAPPED, replace=False))
         embeddings, targets = embeddings[chosen], targets[chosen]
+    # t-SNE of equal points divides by their spread, and crashes on the NaN.
+    if (distinct := len(np.unique(np.round(embeddings, 6), axis=0))) < MIN_MAPPED:
+        raise NotDrawable(f"a map needs {MIN_MAPPED} recordings that differ, there are {distinct}")
     embeddings = embeddings - embeddings.mean(axis=0)
     reduced = PCA(min(50, *embeddings.shape), random_state=seed).fit_transform(embeddings)
     perplexity = min(30, (len(reduced) - 1) / 3)
@@ -188,23 +199,23 @@ def embedding_map(embeddings: np.ndarray, targets: np.ndarray, classes: Sequence
 
 
 def robustness(conditions: Sequence) -> Figure:
-    """Macro AUROC with its interval in each condition, a panel a kind; the band is the first model's as recorded.
+    """Draws the macro AUROC with its interval in each condition, a panel per kind; the band is the clean one.
 
     Each condition has `kind`, `name` and `models`: of each model `value`, `low` and `high`; the one of kind "clean" is
     the band.
     """
     clean = next(row for row in conditions if row.kind == "clean")
     kinds = [kind for kind in dict.fromkeys(row.kind for row in conditions) if kind != "clean"]
-    of_kind = {kind: [row for row in conditions if row.kind == kind] for kind in kinds}
+    by_kind = {kind: [row for row in conditions if row.kind == kind] for kind in kinds}
     names = list(clean.models)
     band = clean.models[names[0]]
     colours = dict(zip(names, cycle((ORANGE, *MODEL_COLOURS[3:])), strict=False))
-    widths = [len(rows) + 0.6 for rows in of_kind.values()]
+    widths = [len(rows) + 0.6 for rows in by_kind.values()]
     figure = Figure(figsize=((0.54 + 0.08 * len(names)) * sum(widths) + 1.6, 4.2), layout="constrained")
     below = 0.08 if len(names) > 1 else 0
     figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
     axes = figure.subplots(1, len(kinds), sharey=True, width_ratios=widths, squeeze=False).ravel()
-    for axis, (kind, rows) in zip(axes, of_kind.items(), strict=True):
+    for axis, (kind, rows) in zip(axes, by_kind.items(), strict=True):
         axis.axhspan(band["low"], band["high"], color=BLUE, alpha=0.12, lw=0)
         axis.axhline(band["value"], color=BLUE, lw=1)
         axis.axhline(0.5, color=LIGHT, lw=1)
@@ -227,15 +238,17 @@ def robustness(conditions: Sequence) -> Figure:
 
 
 def performance_profile(scores: dict[str, dict[str, float]], what: str = "AUROC") -> Figure:
-    """Share of figures in which a model falls short of the best model by at most so much.
+    """Draws the share of figures in which a model falls short of the best model by at most so much.
 
     Args:
         scores: model -> unit -> figure, larger being better; the units that all models have count.
         what: the name of the figure.
     """
-    tasks = set.intersection(*(set(of_model) for of_model in scores.values()))
-    best = {task: max(of_model[task] for of_model in scores.values()) for task in tasks}
-    short = {name: np.sort([best[task] - of_model[task] for task in tasks]) for name, of_model in scores.items()}
+    tasks = set.intersection(*(set(figures) for figures in scores.values()))
+    if not tasks:
+        raise NotDrawable("the models have no figure in common")
+    best = {task: max(figures[task] for figures in scores.values()) for task in tasks}
+    short = {name: np.sort([best[task] - figures[task] for task in tasks]) for name, figures in scores.items()}
     limit = 1.1 * max(values.max() for values in short.values()) or 0.1
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()

@@ -11,7 +11,7 @@ SHARED = "shared"  # the label set that several folders have in common; its clas
 
 
 def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> DatasetDict:
-    """The splits of one prepared folder, or of several together.
+    """Loads the splits of one prepared folder, or of several together.
 
     Several have one label set, `shared`: the findings that each of them labels, any of a finding's labels counting.
     Their patients are told apart by the folder.
@@ -37,26 +37,26 @@ def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> Da
     shared = shared_findings(*used)
     parts: dict[str, list[Dataset]] = {}
     for number, (splits, (name, classes)) in enumerate(zip(opened, used, strict=True)):
-        named = {finding: [classes.index(label) for label in of_each[number]] for finding, of_each in shared.items()}
+        columns = [[classes.index(label) for label in labels[number]] for labels in shared.values()]
         for split, rows in splits.items():
-            parts.setdefault(split, []).append(_joined(rows, number, name, list(named.values()), list(shared)))
-    return DatasetDict({split: concatenate_datasets(of_split) for split, of_split in parts.items()})
+            parts.setdefault(split, []).append(_joined(rows, number, name, columns, list(shared)))
+    return DatasetDict({split: concatenate_datasets(joined) for split, joined in parts.items()})
 
 
 def first_known(sets: dict[str, list[str]]) -> str | None:
-    """The first label set of a folder of which the table of correspondences knows a label."""
+    """Returns the first label set of a folder of which the table of correspondences knows a label."""
     return next((name for name, classes in sets.items() if any(finding_of(name, label) for label in classes)), None)
 
 
 def _joined(rows: Dataset, number: int, name: str | None, columns: list[list[int]], findings: list[str]) -> Dataset:
-    """A folder's rows as those of the others: the same columns, findings for labels, patients with its number."""
+    """Returns a folder's rows as those of the others: the same columns, findings as labels, its number in patients."""
     patients = [f"{number + 1}:{patient}" for patient in rows["patient"]]
     labels = rows.select_columns([name])[name] if name and findings else None
     rows = rows.select_columns(list(REQUIRED_COLUMNS)).remove_columns("patient").add_column("patient", patients)
     if labels is None:
         return rows
-    found = [
-        None if has is None else [place for place, column in enumerate(columns) if set(column) & set(has)]
-        for has in labels
+    joined = [
+        None if ids is None else [place for place, column in enumerate(columns) if set(column) & set(ids)]
+        for ids in labels
     ]
-    return rows.add_column(SHARED, found, feature=List(ClassLabel(names=findings)))
+    return rows.add_column(SHARED, joined, feature=List(ClassLabel(names=findings)))

@@ -1,7 +1,7 @@
 """Figures of scores against targets, and how sure they are: pure functions of arrays.
 
 Intervals come from one bootstrap: patients are drawn with replacement, each with all recordings, and a draw is a
-weight a recording (how often its patient was drawn). Every statistic here takes such weights, so that a thousand
+weight per recording (how often its patient was drawn). Every statistic here takes such weights, so that a thousand
 draws cost a few array operations, and two models compared with the same seed see the same draws.
 """
 
@@ -21,7 +21,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def resample(patients: Sequence[str], statistic: Statistic, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """The statistic in every draw of patients.
+    """Computes the statistic in every draw of patients.
 
     Args:
         patients: the patient of each recording.
@@ -45,7 +45,7 @@ def resample(patients: Sequence[str], statistic: Statistic, samples: int = SAMPL
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles over the first axis; draws in which the statistic does not exist (NaN) are left out."""
+    """Returns percentiles over the first axis; draws in which the statistic does not exist (NaN) are left out."""
     tail = 50 * (1 - level)
     draws = np.asarray(draws, dtype=float)
     low, high = np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
@@ -56,12 +56,12 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
 
 
 def bootstrap(patients, statistic: Statistic, samples: int = SAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of a statistic over patients (not recordings): low and high; see `resample`."""
+    """Returns the 95% interval of a statistic over patients (not recordings): low and high; see `resample`."""
     return interval(resample(patients, statistic, samples, seed))
 
 
 def paired_bootstrap(patients, first: Statistic, second: Statistic, samples: int = SAMPLES, seed: int = 0) -> dict:
-    """Difference of two statistics of the same recordings: `value`, `low`, `high`, and whether it `holds`.
+    """Compares two statistics of the same recordings: their difference `value`, `low`, `high`, and whether it `holds`.
 
     A difference holds where its 95% interval leaves out zero. Each is an array where the statistics return one.
     """
@@ -71,25 +71,25 @@ def paired_bootstrap(patients, first: Statistic, second: Statistic, samples: int
 
 
 def difference_of(value, draws: np.ndarray) -> dict:
-    """See `paired_bootstrap`: `value` and the difference in every draw."""
+    """Describes a difference as `paired_bootstrap` does, from its value and that in every draw."""
     low, high = interval(draws)
-    found = {"value": value, "low": low, "high": high, "holds": (low > 0) | (high < 0)}
-    return found if np.ndim(value) else {name: np.asarray(part).item() for name, part in found.items()}
+    figure = {"value": value, "low": low, "high": high, "holds": (low > 0) | (high < 0)}
+    return figure if np.ndim(value) else {name: np.asarray(part).item() for name, part in figure.items()}
 
 
 def on_rows(statistic: Callable[[np.ndarray], float]) -> Statistic:
-    """A statistic of weights from one of row indices (a row drawn twice occurs twice): slower."""
+    """Turns a statistic of row indices (a row drawn twice occurs twice) into one of weights: slower."""
     return lambda weights: np.array([statistic(np.repeat(np.arange(len(row)), row)) for row in weights])
 
 
 def weighted_mean(values: np.ndarray) -> Statistic:
-    """The mean of (recordings, ...) as a statistic of weights: recall, accuracy, a mean score."""
+    """Returns the mean of (recordings, ...) as a statistic of weights: recall, accuracy, a mean score."""
     values = np.asarray(values, dtype=float)
     return lambda weights: np.tensordot(weights, values, 1) / weights.sum(1).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def with_interval(patients, statistic: Statistic, samples: int = SAMPLES, seed: int = 0) -> dict[str, float]:
-    """`value`, `low` and `high` of a statistic that returns one number a draw."""
+    """Returns `value`, `low` and `high` of a statistic that gives one number per draw."""
     low, high = bootstrap(patients, statistic, samples, seed)
     return {
         "value": float(statistic(np.ones((1, len(patients)), dtype=int))[0]),
@@ -113,7 +113,7 @@ def _by_score(targets, scores, weights):
 
 
 def auroc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve a class, ties counted half; NaN without a positive or without a negative.
+    """Returns the area under the ROC curve per class, ties counted half; NaN without a positive or without a negative.
 
     Args:
         targets, scores: (recordings, classes); scores finite.
@@ -134,7 +134,7 @@ def auroc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = 
 
 
 def auprc(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Average precision a class (no interpolation), as `auroc`; NaN without a positive or without a negative."""
+    """Returns the average precision per class (no interpolation), as `auroc`; NaN without a positive or a negative."""
     columns = []
     for positive, total in _by_score(targets, scores, _weights(weights, targets)):
         precision = np.cumsum(positive, axis=1) / np.maximum(np.cumsum(total, axis=1), 1)
@@ -150,7 +150,7 @@ def _weights(weights, targets) -> np.ndarray:
 
 
 def f1(targets: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """F1 a class of yes/no predictions (recordings, classes); NaN without a positive. Shapes as in `auroc`."""
+    """Returns F1 per class for predictions (recordings, classes) bool; NaN without a positive; see `auroc`."""
     counts = _weights(weights, targets).astype(float)
     targets, predicted = np.asarray(targets, dtype=bool), np.asarray(predicted, dtype=bool)
     hits, total = counts @ (targets & predicted), counts @ targets.astype(float) + counts @ predicted.astype(float)
@@ -160,7 +160,7 @@ def f1(targets: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = 
 
 
 def best_threshold(target: np.ndarray, score: np.ndarray) -> float:
-    """The score from which on "yes" gives the best F1 (the highest such score); NaN without a positive."""
+    """Returns the score from which on "yes" gives the best F1 (the highest such score); NaN without a positive."""
     if not np.any(target):
         return np.nan
     order = np.argsort(-score, kind="stable")
@@ -179,7 +179,7 @@ def score_classes(
     thresholds: np.ndarray | None = None,
     min_positives: int = MIN_POSITIVES,
 ) -> list[dict]:
-    """A row a class: `label`, `records`, `positives`, `prevalence`, `auroc`, `auprc`, `f1`, `threshold`, `note`.
+    """Returns a row per class: `label`, `records`, `positives`, `prevalence`, each figure, `threshold` and `note`.
 
     Figures that do not exist are None and `note` names the cause; so it does where positives are fewer than
     `min_positives`.
@@ -223,17 +223,17 @@ def _or_none(value) -> float | None:
 
 
 def macro(rows: list[dict], metric: str = "auroc") -> float | None:
-    """Mean over the classes that have the metric; None where none has."""
+    """Returns the mean over the classes that have the metric; None where none has."""
     values = [row[metric] for row in rows if row[metric] is not None]
     return float(np.mean(values)) if values else None
 
 
 @dataclass
 class ClassFigures:
-    """Scores of one model against targets: rows a class with intervals, means over classes, differences.
+    """Scores of one model against targets: a row per class with intervals, means over classes, differences.
 
-    Args:
-        targets, scores: (recordings, classes); classes: their names; patients: one a recording.
+    Attributes:
+        targets, scores: (recordings, classes); classes: their names; patients: one per recording.
         thresholds: see `score_classes`. Intervals of F1 take the threshold as given.
     """
 
@@ -249,7 +249,7 @@ class ClassFigures:
 
     @cached_property
     def rows(self) -> list[dict]:
-        """`score_classes`, with `auroc_low`, `auroc_high` and so on beside each figure."""
+        """Returns `score_classes`, with `auroc_low`, `auroc_high` and so on beside each figure."""
         rows = score_classes(self.targets, self.scores, self.classes, self.thresholds, self.min_positives)
         for metric in self.metrics:
             low, high = interval(self.draws(metric))
@@ -264,7 +264,7 @@ class ClassFigures:
         return ("auroc", "auprc") if self.thresholds is None else ("auroc", "auprc", "f1")
 
     def draws(self, metric: str) -> np.ndarray:
-        """(samples, classes): the metric in every draw of patients, computed once."""
+        """Returns (samples, classes): the metric in every draw of patients, computed once."""
         if metric not in self._draws:
             usable = np.where(np.isfinite(self.scores), self.scores, 0.0)
             if metric == "f1":
@@ -275,11 +275,11 @@ class ClassFigures:
         return self._draws[metric]
 
     def macro_draws(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> np.ndarray:
-        """(samples,): the mean over the classes that have the metric, in every draw."""
+        """Returns (samples,): the mean over the classes that have the metric, in every draw."""
         return _mean(self.draws(metric)[:, self._chosen(metric, labels)])
 
     def macro(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> dict | None:
-        """`value`, `low`, `high` of the mean over the classes that have the metric; None where none has."""
+        """Returns `value`, `low`, `high` of the mean over the classes that have the metric; None where none has."""
         chosen = self._chosen(metric, labels)
         if not chosen:
             return None
@@ -288,7 +288,7 @@ class ClassFigures:
         return {"value": float(value), "low": float(low), "high": float(high), "classes": len(chosen)}
 
     def shared_labels(self, other: "ClassFigures", metric: str = "auroc") -> list[str]:
-        """The classes that have the metric in both.
+        """Lists the classes that have the metric in both.
 
         Raises:
             ValueError: the two were not measured on the same recordings and targets.
@@ -301,7 +301,7 @@ class ClassFigures:
     def against(
         self, other: "ClassFigures", metric: str = "auroc", labels: Sequence[str] | None = None
     ) -> dict | None:
-        """This model's mean less the other's over the same classes, recordings and draws; see `paired_bootstrap`."""
+        """Returns this model's mean less the other's over the same classes and draws; see `paired_bootstrap`."""
         shared = [label for label in self.shared_labels(other, metric) if labels is None or label in labels]
         if not shared:
             return None
@@ -317,7 +317,7 @@ class ClassFigures:
 
 
 def _mean(draws: np.ndarray) -> np.ndarray:
-    """(draws,): mean over the classes that exist in a draw (a rare class can lose its last positive); else NaN."""
+    """Returns (draws,): mean over the classes that exist in a draw (a rare one can lose its positives); else NaN."""
     counts = (~np.isnan(draws)).sum(axis=1)
     return np.nansum(draws, axis=1) / np.where(counts, counts, np.nan)
 
@@ -326,7 +326,7 @@ def _mean(draws: np.ndarray) -> np.ndarray:
 
 
 def reliability(target: np.ndarray, probability: np.ndarray, bins: int = 10) -> list[dict]:
-    """Of each bin of equal width that is not empty: `probability` (mean), `observed` (share of positives), `count`.
+    """Returns `probability` (mean), `observed` (share of positives) and `count` of each bin that is not empty.
 
     Raises:
         ValueError: a probability outside 0 to 1.
@@ -349,18 +349,18 @@ def reliability(target: np.ndarray, probability: np.ndarray, bins: int = 10) -> 
 
 
 def calibration_error(target: np.ndarray, probability: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean distance of probability and observed share over the bins, by their counts."""
+    """Returns the expected calibration error: mean distance of probability and observed share over all cases."""
     rows = reliability(target, probability, bins)
     total = sum(row["count"] for row in rows)
     return sum(row["count"] * abs(row["probability"] - row["observed"]) for row in rows) / total
 
 
 def rankme(embeddings: np.ndarray, epsilon: float = 1e-7) -> float:
-    """Effective rank of (recordings, width): exp of the entropy of the normalised singular values.
+    """Returns the effective rank of (recordings, width): exp of the entropy of the normalised singular values.
 
     It needs no labels (Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
     Representations by Their Rank", ICML 2023); between 1 and the smaller side, larger is richer.
     """
     values = np.linalg.svd(np.asarray(embeddings, dtype=np.float64), compute_uv=False)
-    shares = values / values.sum() + epsilon
+    shares = values / max(values.sum(), 1e-12) + epsilon
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,9 +1,7 @@
 """Whether a model was trained on what it is measured on, as its card says."""
 
-from huggingface_hub.repocard import metadata_load
-
 from melp.databases import CHALLENGE_SOURCES
-from melp.evaluation.models import local_folder
+from melp.sources import fetch
 
 # Names under which a card or a command knows a database -> ours; compared in lower case, letters and digits only.
 NAMES = {
@@ -30,7 +28,7 @@ def _letters(name: str) -> str:
 
 
 def known_name(name: str) -> str:
-    """Our name of a database; one that is not known is its own, in letters and digits."""
+    """Returns our name of a database; one that is not known is its own, in letters and digits."""
     plain = _letters(name.split("/")[-1])
     for ours, others in NAMES.items():
         if plain in {_letters(other.split("/")[-1]) for other in others}:
@@ -43,15 +41,17 @@ CONTAINS = {"challenge2021": {known_name(source) for source in CHALLENGE_SOURCES
 
 
 def trained_on(model: str) -> list[str]:
-    """The databases that the model's card names under `datasets`; empty where it says nothing."""
-    card = local_folder(model) / "README.md"
+    """Reads the databases that the model's card names under `datasets`; empty where it says nothing."""
+    from huggingface_hub.repocard import metadata_load
+
+    card = fetch(model) / "README.md"
     metadata = (metadata_load(card) if card.is_file() else None) or {}
     named = metadata.get("datasets") or []
     return [named] if isinstance(named, str) else [str(name) for name in named]
 
 
 def overlaps(model: str, databases: list[str]) -> list[str]:
-    """A warning for each database that the model's card says it was trained on, itself or in a mixture."""
+    """Returns a warning for each database that the model's card says it was trained on, itself or in a mixture."""
     warnings = []
     for named in trained_on(model):
         ours = known_name(named)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from melp.evaluation.metrics import on_rows, paired_bootstrap, weighted_mean, with_interval
-from melp.evaluation.results import Results, difference, key_of, markdown_table, with_bounds
+from melp.evaluation.results import Results, difference, key_of, with_bounds
+from melp.evaluation.settings import Settings
+from melp.markdown import table
 
 CUTS = (1, 5, 10)
 _CHUNK = 1024  # queries compared at once
@@ -16,7 +18,7 @@ _CHUNK = 1024  # queries compared at once
 class Ranking:
     """Of each query, how many wrong candidates come before its best right one.
 
-    Args:
+    Attributes:
         before: (queries,) wrong candidates that are more similar than the best right one.
         ties: (queries,) wrong ones that are exactly as similar.
         hits: (queries,) right ones.
@@ -30,15 +32,15 @@ class Ranking:
 
     @property
     def ranks(self) -> np.ndarray:
-        """(queries,) from 1; in the middle of ties."""
+        """Returns (queries,): ranks from 1, in the middle of ties."""
         return 1 + self.before + self.ties / 2
 
     def within(self, cut: int) -> np.ndarray:
-        """(queries,) whether the right one is among the first `cut`; a probability where it is in ties."""
+        """Returns (queries,): whether the right one is among the first `cut`; a probability where it is in ties."""
         return np.clip((cut - self.before) / (self.ties + 1), 0, 1)
 
     def chance(self, cut: int) -> np.ndarray:
-        """(queries,) the same for candidates in random order."""
+        """Returns (queries,): the same for candidates in random order."""
         drawn = np.arange(min(cut, self.candidates))
         missed = np.clip(self.candidates - self.hits[:, None] - drawn, 0, None) / (self.candidates - drawn)
         return 1 - missed.prod(axis=1)
@@ -76,25 +78,29 @@ def rank(
 
 
 def add_rankings(
-    results: Results, options, title: str, patients: Sequence[str], rankings: dict[str, Ranking], key: str = ""
+    results: Results,
+    settings: Settings,
+    title: str,
+    patients: Sequence[str],
+    rankings: dict[str, Ranking],
+    key: str = "",
 ) -> None:
-    """Recalls and median rank of several models on the same queries, the first of which is what the task measures.
+    """Adds recalls and median rank of several models on the same queries; the first is what the task measures.
 
-    Writes `KEYrecall_1`, ..., `KEYmedian_rank` into the metrics (`_NAME` behind those of the others), the paired
-    difference from each other one in the last recall as `KEYrecall_10_less_NAME`, and a table of both and of the
-    chance of a random order.
+    The metrics are `KEYrecall_1`, ..., `KEYmedian_rank` (with `_NAME` for the other models) and the paired difference
+    in the last recall, `KEYrecall_10_less_NAME`; the table also has the chance of a random order.
     """
     first = next(iter(rankings))
-    sampling = {"samples": options.samples, "seed": options.seed}
+    sampling = {"samples": settings.samples, "seed": settings.seed}
     cut = CUTS[-1]
     rows = []
     for name, ranking in rankings.items():
         suffix = "" if name == first else f"_{key_of(name)}"
         row = [name]
         for k in CUTS:
-            found = with_interval(patients, weighted_mean(ranking.within(k)), **sampling)
-            results.add(f"{key}recall_{k}{suffix}", found)
-            row.append(with_bounds(found))
+            recall = with_interval(patients, weighted_mean(ranking.within(k)), **sampling)
+            results.add(f"{key}recall_{k}{suffix}", recall)
+            row.append(with_bounds(recall))
         ranks = ranking.ranks
         median = with_interval(patients, on_rows(lambda chosen, ranks=ranks: np.median(ranks[chosen])), **sampling)
         results.add(f"{key}median_rank{suffix}", median)
@@ -108,9 +114,9 @@ def add_rankings(
             row.append(difference(less))
         rows.append(row)
     model = rankings[first]
-    results.profile_of = "recall"
+    results.profile_metric = "recall"
     for k in CUTS:
-        results.compare(f"{title}, R@{k}", {name: of.within(k).mean() for name, of in rankings.items()})
+        results.compare(f"{title}, R@{k}", {name: ranking.within(k).mean() for name, ranking in rankings.items()})
     rows.append(["chance", *(f"{model.chance(k).mean():.3f}" for k in CUTS), "", ""])
     header = ["", *(f"R@{k}" for k in CUTS), "median rank", f"{first}: R@{cut} less this one's"]
-    results.tables[title] = markdown_table(header, rows)
+    results.tables[title] = table(header, rows)

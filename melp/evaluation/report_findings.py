@@ -119,19 +119,19 @@ _AFTER = re.compile(
 
 
 def extract(report: str) -> set[str]:
-    """The findings that a report states, certain or not, by their names in `labels.yaml`."""
+    """Returns the findings that a report states, certain or not, by their names in `labels.yaml`."""
     text = re.sub(r"(?<=\w)-(?=\w)", " ", report.lower())
     text = _NO_CHANGE.sub("", _UNCERTAIN.sub("possible", re.sub(r"[ \t]+", " ", text)))
-    found = set()
+    stated = set()
     for sentence in split_sentences(text.replace("\n", ". ")):
         for segment in _BREAKS.split(sentence):
-            found |= _stated(segment.split(","))
-    return found
+            stated |= _stated(segment.split(","))
+    return stated
 
 
 def _stated(clauses: list[str]) -> set[str]:
-    """The findings of clauses between which a list may be negated as a whole."""
-    found, listed = set(), False
+    """Returns the findings of clauses between which a list may be negated as a whole."""
+    stated, listed = set(), False
     phrases = [_phrases(clause) for clause in clauses]
     # Where a list of findings goes on with "or"; the "or" between leads is none.
     last = [
@@ -143,13 +143,13 @@ def _stated(clauses: list[str]) -> set[str]:
         for start, end, finding in phrases[index]:
             negated = (before and start >= before.end()) or (after and end <= after.start())
             if not (negated or listed) and finding is not None:
-                found.add(finding)
+                stated.add(finding)
         listed = bool(before or listed) and any(last[index + 1 :])
-    return found
+    return stated
 
 
 def _phrases(clause: str) -> list[tuple[int, int, str | None]]:
-    """Start, end and finding of the phrases of a clause; of overlapping ones the longest."""
+    """Returns start, end and finding of the phrases of a clause; of overlapping ones the longest."""
     spans = [(m.start(), m.end(), finding) for finding, regex in _PATTERNS.items() for m in regex.finditer(clause)]
     chosen = []
     for span in sorted(spans, key=lambda span: span[0] - span[1]):
@@ -159,7 +159,7 @@ def _phrases(clause: str) -> list[tuple[int, int, str | None]]:
 
 
 def stated_findings(reports: Sequence[str], findings: Sequence[str] = tuple(PHRASES)) -> np.ndarray:
-    """(reports, findings) bool: which findings each report states."""
+    """Returns (reports, findings) bool: which findings each report states."""
     extracted = {report: extract(report) for report in set(reports)}
     rows = [[finding in extracted[report] for finding in findings] for report in reports]
     return np.array(rows, dtype=bool).reshape(len(reports), len(findings))

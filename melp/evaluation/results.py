@@ -1,46 +1,48 @@
-"""What a task found: the figures with their intervals and all that is needed to recompute them.
+"""The figures of a task with their intervals, and all that is needed to recompute them.
 
-A task fills a `Results`; `evaluate.py` prints it and writes `results.json`, `results.md`, `predictions.parquet` and
-`figures/`.
+A task fills a `Results`; `melp.evaluation.tasks.evaluate` prints it and has it write `results.json`, `results.md`,
+`predictions.parquet` and `figures/`.
 """
 
+import dataclasses
 import json
-import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from datasets import Dataset
 
-from melp.data.prepared import about_prepared
-from melp.evaluation import figures as draw
-from melp.evaluation.models import model_fingerprint, others
-from melp.evaluation.overlap import overlaps
+from melp.evaluation.output import RESULTS, replacing_files
+from melp.evaluation.settings import DataSettings, Settings
+from melp.markdown import escape
+from melp.versions import package_versions
 
-VERSIONS_OF = ("torch", "transformers", "datasets", "scikit-learn", "numpy")
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
 
 
 @dataclass
 class Results:
     """Figures of one task.
 
-    Args:
+    Attributes:
         task, model, data, database, label_set, split: what was measured on what; several folders are joined by ", ".
-        against: the other models by the name of their figures.
+        against: the comparison models by the name of their figures.
         settings: every option of the command, so that it can be repeated.
         fingerprints: of the model's files and of each prepared folder, and the versions of what computed.
         records, patients: how many there were.
         metrics: `{name: {"value": ..., "low": ..., "high": ...}}`, flat; the bounds are None where there are none.
-        classes, groups: rows of dicts, a class or a diagnostic group.
+        classes, groups: rows of dicts, one per class or diagnostic group.
         notes: warnings, and how to read the figures.
         tables: `{title: Markdown}`, what is printed.
         profile: `{model: {unit: figure}}`, a unit being a class, a pair of folders, a condition: where several models
-            are compared, their performance profile is drawn; `profile_of` names the figure.
+            are compared, their performance profile is drawn; `profile_metric` names the figure.
         predictions: record, patient, label, target, score, from which the figures follow.
         figures: `{name: function that draws a matplotlib figure}`; drawn only where they are saved.
+        extras: `{name: function that writes to the path it is given}`, further files and folders of the output.
         next: the command to run next.
     """
 
@@ -61,106 +63,143 @@ class Results:
     notes: list[str] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
     profile: dict[str, dict[str, float]] = field(default_factory=dict)
-    profile_of: str = "AUROC"
-    predictions: pd.DataFrame | None = None
+    profile_metric: str = "AUROC"
+    predictions: "pd.DataFrame | None" = None
     figures: dict[str, Callable] = field(default_factory=dict)
+    extras: dict[str, Callable[[Path], object]] = field(default_factory=dict)
     next: str = ""
 
     @classmethod
-    def of(cls, task: str, options, rows: Dataset | None, label_set: str = "") -> "Results":
-        """Results of a task on `rows`, with all that does not depend on the task, and the warnings about the data.
+    def start(
+        cls, settings: Settings, rows: "Dataset | None", label_set: str = "", data: Sequence[str] = ()
+    ) -> "Results":
+        """Returns results of a task on `rows`, with all that does not depend on the task, and warnings about the data.
 
-        A task over several folders (`options.data` is a list) gives None and counts by itself.
+        Args:
+            rows: the measured recordings; None for a task that counts them by itself.
+            data: the prepared folders, where they are not those of the settings.
         """
-        about = {str(folder): about_prepared(folder) for folder in options.data}
+        from melp.data.prepared import about_prepared
+        from melp.evaluation.models import model_fingerprint
+        from melp.evaluation.overlap import overlaps
+
+        data = settings.data if isinstance(settings, DataSettings) else data
+        about = {str(folder): about_prepared(folder) for folder in data}
         databases = list(dict.fromkeys(entry["database"] for entry in about.values()))
-        settings = {name: value for name, value in vars(options).items() if name not in ("task", "runtime")}
+        comparison_models = settings.comparison_models
         results = cls(
-            task=task,
-            model=str(options.model),
+            task=settings.task,
+            model=settings.model,
             data=", ".join(about),
             database=", ".join(databases),
-            split=options.split,
+            split=settings.split,
             label_set=label_set,
-            against=others(options),
-            settings={name: _plain(value) for name, value in settings.items()},
+            against=comparison_models,
+            settings=_plain(dataclasses.asdict(settings)),
             fingerprints={
-                "model": model_fingerprint(options.model),
-                "against": {name: model_fingerprint(path) for name, path in others(options).items()},
+                "model": model_fingerprint(settings.model),
+                "against": {name: model_fingerprint(source) for name, source in comparison_models.items()},
                 "data": {folder: entry["fingerprint"] for folder, entry in about.items()},
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
+                "versions": package_versions(),
             },
             records=0 if rows is None else len(rows),
             patients=0 if rows is None else len(set(rows["patient"])),
+            next=shlex.join(
+                ["python", "evaluate.py", settings.next, "--model", settings.model, "--data", *map(str, data)]
+            ),
         )
-        for model in (options.model, *options.against):
-            results.notes += overlaps(model, databases)
-        if results.against:
-            named = "; ".join(f"{name}: {path}" for name, path in results.against.items())
+        for source in (settings.model, *comparison_models.values()):
+            results.notes += overlaps(source, databases)
+        if comparison_models:
+            named = "; ".join(f"{name}: {source}" for name, source in comparison_models.items())
             results.notes.append(f"Compared on the same recordings and draws of patients: {named}.")
         return results
 
     def add(self, name: str, figure: dict | float | None):
-        """A figure with (or without) interval under a name; one that does not exist is left out."""
+        """Adds a figure with (or without) interval under a name; one that does not exist is left out."""
         if figure is not None:
             figure = figure if isinstance(figure, dict) else {"value": float(figure)}
             self.metrics[name] = {"low": None, "high": None} | figure
 
     def compare(self, unit: str, values: dict[str, float | None]):
-        """A unit of the performance profile: the figure of each model in it, larger being better."""
+        """Adds a unit of the performance profile: the figure of each model in it, larger being better."""
         if self.against and None not in values.values():
             for name, value in values.items():
                 self.profile.setdefault(name, {})[unit] = float(value)
 
     def markdown(self) -> str:
-        of_labels = f" {self.label_set}," if self.label_set else ""
+        """Returns `results.md`: what was measured on what, the tables and the notes."""
+        labels = f" {self.label_set}," if self.label_set else ""
         synthetic = ", synthetic data" if "synthetic" in self.database else ""
         lines = [
-            f"# {self.task}: {self.model}",
+            f"# {escape(f'{self.task}: {self.model}')}",
             "",
-            f"{self.database},{of_labels} split {self.split}: {self.records:,} recordings of {self.patients:,} "
-            f"patients{synthetic}. Intervals: 95%, bootstrap over patients.",
+            escape(
+                f"{self.database},{labels} split {self.split}: {self.records:,} recordings of {self.patients:,} "
+                f"patients{synthetic}. Intervals: 95%, bootstrap over patients."
+            ),
         ]
         for title, table in self.tables.items():
-            lines += ["", f"## {title}", "", table.rstrip()]
+            lines += ["", f"## {escape(title)}", "", table.rstrip()]
         if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+            lines += ["", *(f"- {escape(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: str | Path):
-        """Writes `results.json`, `results.md`, `predictions.parquet` and `figures/` (PNG and SVG)."""
+    def write(self, folder: str | Path) -> str:
+        """Writes all files, in the place of an earlier evaluation's, and returns a line that names them.
+
+        Raises:
+            ValueError: when the disk is full; what was in the folder stays.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        left_out = ("predictions", "figures")
-        known = {name: value for name, value in self.__dict__.items() if name not in left_out}
-        # A score that does not exist is null: NaN is no JSON.
-        (folder / "results.json").write_text(json.dumps(_plain(known), indent=2, allow_nan=False))
-        (folder / "results.md").write_text(self.markdown())
-        if self.predictions is not None:
-            self.predictions.to_parquet(folder / "predictions.parquet", index=False)
-        for name, figure in self._all_figures().items():
-            draw.save(figure(), folder / "figures" / name)
-
-    def _all_figures(self) -> dict[str, Callable]:
-        if not self.profile:
-            return self.figures
-        return self.figures | {"performance_profile": lambda: draw.performance_profile(self.profile, self.profile_of)}
-
-    def written(self, folder: str | Path) -> str:
-        """A line that says what `write` left in the folder."""
-        names = ["results.json", "results.md"]
-        names += ["predictions.parquet"] if self.predictions is not None else []
-        if figures := self._all_figures():
-            names.append(f"figures/ ({', '.join(figures)}; PNG and SVG)")
+        with replacing_files(folder) as stage:
+            names = self.write_into(stage)
         return f"Written to {folder}: {', '.join(names)}"
 
+    def write_into(self, folder: Path) -> list[str]:
+        """Writes all files into an empty folder; returns their names for a reader."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in self.extras.items():
+            write(folder / name)
+        if self.predictions is not None:
+            self.predictions.to_parquet(folder / "predictions.parquet", index=False)
+        drawn = self._draw(folder / "figures")
+        (folder / "results.md").write_text(self.markdown(), encoding="utf-8")
+        files = sorted({path.name for path in folder.iterdir()} | {RESULTS})
+        left_out = ("predictions", "figures", "extras")
+        known = {name: value for name, value in self.__dict__.items() if name not in left_out}
+        # A score that does not exist is null: NaN is no JSON.
+        text = json.dumps(_plain(known | {"files": files}), indent=2, allow_nan=False)
+        (folder / RESULTS).write_text(text, encoding="utf-8")
+        pictures = f"figures/ ({', '.join(drawn)}; PNG and SVG)"
+        return [pictures if name == "figures" else name for name in files]
 
-def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The saved predictions: a line a recording and label, `score` the first model's, `score_NAME` each other's.
+    def _draw(self, folder: Path) -> list[str]:
+        """Draws all figures; one that cannot be drawn is a note."""
+        from melp.evaluation import figures as draw
+
+        figures, drawn = dict(self.figures), []
+        if self.profile:
+            figures["performance_profile"] = lambda: draw.performance_profile(self.profile, self.profile_metric)
+        for name, figure in figures.items():
+            try:
+                draw.save(figure(), folder / name)
+                drawn.append(name)
+            except draw.NotDrawable as error:
+                self.notes.append(f"The picture {name} is left out: {error}.")
+        return drawn
+
+
+def prediction_table(
+    rows: "Dataset", classes: Sequence[str], targets, scores: dict[str, np.ndarray]
+) -> "pd.DataFrame":
+    """Returns predictions: a row per recording and label, `score` of the first model, `score_NAME` of each other.
 
     Args:
         targets: (recordings, classes); scores: name -> (recordings, classes).
     """
+    import pandas as pd
+
     count = len(classes)
     columns = {
         "record": np.repeat(np.asarray(rows["record"], dtype=object), count),
@@ -174,24 +213,12 @@ def predictions_of(rows: Dataset, classes: Sequence[str], targets, scores: dict[
 
 
 def key_of(name: str) -> str:
-    """A model's or method's name as part of a metric's or a column's."""
+    """Returns a model's or method's name as part of a metric's or a column's."""
     return name.replace(" ", "_").replace("-", "_")
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A Markdown table: the first column to the left, the others to the right; None is "-"."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows])
-
-
-def _cell(value) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 def with_bounds(figure: dict | None, name: str = "value", digits: int = 3) -> str:
-    """ "0.912 (0.880 to 0.941)" of a figure, or of the column `name` of a row with `NAME_low` and `NAME_high`."""
+    """Returns "0.912 (0.880 to 0.941)" for a figure, or for the column `name` of a row with bounds."""
     if figure is None or figure.get(name) is None:
         return "-"
     low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
@@ -201,7 +228,7 @@ def with_bounds(figure: dict | None, name: str = "value", digits: int = 3) -> st
 
 
 def difference(figure: dict | None, digits: int = 3) -> str:
-    """ "+0.031 (+0.012 to +0.050) holds" of a paired difference, "open" where its interval has zero in it."""
+    """Returns "+0.031 (+0.012 to +0.050) holds" for a paired difference, "open" where zero is in its interval."""
     if figure is None:
         return "-"
     value, low, high = (f"{figure[name]:+.{digits}f}" for name in ("value", "low", "high"))

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
+from melp.markdown import table
 from melp.training.recipe import without_revisions
 
 CARD_FILE = "README.md"
@@ -316,10 +317,9 @@ def training(run: Run | None) -> str:
     if "select_metric" in run.chosen:
         lines.append(f"The model is that of step {run.step:,}, chosen by `{run.chosen['select_metric']}`.")
     lines.append("")
-    lines += ["| setting | value |", "|---|---|"]
-    for name, value in run.recipe.items():
-        if name not in NOT_SHOWN and value is not None:
-            lines.append(f"| {name} | {f'`{json.dumps(value)}`' if isinstance(value, dict) else value} |")
+    shown = {name: value for name, value in run.recipe.items() if name not in NOT_SHOWN and value is not None}
+    cells = [[name, json.dumps(value) if isinstance(value, dict) else str(value)] for name, value in shown.items()]
+    lines.append(table(["setting", "value"], cells, numeric=False))
     last = {name: value for line in run.log for name, value in line.items()}
     losses = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name.endswith("loss"))
     lines += ["", f"Last losses: {losses}."] if losses else []
@@ -368,14 +368,13 @@ def results_table(found: list[dict]) -> str:
     if not found:
         return "## Results\n\nNot evaluated."
     lines = ["## Results", "", "With 95% intervals from a bootstrap where evaluate.py computed them.", ""]
-    lines += ["| task | data | label set | records | metric | value | interval |", "|---|---|---|---:|---|---:|---|"]
+    rows = []
     for entry in found:
         for name, figure in entry["metrics"].items():
             value = "-" if figure["value"] is None else f"{figure['value']:.3f}"
             interval = "-" if figure.get("low") is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
             data = f"{dataset_name(entry['database'])}, {entry['split']}"
             label_set = entry.get("label_set") or "-"
-            lines.append(
-                f"| {entry['task']} | {data} | {label_set} | {entry['records']:,} | {name} | {value} | {interval} |"
-            )
-    return "\n".join(lines)
+            rows.append([entry["task"], data, label_set, entry["records"], name, value, interval])
+    header = ["task", "data", "label set", "records", "metric", "value", "interval"]
+    return "\n".join([*lines, table(header, rows, numeric=False)])

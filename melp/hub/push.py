@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from melp.evaluation.models import read_config
 from melp.hub.model_card import CARD_FILE, make_card, read_run, run_of
+from melp.models import read_config
 from modeling_melp import MelpEcgModel, MelpForEcgClassification, MelpModel, MelpPreTrainedModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 

@@ -36,6 +36,7 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from melp import markdown
 from melp.databases import DATABASES, SPLITS, EcgRecord
 from melp.databases.wfdb_record import MISSING, quantise
 from signal_melp import LEADS, canonical_leads, check_sampling_rate, ecg_quality, interpolate_gaps, resample_ecg
@@ -565,13 +566,19 @@ def card(module, name: str, description: dict, features, tables: dict[str, pa.Ta
     ]
     for label_set, classes in label_names(features).items():
         columns = {split: table[label_set] for split, table in tables.items()}
-        blocks += [f"## Labels: {label_set}\n\n" + _prevalence(columns, classes)]
-    columns = [[f"`{column}`", kind, meaning] for column, (kind, meaning) in COLUMNS.items()]
+        blocks += [f"## Labels: {markdown.escape(label_set)}\n\n" + _prevalence(columns, classes)]
+    columns = [[markdown.Markdown(f"`{column}`"), kind, meaning] for column, (kind, meaning) in COLUMNS.items()]
     for column, feature in features.items():
         if column in label_names(features):
-            columns += [[f"`{column}`", "list of class ids", "a label set; null: not labelled, empty: none of them"]]
+            columns += [
+                [
+                    markdown.Markdown(f"`{column}`"),
+                    "list of class ids",
+                    "a label set; null: not labelled, empty: none of them",
+                ]
+            ]
         elif column not in COLUMNS:
-            columns += [[f"`{column}`", feature.dtype, "of the database"]]
+            columns += [[markdown.Markdown(f"`{column}`"), feature.dtype, "of the database"]]
     blocks += ["## Columns\n\n" + _table(["column", "type", "meaning"], columns)]
     blocks += ["## Reading it\n" + READING.format(folder=name, split=splits[0])]
     settings = "".join(f" --{option.replace('_', '-')} {value}" for option, value in description["options"].items())
@@ -623,11 +630,7 @@ def label_names(features) -> dict[str, list[str]]:
 
 
 def _table(header: list[str], rows: list[list]) -> str:
-    if not rows:
-        return ""
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown.table(header, rows, numeric=False) if rows else ""
 
 
 def _share(count: int, total: int) -> str:
@@ -661,7 +664,7 @@ def _doubtful(tables: dict[str, pa.Table]) -> str:
     for words, doubtful in doubts.items():
         found = [pc.sum(doubtful(lambda n, t=t: pc.struct_field(t["quality"], n))).as_py() for t in tables.values()]
         rows.append([words, *(_share(count or 0, len(t)) for count, t in zip(found, tables.values(), strict=True))])
-    return _table(["by `quality`", *tables], rows)
+    return _table([markdown.Markdown("by `quality`"), *tables], rows)
 
 
 def _prevalence(columns: dict[str, pa.ChunkedArray], classes: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What embeddings look like: spread, alignment and uniformity of a batch; retrieval and RankMe of a whole split."""
+"""What embeddings look like: spread, alignment and uniformity of a batch; retrieval in a whole split."""
 
 import torch
 
@@ -31,10 +31,3 @@ def recall(ecg: torch.Tensor, text: torch.Tensor, report_ids: torch.Tensor) -> f
             found = (chunk @ others.float().t()).argmax(dim=1)
             hits += int((report_ids[found] == ids).sum())
     return hits / (2 * len(report_ids))
-
-
-def rankme(embeds: torch.Tensor) -> float:
-    """Effective rank: the exponential of the entropy of the singular values (Garrido et al., ICML 2023)."""
-    values = torch.linalg.svdvals(embeds.detach().float())
-    shares = values / values.sum().clamp(min=1e-12) + 1e-7
-    return float((-shares * shares.log()).sum().exp())

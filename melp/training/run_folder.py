@@ -1,18 +1,15 @@
 """A run's folder: what it was started with, its checkpoints and its model; nothing in it is ever half written."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import operator
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -21,10 +18,10 @@ from accelerate.utils import gather_object
 from melp.data.prepared import about_prepared, pinned_source
 from melp.training.device import device_name
 from melp.training.recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
+from melp.versions import package_versions
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 LOWER_IS_BETTER = ("loss", "val_perplexity", "alignment", "uniformity")  # ends of metrics' names
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 
 
 @dataclass
@@ -149,8 +146,7 @@ def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Pat
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "git_revision": git_revision(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": package_versions(),
         "processes": accelerator.num_processes,
         "device": device_name(accelerator.device),
     }
@@ -168,11 +164,6 @@ def git_revision() -> str | None:
             return None
         found.append(result.stdout.strip())
     return found[0] + ("+changes" if found[1] else "")
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
 
 
 def write_atomically(path: Path, write):

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 from tiny import RHYTHMS, tiny_model, tiny_processor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from evaluate import TASKS, main
+from evaluate import main
 from melp.data.prepared import MelpCollator, label_matrix, label_sets, load_prepared, prepare_inputs
 from melp.databases import DATABASES
 from melp.databases.code15 import CLASSES as CODE15
@@ -20,11 +20,12 @@ from melp.databases.published import read_tables
 from melp.databases.snomed import CHALLENGE
 from melp.evaluation.correspondences import GROUPS, correspondences, group_of, labels_of, shared_findings
 from melp.evaluation.folders import SHARED, load_folders
+from melp.evaluation.prompts import PROMPTS, load_prompts
 from melp.evaluation.ranking import rank
 from melp.evaluation.report_findings import PHRASES, extract, stated_findings
+from melp.evaluation.settings import TASKS
 from melp.evaluation.tasks import identify, report, retrieval
 from melp.evaluation.tasks.finetune import new_model, parameter_groups, rate_at
-from melp.evaluation.tasks.zero_shot import PROMPTS, load_prompts
 from melp.synthetic import corpus as synthetic
 
 FINDINGS = list(synthetic.FINDINGS)
@@ -44,7 +45,7 @@ def assert_compared(results, predictions, metric: str, less: str, figure: str):
     difference = metrics[f"{less}_less_other"]
     assert difference["value"] == pytest.approx(metrics[metric]["value"] - metrics[f"{metric}_other"]["value"])
     assert difference["holds"] == (difference["low"] > 0 or difference["high"] < 0)
-    assert {"model", "other"} <= set(results["profile"]) and results["profile_of"] == figure
+    assert {"model", "other"} <= set(results["profile"]) and results["profile_metric"] == figure
     assert {"score", "score_other"} <= set(predictions) and results["fingerprints"]["against"]["other"]
 
 
@@ -256,11 +257,11 @@ def test_ranks_agree_with_sorting_and_ties_are_in_random_order():
         rank(queries, candidates, number[0] + 100, number[1])
 
 
-def test_identical_reports_are_hits():
-    texts, text_of = retrieval.same_text(["Normal ECG.", "afib.", "normal  ecg."])
-    assert texts == ["Normal ECG.", "afib."] and text_of.tolist() == [0, 1, 0]
+def test_reports_that_say_the_same_are_hits():
+    texts, text_index = retrieval.distinct_reports(["Normal ECG. Afib!", "afib.", "afib.  normal ecg"])
+    assert texts == ["Normal ECG. Afib!", "afib."] and text_index.tolist() == [0, 1, 0]
     ecg = np.array([[1.0, 0.1], [0.0, 1.0], [0.9, 0.0]])
-    found = retrieval.rankings(ecg, np.eye(2), text_of)
+    found = retrieval.rankings(ecg, np.eye(2), text_index)
     assert found["ecg to report"]["identical"].within(1).tolist() == [1, 1, 1]
     assert found["ecg to report"]["naive"].within(1).tolist() == [0.5, 1, 0.5]
     assert found["report to ecg"]["identical"].within(1).tolist() == [1, 1, 1]

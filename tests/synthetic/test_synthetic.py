@@ -8,7 +8,7 @@ import pytest
 import yaml
 from wfdb.processing import xqrs_detect
 
-from melp.evaluation.tasks.zero_shot import PROMPTS
+from melp.evaluation.prompts import PROMPTS
 from melp.synthetic import corpus as synthetic
 from melp.synthetic.heart import LEADS, SAMPLES, Heart, contiguous, simulate, torso_matrix
 

@@ -1,12 +1,4 @@
-"""Drafted reports against the true ones: the findings they state, and the words they share.
-
-What a draft is for is its findings: of each, precision, recall and F1 over the recordings, where the true report
-states it and where the draft does (`findings.py`: negation is understood, uncertain statements count). BLEU
-(sacrebleu, corpus), ROUGE-L (rouge-score, F-measure), METEOR (nltk, where its WordNet is at hand) and BERTScore
-(bert-score, F-measure, by the language model that --bertscore names) say how alike the wordings are, in lower case.
-Beside the model stands one report for everybody, the most frequent of the training split: machine reports repeat, and
-any drafts must beat it.
-"""
+"""Drafted reports against the true ones: the findings they state, and the words they share."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,30 +12,19 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm import tqdm
 
-from melp.data.prepared import MelpCollator, get_split, prepare_inputs, with_reports
+from melp.data.prepared import MelpCollator, prepare_inputs, with_reports
+from melp.evaluation.classification import filled_split
 from melp.evaluation.folders import load_folders
 from melp.evaluation.metrics import Statistic, bootstrap, paired_bootstrap, weighted_mean, with_interval
-from melp.evaluation.models import compared
-from melp.evaluation.options import add_common
+from melp.evaluation.models import Runtime, load_models
 from melp.evaluation.report_findings import PHRASES, stated_findings
-from melp.evaluation.results import Results, difference, key_of, markdown_table, predictions_of, with_bounds
+from melp.evaluation.results import Results, difference, key_of, prediction_table, with_bounds
+from melp.evaluation.settings import Report
+from melp.markdown import Markdown, escape, table
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
-NAME, NEXT = "report", "retrieval"
 _SHOWN = 3  # best and worst drafts printed
-
-
-def add_arguments(parser):
-    add_common(parser)
-    parser.add_argument("--num-beams", type=int, default=1, help="of generate (1: greedy)")
-    parser.add_argument("--max-new-tokens", type=int, help="of generate (default: what the model has positions for)")
-    parser.add_argument(
-        "--bertscore",
-        metavar="LM",
-        help="folder or Hub id of a language model (roberta-large is usual), for BERTScore of the wording",
-    )
-    parser.add_argument("--limit", type=int, help="draft at most this many recordings, drawn with --seed")
 
 
 # ------------------------------------------------------------------------------------------------------------ drafts
@@ -57,7 +38,7 @@ def draft_reports(
     progress: bool = False,
     **generate,
 ) -> list[str]:
-    """A drafted report for each row of a split; each recording is encoded once, `generate` goes to `generate`."""
+    """Drafts a report for each row of a split; each recording is encoded once, `generate` goes to `generate`."""
     collate, drafts = MelpCollator(processor, text=False), []
     for start in tqdm(range(0, len(split), batch_size), desc="drafts", unit="batch", disable=not progress):
         rows = split.select(range(start, min(start + batch_size, len(split))))
@@ -69,7 +50,7 @@ def draft_reports(
 
 
 def _drafts_of_all(model, processor, rows: Dataset, runtime, **generate) -> list[str]:
-    """Over several processes each drafts its share; all get the whole."""
+    """Drafts a share on each of several processes; all get the whole."""
     share = rows.select(range(runtime.rank, len(rows), runtime.world))
     drafts = draft_reports(model, processor, share, runtime.batch_size, runtime.rank == 0, **generate)
     if runtime.world == 1:
@@ -84,7 +65,7 @@ def _drafts_of_all(model, processor, rows: Dataset, runtime, **generate) -> list
 
 
 def finding_figures(truth: np.ndarray, drafted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Precision, recall and F1, each (draws, findings); NaN where nothing is drafted, stated, or either.
+    """Returns precision, recall and F1, each (draws, findings); NaN where nothing is drafted, stated, or either.
 
     Args:
         truth, drafted: (recordings, findings) bool; weights: (draws, recordings).
@@ -95,7 +76,7 @@ def finding_figures(truth: np.ndarray, drafted: np.ndarray, weights: np.ndarray)
 
 
 def _overall(truth: np.ndarray, drafted: np.ndarray) -> dict[str, Statistic]:
-    """Statistics over all statements (micro), and the mean F1 of the findings that the true reports state (macro)."""
+    """Returns statistics over all statements (micro), and the mean F1 of the findings that reports state (macro)."""
     hits, true, given = (part.sum(1).astype(float) for part in (truth & drafted, truth, drafted))
     known = truth.any(axis=0)
 
@@ -118,7 +99,7 @@ def _overall(truth: np.ndarray, drafted: np.ndarray) -> dict[str, Statistic]:
 def _wording(
     reports: Sequence[str], drafts: Sequence[str], language_model: str | None = None, device: str = "cpu"
 ) -> tuple[dict[str, Statistic], list[str]]:
-    """BLEU, ROUGE-L, METEOR and BERTScore as far as what they need is there, and a note on each that is not."""
+    """Returns BLEU, ROUGE-L, METEOR and BERTScore where what they need is there, and a note on each other one."""
     reports, drafts = [text.lower() for text in reports], [text.lower() for text in drafts]
     statistics, notes = {}, []
     measures = {"bleu": _bleu, "rouge_l": _rouge_l, "meteor": _meteor}
@@ -135,7 +116,7 @@ def _wording(
 
 
 def _bleu(reports: list[str], drafts: list[str]) -> Statistic:
-    """Corpus BLEU from 0 to 1, of the sums of each recording's counts."""
+    """Returns corpus BLEU from 0 to 1, of the sums of each recording's counts."""
     from sacrebleu.metrics import BLEU
 
     scorer = BLEU()
@@ -158,7 +139,7 @@ def _rouge_l(reports: list[str], drafts: list[str]) -> Statistic:
 
 
 def _meteor(reports: list[str], drafts: list[str]) -> Statistic:
-    """Raises LookupError without nltk's WordNet."""
+    """Returns METEOR; raises LookupError without nltk's WordNet."""
     from nltk.translate.meteor_score import single_meteor_score
 
     pairs = zip(reports, drafts, strict=True)
@@ -166,7 +147,7 @@ def _meteor(reports: list[str], drafts: list[str]) -> Statistic:
 
 
 def _bertscore(language_model: str, device: str, reports: list[str], drafts: list[str]) -> Statistic:
-    """F-measure, not rescaled, on the layer that the library's table names (of another model on its last one).
+    """Returns the F-measure, not rescaled, on the layer that the library's table names (else on the last one).
 
     Raises:
         ValueError: naming the language model that cannot be loaded.
@@ -187,36 +168,38 @@ def _bertscore(language_model: str, device: str, reports: list[str], drafts: lis
     limit = config.max_position_embeddings - 2
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
     values = np.zeros(len(drafts))  # of an empty draft, which the library cannot read
-    said = [index for index, draft in enumerate(drafts) if draft.strip()]
-    if said:
-        _, _, found = scorer.score([drafts[index] for index in said], [reports[index] for index in said])
-        values[said] = found.numpy()
+    filled = [index for index, draft in enumerate(drafts) if draft.strip()]
+    if filled:
+        _, _, f_measure = scorer.score([drafts[index] for index in filled], [reports[index] for index in filled])
+        values[filled] = f_measure.numpy()
     return weighted_mean(values)
 
 
 # --------------------------------------------------------------------------------------------------------------- run
 
 
-def run(options) -> Results:
-    splits, where = load_folders(options.data), " ".join(options.data)
-    rows = with_reports(get_split(splits, options.split, where))
+def run(settings: Report, runtime: Runtime) -> Results:
+    """Drafts reports and compares them with the true ones; see `Report`."""
+    splits, where = load_folders(settings.data), settings.where
+    rows = with_reports(filled_split(splits, settings.split, where))
     if len(rows) == 0:
-        raise ValueError(f"{where}, split {options.split!r}: no recording has a report.")
-    if options.limit and options.limit < len(rows):
-        rows = rows.select(np.sort(np.random.default_rng(options.seed).permutation(len(rows))[: options.limit]))
-    generate = {"num_beams": options.num_beams}
-    if options.max_new_tokens:
-        generate["max_new_tokens"] = options.max_new_tokens
+        raise ValueError(f"{where}, split {settings.split!r}: no recording has a report.")
+    if settings.limit is not None and settings.limit < len(rows):
+        order = np.random.default_rng(settings.seed).permutation(len(rows))
+        rows = rows.select(np.sort(order[: settings.limit]))
+    generate = {"num_beams": settings.num_beams}
+    if settings.max_new_tokens is not None:
+        generate["max_new_tokens"] = settings.max_new_tokens
     reports = list(rows["report"])
     usual, source = _usual_report(splits, reports)
-    models = compared(options, text=True, untrained=False)
-    drafts = {name: _drafts_of_all(*pair, rows, options.runtime, **generate) for name, pair in models.items()}
+    models = load_models(settings, runtime, text=True, untrained=False)
+    drafts = {name: _drafts_of_all(*pair, rows, runtime, **generate) for name, pair in models.items()}
     drafts["same for all"] = [usual] * len(rows)
-    results = Results.of(NAME, options, rows)
+    results = Results.start(settings, rows)
     truth = stated_findings(reports)
     stated = {name: stated_findings(texts) for name, texts in drafts.items()}
-    patients, sampling = list(rows["patient"]), {"samples": options.samples, "seed": options.seed}
-    _add_overall(results, options, reports, drafts, truth, stated, patients)
+    patients, sampling = list(rows["patient"]), {"samples": settings.samples, "seed": settings.seed}
+    _add_overall(results, settings, str(runtime.device), reports, drafts, truth, stated, patients)
     findings = list(PHRASES)
     _add_findings(results, findings, truth, stated["model"], patients, sampling)
     _compare_findings(results, findings, truth, stated)
@@ -224,65 +207,66 @@ def run(options) -> Results:
     results.notes.append("Findings are those that the true report states; what it leaves out counts against a draft.")
     known = np.any([truth, *stated.values()], axis=(0, 1))
     names = [name for name, one in zip(findings, known, strict=True) if one]
-    scores = {name: of_model[:, known].astype(float) for name, of_model in stated.items()}
-    results.predictions = predictions_of(rows, names, truth[:, known], scores)
+    scores = {name: matrix[:, known].astype(float) for name, matrix in stated.items()}
+    results.predictions = prediction_table(rows, names, truth[:, known], scores)
     frame = _draft_table(rows, drafts["model"], findings, truth, stated["model"])
     results.tables["Worst and best drafts"] = _shown(frame)
-    if options.output and options.runtime.rank == 0:
-        Path(options.output).mkdir(parents=True, exist_ok=True)
-        more = {f"draft_{key_of(name)}": drafts[name] for name in results.against}
-        frame.assign(**more).to_parquet(Path(options.output) / "drafts.parquet", index=False)
+    frame = frame.assign(**{f"draft_{key_of(name)}": drafts[name] for name in results.against})
+    results.extras["drafts.parquet"] = lambda path: frame.to_parquet(path, index=False)
+    if settings.output:
         results.notes.append("drafts.parquet has every draft beside its report.")
     return results
 
 
-def _add_overall(results: Results, options, reports, drafts: dict, truth, stated: dict, patients):
-    """Figures of all findings together and of the wording, and the model's less those of each other line."""
-    sampling = {"samples": options.samples, "seed": options.seed}
-    statistics, table = {}, []
+def _add_overall(
+    results: Results, settings: Report, device: str, reports, drafts: dict, truth, stated: dict, patients
+):
+    """Adds figures of all findings together and of the wording, and the model's less those of each other line."""
+    sampling = {"samples": settings.samples, "seed": settings.seed}
+    statistics, lines = {}, []
     for name, texts in drafts.items():
-        wording, notes = _wording(reports, texts, options.bertscore, str(options.runtime.device))
+        wording, notes = _wording(reports, texts, settings.bertscore, device)
         statistics[name] = _overall(truth, stated[name]) | wording
         figures = {key: with_interval(patients, statistic, **sampling) for key, statistic in statistics[name].items()}
         # Precision of drafts that state nothing does not exist.
         figures = {key: None if np.isnan(figure["value"]) else figure for key, figure in figures.items()}
         for key, figure in figures.items():
             results.add(key if name == "model" else f"{key}_{key_of(name)}", figure)
-        table.append([name, *(with_bounds(figure) for figure in figures.values())])
+        lines.append([name, *(with_bounds(figure) for figure in figures.values())])
     results.notes += notes
-    if options.bertscore:
-        results.notes.append(f"BERTScore is by {options.bertscore}, F-measure, not rescaled.")
-    results.tables["Drafts"] = markdown_table(["", *(key.replace("_", " ") for key in figures)], table)
+    if settings.bertscore:
+        results.notes.append(f"BERTScore is by {settings.bertscore}, F-measure, not rescaled.")
+    results.tables["Drafts"] = table(["", *(key.replace("_", " ") for key in figures)], lines)
     ours, *others = statistics
-    table = []
+    lines = []
     for name in others:
-        table.append([f"model less {name}"])
+        lines.append([f"model less {name}"])
         for key, statistic in statistics[ours].items():
             less = paired_bootstrap(patients, statistic, statistics[name][key], **sampling)
             less = None if np.isnan(less["value"]) else less
             results.add(f"{key}_less_{key_of(name)}", less)
-            table[-1].append(difference(less))
-    results.tables["Differences"] = markdown_table(["", *(key.replace("_", " ") for key in figures)], table)
+            lines[-1].append(difference(less))
+    results.tables["Differences"] = table(["", *(key.replace("_", " ") for key in figures)], lines)
 
 
 def _compare_findings(results: Results, findings: Sequence[str], truth: np.ndarray, stated: dict[str, np.ndarray]):
-    """The F1 of each finding that the true reports state, as a unit of the profile; of one never drafted it is 0."""
-    results.profile_of = "F1"
+    """Adds the F1 of each finding that the true reports state to the profile; of one never drafted it is 0."""
+    results.profile_metric = "F1"
     once = np.ones((1, len(truth)))
     values = {name: finding_figures(truth, stated[name], once)["f1"][0] for name in ("model", *results.against)}
     for index in np.flatnonzero(truth.any(axis=0)):
-        results.compare(findings[index], {name: of_model[index] for name, of_model in values.items()})
+        results.compare(findings[index], {name: f1[index] for name, f1 in values.items()})
 
 
 def _usual_report(splits, reports: list[str]) -> tuple[str, str]:
-    """The most frequent report of training, of these reports themselves where there is none; and which it was."""
+    """Returns the most frequent report of training, or of these reports where there is none; and which it was."""
     training = list(with_reports(splits["train"])["report"]) if "train" in splits else []
     source = "the training split" if training else "the very reports (there is no training split with reports)"
     return Counter(training or reports).most_common(1)[0][0], source
 
 
 def _add_findings(results: Results, findings, truth, drafted, patients, sampling):
-    """`classes` and a table: precision, recall and F1 of each finding that a report or a draft states."""
+    """Adds `classes` and a table: precision, recall and F1 of each finding that a report or a draft states."""
     once = {name: part[0] for name, part in finding_figures(truth, drafted, np.ones((1, len(truth)))).items()}
     bounds = {
         name: bootstrap(patients, lambda w, name=name: finding_figures(truth, drafted, w)[name], **sampling)
@@ -299,7 +283,7 @@ def _add_findings(results: Results, findings, truth, drafted, patients, sampling
         row["note"] = "" if row["reports"] else "no report states it"
         row["note"] = row["note"] or ("" if row["drafts"] else "no draft states it")
         results.classes.append(row)
-    results.tables["Findings stated"] = markdown_table(
+    results.tables["Findings stated"] = table(
         ["finding", "reports", "drafts", *once, "note"],
         [
             [row["label"], row["reports"], row["drafts"], *(with_bounds(row, name) for name in once), row["note"]]
@@ -309,7 +293,7 @@ def _add_findings(results: Results, findings, truth, drafted, patients, sampling
 
 
 def _draft_table(rows: Dataset, drafts, findings, truth, drafted) -> pd.DataFrame:
-    """A line a recording: report, draft, the findings of both, and the F1 of the draft's (1 where both state none)."""
+    """Returns a row per recording: report, draft, the findings of both, and their F1 (1 where both state none)."""
     total = truth.sum(1) + drafted.sum(1)
     named = np.array(findings, dtype=object)
     return pd.DataFrame(
@@ -325,14 +309,14 @@ def _draft_table(rows: Dataset, drafts, findings, truth, drafted) -> pd.DataFram
     )
 
 
-def _shown(frame: pd.DataFrame) -> str:
-    """The drafts with the lowest and the highest F1; among equals those of reports with the most findings."""
+def _shown(frame: pd.DataFrame) -> Markdown:
+    """Lists the drafts with the lowest and the highest F1; among equals those of reports with the most findings."""
     order = frame.assign(count=frame["report_findings"].str.split("; ").str.len())
     worst = order.sort_values(["f1", "count"], ascending=[True, False], kind="stable").head(_SHOWN)
     best = order.sort_values(["f1", "count"], ascending=[False, False], kind="stable").head(_SHOWN)
     lines = []
     for title, part in (("worst", worst), ("best", best)):
         for row in part.itertuples():
-            lines.append(f"- {title}: {row.record}, F1 {row.f1:.2f}")
-            lines += [f"  - report: {row.report}", f"  - draft: {row.draft}"]
-    return "\n".join(lines)
+            lines.append(f"- {title}: {escape(row.record)}, F1 {row.f1:.2f}")
+            lines += [f"  - report: {escape(row.report)}", f"  - draft: {escape(row.draft)}"]
+    return Markdown("\n".join(lines))

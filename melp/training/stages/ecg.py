@@ -2,7 +2,6 @@
 
 import copy
 import typing
-from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -12,6 +11,7 @@ from datasets import Dataset
 
 from configuration_melp import MelpEcgConfig
 from melp.data.prepared import STORED_RATE, MelpCollator, drop_leads, get_split, hub_source, prepare_inputs
+from melp.names import name_hash
 from melp.training.recipe import Recipe, check_names, check_type, load_recipe
 from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather
@@ -216,4 +216,4 @@ def long_enough(split: Dataset, samples: int) -> Dataset:
 def patient_id(row: dict) -> int:
     """A number for the row's patient, the same in every process; a recording without one is its own patient."""
     name = row["patient"] or f"record {row['record']}"
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+    return name_hash(name)

@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import hashlib
 import json
 import math
-import re
 from pathlib import Path
 
 import torch
@@ -16,10 +14,11 @@ from transformers import AutoModel
 from configuration_melp import MelpConfig
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
 from melp.data.prepared import MelpCollator, hub_source, label_matrix, label_sets, prepare_inputs
-from melp.evaluation.metrics import macro, score_classes
-from melp.evaluation.tasks.zero_shot import PROMPTS, class_embeddings, load_prompts
+from melp.evaluation.metrics import macro, rankme, score_classes
+from melp.evaluation.prompts import PROMPTS, class_embeddings, load_prompts
+from melp.names import report_hash
 from melp.training import sharding
-from melp.training.embeddings import embedding_metrics, rankme, recall
+from melp.training.embeddings import embedding_metrics, recall
 from melp.training.recipe import Recipe, check_names, load_recipe
 from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather, pad_second
@@ -62,18 +61,11 @@ def add_logit_bias(model: MelpModel, start: str | None):
         torch.nn.init.constant_(model.logit_scale, SIGMOID_START[0])
 
 
-def report_id(report: str) -> int:
-    """The same for reports that say the same: case, punctuation, spaces and the order of sentences do not matter."""
-    sentences = (" ".join(re.findall(r"\w+", sentence.lower())) for sentence in split_sentences(report))
-    digest = hashlib.blake2b(". ".join(sorted(sentences)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
 class PairCollator(MelpCollator):
     """Also says which pairs have the same report: `report_ids` (batch,), of the whole reports."""
 
     def __call__(self, rows: list[dict]) -> dict:
-        return super().__call__(rows) | {"report_ids": torch.tensor([report_id(row["report"]) for row in rows])}
+        return super().__call__(rows) | {"report_ids": torch.tensor([report_hash(row["report"]) for row in rows])}
 
 
 class MelpStage(JointStage):
@@ -237,7 +229,7 @@ class MelpStage(JointStage):
         rows = [row for batch in self.held_out_batches(self.recipe.batch_size) for row in batch]
         rows, ecg, text, ids = self._gather_uneven(rows, found)
         metrics["val_recall"] = recall(ecg, text, ids)
-        metrics["val_rankme"] = rankme(ecg)
+        metrics["val_rankme"] = rankme(ecg.float().cpu().numpy())
         metrics |= {f"val_{name}": value for name, value in embedding_metrics(ecg, text).items()}
         if self.recipe.select_metric == "val_auroc":
             metrics["val_auroc"] = self._zero_shot_auroc(ecg.cpu().numpy()[rows.argsort().cpu().numpy()])

@@ -1,20 +1,20 @@
-"""What tasks that score classes have in common: labelled rows, thresholds, figures beside each other."""
+"""Classification, as the tasks have it in common: labelled rows, thresholds, figures of several models."""
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from sklearn.linear_model import LogisticRegression
 
 from melp.data.prepared import ALL, get_split, label_matrix, label_sets
-from melp.evaluation import figures as draw
 from melp.evaluation.correspondences import GROUPS, group_of
 from melp.evaluation.folders import SHARED, load_folders
 from melp.evaluation.metrics import ClassFigures, best_threshold, calibration_error
-from melp.evaluation.results import Results, difference, key_of, markdown_table, predictions_of, with_bounds
+from melp.evaluation.prompts import PROMPTS, load_prompts, load_yaml
+from melp.evaluation.results import Results, difference, key_of, prediction_table, with_bounds
+from melp.evaluation.settings import LabelSettings, PromptSettings
+from melp.markdown import table
 
-BEST_ON_TEST = "best-on-test"
 METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
 # What a reader has to know about a label set of the benchmark.
 ABOUT = {
@@ -30,7 +30,7 @@ ABOUT = {
 
 
 @dataclass
-class Labelled:
+class LabelledSplits:
     """The labelled rows of splits: `rows` and `targets` (rows, classes) bool by split."""
 
     label_set: str
@@ -39,27 +39,42 @@ class Labelled:
     targets: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, splits: DatasetDict, parts: Iterable[str], label_set: str, where: str) -> "Labelled":
-        """The named splits; `where` names their folder in errors.
+    def select(cls, splits: DatasetDict, parts: Iterable[str], label_set: str, where: str) -> "LabelledSplits":
+        """Selects the labelled rows of the named splits; `where` names their folder in errors.
 
         Raises:
-            ValueError: naming the folder, when a split, the label set or labels are missing.
+            ValueError: naming the folder, when a split, the label set, its classes or labels are missing.
         """
         rows, targets = {}, {}
         for part in parts:
-            whole = get_split(splits, part, where)
+            whole = filled_split(splits, part, where)
             try:
                 targets[part], labelled = label_matrix(whole, label_set)
             except ValueError as error:
                 raise ValueError(f"{where}, split {part!r}: {error}") from None
             rows[part] = whole.select(labelled)
-        return cls(label_set, label_sets(rows[part])[label_set], rows, targets)
+        classes = label_sets(rows[part])[label_set]
+        if not classes:
+            raise ValueError(f"{where}: label set {label_set!r} has no class at all: prepare it again with labels.")
+        return cls(label_set, classes, rows, targets)
+
+
+def filled_split(splits: DatasetDict, name: str, where: str) -> Dataset:
+    """Returns a split (or `all`) that has recordings.
+
+    Raises:
+        ValueError: naming the folder, when there is no such split or it is empty.
+    """
+    rows = get_split(splits, name, where)
+    if len(rows) == 0:
+        raise ValueError(f"{where}: split {name!r} has no recording: choose another --split or prepare it with one.")
+    return rows
 
 
 def open_labelled(
-    options, fitted: bool = False, held_out: bool = False, known: Container[str] | None = None
-) -> Labelled:
-    """The labelled rows of the measured split, and of those that a task needs beside it.
+    settings: LabelSettings, fitted: bool = False, held_out: bool = False, known: Container[str] | None = None
+) -> LabelledSplits:
+    """Opens the labelled rows of the measured split, and of those that a task needs as well.
 
     Args:
         fitted: the task fits on the training and validation splits.
@@ -67,38 +82,55 @@ def open_labelled(
         known: the label sets to prefer where none was named.
 
     Raises:
-        ValueError: as `Labelled.of`; when there is nothing to classify, or training recordings would be measured.
+        ValueError: as `LabelledSplits.select`; when there is nothing to classify, or training recordings would be
+            measured.
     """
-    splits, where = load_folders(options.data, options.label_set), " ".join(options.data)
-    if fitted and options.split in ("train", ALL):
-        raise ValueError(f"--split {options.split} has the recordings that the model is fitted on: choose another.")
-    sets = list(label_sets(get_split(splits, options.split, where)))
+    if fitted and settings.split in ("train", ALL):
+        raise ValueError(f"--split {settings.split} has the recordings that the model is fitted on: choose another.")
+    splits, where = load_folders(settings.data, settings.label_set), settings.where
+    sets = list(label_sets(filled_split(splits, settings.split, where)))
     if not sets:
-        why = "nothing to classify. Prepare it with labels." if len(options.data) == 1 else "they share no finding."
+        why = "nothing to classify. Prepare it with labels." if len(settings.data) == 1 else "they share no finding."
         raise ValueError(f"{where} has no label set: {why}")
     preferred = (name for name in sets if known is None or name in known or name == SHARED)
-    label_set = named_label_set(options) or next(preferred, sets[0])
-    beside = ("train", "validation") if fitted else ("validation",) if held_out and "validation" in splits else ()
-    return Labelled.of(splits, dict.fromkeys((*beside, options.split)), label_set, where)
+    label_set = named_label_set(settings) or next(preferred, sets[0])
+    validation = held_out and "validation" in splits and len(splits["validation"]) > 0
+    further = ("train", "validation") if fitted else ("validation",) if validation else ()
+    return LabelledSplits.select(splits, dict.fromkeys((*further, settings.split)), label_set, where)
 
 
-def named_label_set(options) -> str | None:
-    """The label set that the command names; with several folders, which have `shared` alone, none."""
-    return options.label_set[0] if options.label_set and len(options.data) == 1 else None
+def open_prompted(settings: PromptSettings, held_out: bool = False) -> tuple[LabelledSplits, dict[str, list[str]]]:
+    """Opens the measured recordings and their classes' prompts; of several label sets the first that the file has.
+
+    Raises:
+        ValueError: as `open_labelled`, or naming the classes without a prompt.
+    """
+    file = settings.prompts or PROMPTS
+    prompts = load_yaml(file)
+    data = open_labelled(settings, held_out=held_out, known=None if "" in prompts else prompts)
+    return data, load_prompts(file, data.label_set, data.classes)
+
+
+def named_label_set(settings: LabelSettings) -> str | None:
+    """Returns the label set that the settings name; with several folders, which have `shared` alone, none."""
+    return settings.label_set[0] if settings.label_set and len(settings.data) == 1 else None
 
 
 def thresholds_of(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(classes,) the score with the best F1 a class; NaN without a positive or with scores that are not finite."""
+    """Returns (classes,): the score with the best F1; NaN without a positive or with scores that are not finite."""
     columns = zip(np.asarray(targets, dtype=bool).T, np.asarray(scores, dtype=float).T, strict=True)
     return np.array([best_threshold(t, s) if np.isfinite(s).all() else np.nan for t, s in columns])
 
 
 def calibrated(held_out: tuple[np.ndarray, np.ndarray], scores: np.ndarray) -> np.ndarray:
-    """Scores as probabilities, by a logistic curve a class fitted on held-out (targets, scores).
+    """Turns scores into probabilities, by a logistic curve per class fitted on held-out (targets, scores).
 
-    (recordings, classes); NaN for a class that is not both there and absent in the held-out recordings, or whose
-    scores are not finite.
+    Returns:
+        (recordings, classes); NaN for a class that is not both there and absent in the held-out recordings, or whose
+        scores are not finite.
     """
+    from sklearn.linear_model import LogisticRegression
+
     probabilities = np.full(scores.shape, np.nan)
     for index, (target, score) in enumerate(zip(held_out[0].T, held_out[1].T, strict=True)):
         if target.any() and not target.all() and np.isfinite(score).all() and np.isfinite(scores[:, index]).all():
@@ -109,31 +141,35 @@ def calibrated(held_out: tuple[np.ndarray, np.ndarray], scores: np.ndarray) -> n
     return probabilities
 
 
-def class_figures(options, rows: Dataset, classes: Sequence[str], targets, scores, thresholds=None) -> ClassFigures:
-    """`ClassFigures` with the options' bootstrap and marks."""
+def class_figures(
+    settings: LabelSettings, rows: Dataset, classes: Sequence[str], targets, scores, thresholds=None
+) -> ClassFigures:
+    """Returns `ClassFigures` with the settings' bootstrap and marks."""
     return ClassFigures(
         targets,
         np.asarray(scores, dtype=float),
         classes,
         list(rows["patient"]),
         thresholds,
-        min_positives=options.min_positives,
-        samples=options.samples,
-        seed=options.seed,
+        min_positives=settings.min_positives,
+        samples=settings.samples,
+        seed=settings.seed,
     )
 
 
 def add_figures(
     results: Results, rows: Dataset, scored: dict[str, ClassFigures], probabilities: np.ndarray | None = None
 ):
-    """Writes figures of one or more models on the same recordings into `results`, and the predictions.
+    """Adds figures of one or more models on the same recordings to `results`, and the predictions.
 
     Args:
         rows: the recordings.
-        scored: name -> figures; the first is what the task measures, the others stand beside it, each with the paired
+        scored: name -> figures; the first is what the task measures, the others are compared with it by the paired
             difference.
         probabilities: (recordings, classes) of the first model; columns with NaN have no calibration.
     """
+    from melp.evaluation import figures as draw
+
     first, *others = scored
     model = scored[first]
     for metric in model.metrics:
@@ -144,12 +180,12 @@ def add_figures(
     for name in others:
         results.add(f"macro_auroc_less_{key_of(name)}", model.against(scored[name]))
     results.classes = model.rows
-    for row, *beside in zip(model.rows, *(scored[name].rows for name in others), strict=True):
-        row |= {f"auroc_{key_of(name)}": other["auroc"] for name, other in zip(others, beside, strict=True)}
+    for row, *theirs in zip(model.rows, *(scored[name].rows for name in others), strict=True):
+        row |= {f"auroc_{key_of(name)}": other["auroc"] for name, other in zip(others, theirs, strict=True)}
         for name in results.against:
             row[f"difference_{key_of(name)}"] = model.against(scored[name], "auroc", [row["label"]])
         results.compare(
-            row["label"], {name: figures["auroc"] for name, figures in zip(scored, (row, *beside), strict=True)}
+            row["label"], {name: figures["auroc"] for name, figures in zip(scored, (row, *theirs), strict=True)}
         )
     results.tables["Macro"] = _macro_table(scored)
     results.tables["Classes"] = _class_table(model, others, list(results.against))
@@ -170,7 +206,7 @@ def add_figures(
         results.add("calibration_error", calibration_error(*pair))
         results.figures["reliability"] = lambda: draw.reliability_diagram(*pair)
     scores = {name: figures.scores for name, figures in scored.items()}
-    results.predictions = predictions_of(rows, model.classes, model.targets, scores)
+    results.predictions = prediction_table(rows, model.classes, model.targets, scores)
 
 
 def _macro_table(scored: dict[str, ClassFigures]) -> str:
@@ -186,7 +222,7 @@ def _macro_table(scored: dict[str, ClassFigures]) -> str:
         if others:
             row.append("" if name == first else difference(scored[first].against(figures)))
         rows.append(row)
-    return markdown_table(header, rows)
+    return table(header, rows)
 
 
 def _class_table(model: ClassFigures, others: list[str], against: list[str]) -> str:
@@ -200,18 +236,18 @@ def _class_table(model: ClassFigures, others: list[str], against: list[str]) -> 
         cells += [row["threshold"]] * ("f1" in model.metrics)
         cells += [row[f"auroc_{key_of(name)}"] for name in others]
         rows.append([*cells, *(difference(row[f"difference_{key_of(name)}"]) for name in against), row["note"]])
-    return markdown_table(header, rows)
+    return table(header, rows)
 
 
 def _group(scored: dict[str, ClassFigures], name: str, label_set: str) -> dict | None:
-    """The mean over a diagnostic group's classes; None for a group without a class that can be measured."""
+    """Returns the mean over a diagnostic group's classes; None for a group without a class that can be measured."""
     first, *others = scored
     labels = [label for label in scored[first].classes if group_of(label_set, label) == name]
-    found = scored[first].macro("auroc", labels)
-    if found is None:
+    mean = scored[first].macro("auroc", labels)
+    if mean is None:
         return None
-    row = {"group": name, "labels": labels, "classes": found["classes"]}
-    row |= {"auroc": found["value"], "auroc_low": found["low"], "auroc_high": found["high"]}
+    row = {"group": name, "labels": labels, "classes": mean["classes"]}
+    row |= {"auroc": mean["value"], "auroc_low": mean["low"], "auroc_high": mean["high"]}
     for other in others:
         figure = scored[other].macro("auroc", labels)
         row[f"auroc_{key_of(other)}"] = figure and figure["value"]
@@ -221,7 +257,7 @@ def _group(scored: dict[str, ClassFigures], name: str, label_set: str) -> dict |
 
 def _group_table(groups: list[dict], others: list[str]) -> str:
     header = ["group", "classes", "AUROC", *(f"AUROC {n}" for n in others), *(f"less {n}" for n in others)]
-    return markdown_table(
+    return table(
         header,
         [
             [

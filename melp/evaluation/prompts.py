@@ -1,0 +1,90 @@
+"""Texts that describe classes, and their embeddings: zero-shot classification as training and the tasks use it."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+from melp.evaluation.correspondences import finding_of
+from melp.evaluation.folders import SHARED
+from modeling_melp import MelpModel
+from processing_melp import MelpProcessor
+
+PROMPTS = Path(str(files("melp.evaluation") / "prompts.yaml"))
+
+
+def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
+    """Reads label set -> label -> prompts from a YAML or JSON file, in which a text may stand for a list of one.
+
+    A file without label sets (label -> prompts, as the published ones) serves every label set: `{"": ...}`.
+
+    Raises:
+        ValueError: naming the file and the place where it holds something else.
+    """
+    try:
+        prompts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        prompts = None
+    if not isinstance(prompts, dict) or not prompts:
+        raise ValueError(f"{path} is not a prompt file: label set, label and a list of prompts.")
+    if not any(isinstance(labels, dict) for labels in prompts.values()):
+        prompts = {"": prompts}
+    checked = {}
+    for label_set, labels in prompts.items():
+        if not isinstance(labels, dict):
+            raise ValueError(f"{path}: {label_set!r} stands beside label sets and is none: it needs labels below it.")
+        checked[label_set] = {}
+        for label, texts in labels.items():
+            texts = [texts] if isinstance(texts, str) else texts
+            if not texts or not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
+                raise ValueError(f"{path}: {label_set!r}, label {label!r}: a list of prompts is needed.")
+            checked[label_set][label] = texts
+    return checked
+
+
+def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
+    """Reads the prompts of each class: the label set's own, else those of the same class in another label set.
+
+    The same class has the same name and, as letters differ in meaning (AF), names the same finding of `labels.yaml`.
+    What several folders share are findings, which stand in no label set of their own: see `prompts_of_findings`.
+
+    Raises:
+        ValueError: naming the classes that have prompts nowhere in the file.
+    """
+    if label_set == SHARED:
+        return prompts_of_findings(path, classes)
+    prompts = load_yaml(path)
+    own = prompts.get(label_set, prompts.get("", {}))
+    chosen = {name: own.get(name) or _prompts_elsewhere(prompts, label_set, name) for name in classes}
+    if missing := [name for name, texts in chosen.items() if not texts]:
+        raise ValueError(
+            f"{path} has no prompt for {', '.join(missing)} (label set {label_set!r}): add them, "
+            "or choose another --label-set."
+        )
+    return chosen
+
+
+def _prompts_elsewhere(prompts: dict[str, dict[str, list[str]]], label_set: str, name: str) -> list[str] | None:
+    finding = finding_of(label_set, name)
+    same = (texts for other, of in prompts.items() if (texts := of.get(name)) and finding_of(other, name) == finding)
+    return next(same, None)
+
+
+def prompts_of_findings(path: str | Path, findings: list[str]) -> dict[str, list[str]]:
+    """Reads the prompts of findings where any label set has the name; else the name itself is a report's sentence."""
+    known = {str(label).lower(): texts for labels in load_yaml(path).values() for label, texts in labels.items()}
+    return {name: known.get(name.lower(), [f"{name.lower()}."]) for name in findings}
+
+
+def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[str, list[str]]) -> np.ndarray:
+    """Returns (classes, projection_dim): the mean of a class's normalised prompt embeddings, normalised again."""
+    embeddings = []
+    with torch.inference_mode():
+        for texts in prompts.values():
+            inputs = processor(text=texts, return_tensors="pt").to(model.device)
+            features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output.float()
+            embeddings.append(F.normalize(features.mean(dim=0), dim=-1).cpu().numpy())
+    return np.stack(embeddings)
