@@ -3,8 +3,6 @@
 import hashlib
 import re
 
-from processing_melp import split_sentences
-
 
 def name_hash(name: str) -> int:
     """Returns a number from 0 to 2**63 - 1 for a name (of a record, a patient, a text)."""
@@ -16,5 +14,7 @@ def report_hash(report: str) -> int:
 
     Case, punctuation, white space and the order of sentences do not matter.
     """
+    from processing_melp import split_sentences  # needs torch, which the hash of a name does not
+
     sentences = (" ".join(re.findall(r"\w+", sentence.lower())) for sentence in split_sentences(report))
     return name_hash(". ".join(sorted(sentences)))
