@@ -22,9 +22,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from melp.data.batches import StepBatches
 from melp.hub import push as hub
 from melp.training import sharding
-from melp.training.batches import StepBatches
 from melp.training.device import keep_freed_memory
 from melp.training.health import Collapse, Guard, Interrupt, write_skipped
 from melp.training.logs import RunLog, check_packages

@@ -228,7 +228,8 @@ def wfdb_batch(paths: list[str]) -> torch.Tensor:
 
 def reading_ways(rows, folder, paths: list[str], batch_size: int) -> dict:
     """`{way: batches}`; every way ends at float32 tensors of scaled records, on the CPU."""
-    from melp.data.prepared import MelpCollator, prepare_inputs, stream_prepared
+    from melp.data.batches import MelpCollator, prepare_inputs
+    from melp.data.prepared import stream_prepared
     from processing_melp import MelpFeatureExtractor
 
     collate = MelpCollator(MelpFeatureExtractor(), text=False)
@@ -256,7 +257,7 @@ def reading_ways(rows, folder, paths: list[str], batch_size: int) -> dict:
 
 def core_ways(rows, batch_size: int) -> dict:
     """`{way: batches}` of what one core does: the processor on arrays (batch, 12, samples) in mV, the simulator."""
-    from melp.data.prepared import MelpCollator
+    from melp.data.batches import MelpCollator
     from melp.synthetic import corpus as synthetic
     from processing_melp import MelpFeatureExtractor
     from signal_melp import LEADS, resample_ecg

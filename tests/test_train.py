@@ -22,9 +22,9 @@ from tiny_runs import FSDP2, TINY_BERT, TINY_MELP, Command, assert_same, deepspe
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 
-from melp.data.prepared import TrainingBatches, load_prepared
+from melp.data.batches import StepBatches, TrainingBatches
+from melp.data.prepared import load_prepared
 from melp.prepare.folder import prepare
-from melp.training.batches import StepBatches
 from melp.training.health import Guard, Interrupt
 from melp.training.recipe import Recipe, add_recipe_options, load_recipe
 from melp.training.run_folder import newest_checkpoint

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from melp.data.prepared import MelpCollator, prepare_inputs
+from melp.data.batches import MelpCollator, prepare_inputs
 from melp.evaluation.models import Runtime, digest
 from melp.files import write_atomically
 from modeling_melp import MelpModel

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_datasets
 
-from melp.data.prepared import REQUIRED_COLUMNS, label_sets, load_prepared
+from melp.data.prepared import label_sets, load_prepared
+from melp.data.stored import REQUIRED_COLUMNS
 from melp.evaluation.correspondences import finding_of, shared_findings
 
 SHARED = "shared"  # the label set that several folders have in common; its classes are findings of `labels.yaml`

@@ -9,7 +9,7 @@ from datasets import Dataset
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
-from melp.data.prepared import STORED_RATE
+from melp.data.stored import STORED_RATE
 from melp.evaluation.encoding import SignalTransform, signal_batches
 from melp.evaluation.models import Runtime
 from processing_melp import LEADS

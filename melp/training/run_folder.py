@@ -15,7 +15,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from melp.data.prepared import about_prepared, pinned_source
+from melp.data.prepared import about_prepared
+from melp.sources import pin
 from melp.training.device import device_name
 from melp.training.recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
 from melp.versions import package_versions
@@ -82,7 +83,7 @@ def pin_sources(accelerator: Accelerator, recipe: Recipe):
     pinned = []
     if accelerator.is_main_process:
         for name, value in named.items():
-            pinned.append(",".join(pinned_source(part.strip(), SOURCES[name]) for part in value.split(",")))
+            pinned.append(",".join(pin(part.strip(), SOURCES[name]) for part in value.split(",")))
     for name, value in zip(named, gather_object(pinned), strict=True):
         setattr(recipe, name, value)
 

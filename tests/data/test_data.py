@@ -7,17 +7,8 @@ import pytest
 import torch
 from tiny import tiny_processor
 
-from melp.data.prepared import (
-    MelpCollator,
-    TrainingBatches,
-    decode,
-    find_record,
-    load_prepared,
-    prepare_inputs,
-    some_sentences,
-    stream_prepared,
-    with_reports,
-)
+from melp.data.batches import MelpCollator, TrainingBatches, decode, prepare_inputs, some_sentences
+from melp.data.prepared import find_record, load_prepared, stream_prepared, with_reports
 from melp.prepare.folder import prepare
 from processing_melp import MelpFeatureExtractor
 from signal_melp import LEADS
@@ -66,7 +57,7 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache(corpus, tmp_path, monkeypat
     assert {name: split["record"][:] for name, split in found.items()} == {
         name: split["record"][:] for name, split in expected.items()
     }
-    with pytest.raises(ValueError, match="somebody/else is no folder, nor a dataset that the Hub gives"):
+    with pytest.raises(ValueError, match="somebody/else is no folder or dataset on this disk, nor one"):
         load_prepared("somebody/else")
 
 

@@ -11,7 +11,8 @@ from datasets import load_from_disk
 from hub_server import HubServer, environment
 from tiny import tiny_model, tiny_processor
 
-from melp.prepare import folder as prepare
+from melp.prepare import plan
+from melp.prepare.folder import prepare
 
 REPO = Path(__file__).resolve().parent.parent.parent
 ECGS = "doctor/ecgs"
@@ -67,8 +68,8 @@ def uploaded(server, run, tmp_path_factory) -> Path:
     """A prepared folder of several shards a split, uploaded with the command of the README."""
     folder = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "SHARD_RECORDS", 5)
-        prepare.prepare("synthetic", folder / "corpus", records=60)
+        patch.setattr(plan, "SHARD_RECORDS", 5)
+        prepare("synthetic", folder / "corpus", records=60)
     hf = Path(sys.executable).with_name("hf")
     run(folder, hf, "upload", ECGS, "corpus", ".", "--repo-type", "dataset", "--private")
     assert server.repositories[f"datasets/{ECGS}"].private

@@ -19,10 +19,11 @@ import pytest
 import wfdb
 from conftest import REPO
 from datasets import load_from_disk
-from huggingface_hub import DatasetCard
 
 from melp.databases import DATABASES, challenge, code15, cpsc2018, csn, mimic, ptbxl, published, snomed
-from melp.prepare.folder import card_metadata, main, prepare
+from melp.prepare.__main__ import main
+from melp.prepare.dataset_card import card_data
+from melp.prepare.folder import prepare
 from melp.synthetic import corpus as synthetic
 from processing_melp import LEADS
 
@@ -111,7 +112,7 @@ def test_a_module_says_what_the_interface_asks(name):
     assert callable(module.plan) and callable(module.read) and callable(module.inputs)
     for dtype in getattr(module, "EXTRA", {}).values():
         assert pa.type_for_alias(dtype)
-    metadata = DatasetCard(card_metadata(module.SOURCE, "Title", ["train"])).data
+    metadata = card_data(module.SOURCE, "Title", ["train"])
     assert metadata.license == {
         "mimic": "odbl",
         "challenge": "other",

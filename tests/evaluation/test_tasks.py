@@ -13,7 +13,8 @@ from tiny import RHYTHMS, tiny_model, tiny_processor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from evaluate import main
-from melp.data.prepared import MelpCollator, label_matrix, label_sets, load_prepared, prepare_inputs
+from melp.data.batches import MelpCollator, prepare_inputs
+from melp.data.prepared import label_matrix, label_sets, load_prepared
 from melp.databases import DATABASES
 from melp.databases.code15 import CLASSES as CODE15
 from melp.databases.published import read_tables
@@ -141,7 +142,7 @@ def test_a_class_takes_its_prompts_from_another_label_set_that_means_the_same():
 def test_help_of_every_command(command, capsys):
     script, *words = command.split()
     modules = {
-        "melp.prepare": "melp.prepare.folder",
+        "melp.prepare": "melp.prepare.__main__",
         "melp.convert": "melp.convert.model",
         "melp.hub": "melp.hub.push",
     }

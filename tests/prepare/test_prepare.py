@@ -18,9 +18,13 @@ from conftest import REPO
 from datasets import load_from_disk
 from threadpoolctl import threadpool_limits
 
-from melp.data.prepared import MelpCollator, decode, label_matrix, load_prepared, prepare_inputs
-from melp.prepare import folder as prepare_module
-from melp.prepare.folder import check_plan, main, next_command, prepare, rule_of
+from melp.data.batches import MelpCollator, decode, prepare_inputs
+from melp.data.prepared import label_matrix, load_prepared
+from melp.prepare import plan as planning
+from melp.prepare.__main__ import main, next_command
+from melp.prepare.folder import prepare
+from melp.prepare.plan import check_plan
+from melp.prepare.rows import rule_of
 from melp.synthetic import corpus as synthetic
 from processing_melp import MelpFeatureExtractor
 from signal_melp import LEADS
@@ -92,7 +96,7 @@ def test_what_to_run_next_is_something_that_works(with_report, labelled, command
 
 
 def test_an_interrupted_run_goes_on_without_redoing_or_doubling(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SHARD_RECORDS", 10)
+    monkeypatch.setattr(planning, "SHARD_RECORDS", 10)
     whole = prepare("synthetic", tmp_path / "whole", records=50)
     reads, read = [], synthetic.read
 
@@ -128,14 +132,14 @@ def test_processes_write_what_one_writes(tmp_path, monkeypatch):
 KILLED = """
 import sys
 sys.path.insert(0, {repo!r})
-from melp.prepare import folder as prepare
-prepare.SHARD_RECORDS = 10
-prepare.main(["synthetic", "--records", "60", "--output", {output!r}, "--workers", "2"])
+from melp.prepare import plan, __main__ as command
+plan.SHARD_RECORDS = 10
+command.main(["synthetic", "--records", "60", "--output", {output!r}, "--workers", "2"])
 """
 
 
 def test_a_killed_run_leaves_no_process_and_goes_on_without_redoing_or_doubling(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "SHARD_RECORDS", 10)
+    monkeypatch.setattr(planning, "SHARD_RECORDS", 10)
     output = tmp_path / "killed"
     repo = str(REPO)
     run = subprocess.Popen(
@@ -171,7 +175,7 @@ def is_running(pid: int) -> bool:
 def test_a_worker_imports_neither_torch_nor_datasets():
     """Each would cost every worker some hundred megabytes."""
     code = (
-        "import sys, importlib; from melp import databases, prepare; from melp.prepare import folder\n"
+        "import sys, importlib; from melp import databases; from melp.prepare import shards\n"
         "for name in databases.DATABASES.values(): importlib.import_module(name)\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
@@ -247,7 +251,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
     full = lambda path, mode: open_file("/dev/full" if "train" in path else path, mode)  # noqa: E731
     monkeypatch.setattr(pa, "OSFile", full)
     arguments = ["synthetic", "--records", "30", "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="is full: make room .*the same command goes on"):
+    with pytest.raises(SystemExit, match="is full: make room and start the same command again"):
         main(arguments)
     monkeypatch.undo()
     main(arguments)

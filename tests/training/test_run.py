@@ -16,9 +16,9 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_runs import TINY_BERT, log, melp_recipe, weights
 
+from melp.data.batches import StepBatches
 from melp.names import report_hash
 from melp.prepare.folder import prepare
-from melp.training.batches import StepBatches
 from melp.training.embeddings import embedding_metrics, recall
 from melp.training.health import Collapse, Guard, Interrupt
 from melp.training.logs import PACKAGES

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from melp.data.prepared import MelpCollator, TrainingBatches, prepare_inputs
+from melp.data.batches import MelpCollator, TrainingBatches, prepare_inputs
 from melp.evaluation.classification import add_figures, class_figures, open_labelled, thresholds_of
 from melp.evaluation.encoding import SIGNAL_COLUMNS
 from melp.evaluation.metrics import ClassFigures, macro, score_classes

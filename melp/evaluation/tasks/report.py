@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm import tqdm
 
-from melp.data.prepared import MelpCollator, prepare_inputs, with_reports
+from melp.data.batches import MelpCollator, prepare_inputs
+from melp.data.prepared import with_reports
 from melp.evaluation.classification import filled_split
 from melp.evaluation.folders import load_folders
 from melp.evaluation.metrics import Statistic, bootstrap, paired_bootstrap, weighted_mean, with_interval

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from melp.data.prepared import STORED_RATE
+from melp.data.stored import STORED_RATE
 from melp.evaluation import figures as draw
 from melp.evaluation.classification import class_figures, open_prompted
 from melp.evaluation.encoding import SignalTransform, encode, first_samples

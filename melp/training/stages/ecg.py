@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from configuration_melp import MelpEcgConfig
-from melp.data.prepared import STORED_RATE, MelpCollator, drop_leads, get_split, hub_source, prepare_inputs
+from melp.data.batches import MelpCollator, drop_leads, prepare_inputs
+from melp.data.prepared import get_split, hub_source
+from melp.data.stored import STORED_RATE
 from melp.names import name_hash
 from melp.training.recipe import Recipe, check_names, check_type, load_recipe
 from melp.training.stages.base import Stage

@@ -13,7 +13,8 @@ from transformers import AutoModel
 
 from configuration_melp import MelpConfig
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
-from melp.data.prepared import MelpCollator, hub_source, label_matrix, label_sets, prepare_inputs
+from melp.data.batches import MelpCollator, prepare_inputs
+from melp.data.prepared import hub_source, label_matrix, label_sets
 from melp.evaluation.metrics import macro, rankme, score_classes
 from melp.evaluation.prompts import PROMPTS, class_embeddings, load_prompts
 from melp.names import report_hash

@@ -1,0 +1,178 @@
+"""Rows to batches: what training and evaluation share between the stored rows and the model.
+
+`MelpCollator` decodes rows to millivolts, `prepare_inputs` scales them and masks leads on the device, and
+`TrainingBatches` and `StepBatches` say which rows belong to which optimizer step.
+"""
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from melp.data.stored import STORED_RATE
+from processing_melp import CROPS, crop_start, scale_ecg, split_sentences
+from signal_melp import LEADS, derive_limb_leads
+
+WINDOW = 50  # batches whose rows are sorted together: enough to save most padding, few enough to keep an epoch random
+
+
+def decode(row: dict, signal: np.ndarray, crop: str = "first", derive: bool = True) -> np.ndarray:
+    """Writes a stored row as millivolts into `signal` (12, samples) float32, in the model's lead order.
+
+    Longer recordings are cropped (see `crop_start`), shorter ones padded at their end with 0 mV; limb leads that
+    follow from two others are derived unless `derive` is false.
+
+    Returns:
+        (12,) bool: True for the leads that are present; the others are rows of zeros.
+    """
+    stored = np.frombuffer(row["signal"], dtype="<i2").reshape(len(row["leads"]), -1)
+    slack = stored.shape[1] - signal.shape[1]
+    if slack > 0:
+        start = crop_start(slack, crop)
+        stored = stored[:, start : start + signal.shape[1]]
+    gain = np.asarray(row["gain"], dtype=np.float32)[:, None]
+    baseline = np.asarray(row["baseline"], dtype=np.float32)[:, None]
+    if slack >= 0 and row["leads"] == list(LEADS):
+        np.divide(np.subtract(stored, baseline, out=signal), gain, out=signal)
+        return np.ones(len(LEADS), dtype=bool)
+    rows = [LEADS.index(lead) for lead in row["leads"]]
+    present = np.zeros(len(LEADS), dtype=bool)
+    signal[:], present[rows] = 0.0, True
+    signal[rows, : stored.shape[1]] = (stored - baseline) / gain
+    if derive and not present.all():
+        varies = np.zeros(len(LEADS), dtype=bool)
+        varies[rows] = stored.min(axis=1) != stored.max(axis=1)
+        present = present | derive_limb_leads(signal[None, None], present[None], varies[None], list(LEADS))[0]
+    return present
+
+
+class MelpCollator:
+    """Collates rows to `input_values` in millivolts (batch, 12, samples), `lead_mask` and the reports' ids.
+
+    Args:
+        processor: of the model; a feature extractor where there is no text.
+        crop: which part of a longer recording, one of `CROPS`.
+        text: whether to encode the reports.
+        sentence_augmentation: the probability that a report is replaced by some of its sentences.
+
+    Raises:
+        ValueError: where the model reads another rate than `STORED_RATE`, or `crop` is unknown.
+    """
+
+    def __init__(self, processor, crop: str = "first", text: bool = True, sentence_augmentation: float = 0.0):
+        extractor = getattr(processor, "feature_extractor", processor)
+        if extractor.sampling_rate != STORED_RATE:
+            raise ValueError(
+                f"prepared folders hold {STORED_RATE} Hz, the model reads {extractor.sampling_rate:g} Hz: give its "
+                f"configuration sampling_rate {STORED_RATE}."
+            )
+        if crop not in CROPS:
+            raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}.")
+        self.num_samples, self.derive = round(extractor.duration * STORED_RATE), extractor.derive_leads
+        self.processor, self.crop, self.text = processor, crop, text
+        self.sentence_augmentation = sentence_augmentation
+
+    def __call__(self, rows: list[dict]) -> dict:
+        signals = np.empty((len(rows), len(LEADS), self.num_samples), dtype=np.float32)
+        present = [decode(row, signal, self.crop, self.derive) for row, signal in zip(rows, signals, strict=True)]
+        batch = {"input_values": torch.from_numpy(signals), "lead_mask": torch.from_numpy(np.stack(present))}
+        if self.text:
+            reports = [row["report"] for row in rows]
+            if self.sentence_augmentation:
+                draws = torch.rand(len(rows)) < self.sentence_augmentation
+                reports = [some_sentences(r) if draw else r for r, draw in zip(reports, draws, strict=True)]
+            batch |= self.processor(text=reports, return_tensors="pt")
+        return batch
+
+
+def some_sentences(report: str) -> str:
+    """Returns a random number of the report's sentences, at least one, in random order."""
+    sentences = split_sentences(report)
+    count = int(torch.randint(1, len(sentences) + 1, ()))
+    return " ".join(sentences[index] for index in torch.randperm(len(sentences))[:count])
+
+
+def prepare_inputs(batch: dict, device, scaling: str, lead_dropout: float = 0.0) -> dict:
+    """Moves a batch to the device and scales it; `lead_dropout` is the probability that a lead is zeroed."""
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    batch["input_values"] = scale_ecg(batch["input_values"], batch["lead_mask"], scaling)
+    if lead_dropout > 0:
+        batch["lead_mask"] = drop_leads(batch["lead_mask"], lead_dropout)
+    return batch
+
+
+def drop_leads(lead_mask: torch.Tensor, probability: float) -> torch.Tensor:
+    """Masks leads at random in (batch, leads); a record that would lose all of them keeps all of them."""
+    kept = lead_mask & (torch.rand(lead_mask.shape, device=lead_mask.device) >= probability)
+    return torch.where(kept.any(dim=1, keepdim=True), kept, lead_mask)
+
+
+class TrainingBatches(torch.utils.data.Dataset):
+    """Collated batches by optimizer step: rows in a new order each epoch, the same for any number of processes.
+
+    Batch `step` follows from the seed alone, including all that its collate function draws (crops, sentences, masks).
+    So a run resumes at any step, any number of loader processes gives the same, and two training processes with batch
+    n see the rows that one sees with 2n. The rows that do not fill an epoch's last batch are left out of it, since a
+    contrastive loss over fewer pairs is another loss.
+    """
+
+    def __init__(self, rows: Dataset, collate, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        self.global_batch, self.batch_size = batch_size * world, batch_size
+        if len(rows) < self.global_batch:
+            raise ValueError(
+                f"{len(rows)} training rows do not fill one batch of {self.global_batch} ({batch_size} per process): "
+                "lower --batch-size or give more data."
+            )
+        self.rows, self.collate, self.seed, self.rank, self.world = rows, collate, seed, rank, world
+        self.steps_per_epoch = len(rows) // self.global_batch
+        self._order = (-1, None)  # epoch and its permutation
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """Returns the rows of an epoch, (rows,): each global batch takes the next ones."""
+        return torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + epoch))
+
+    def global_indices(self, step: int) -> list[int]:
+        """Returns the rows of a step, one process after the other."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self.order(epoch))
+        return self._order[1][offset * self.global_batch :][: self.global_batch].tolist()
+
+    def indices(self, step: int) -> list[int]:
+        """Returns the rows of a step on this process."""
+        return self.global_indices(step)[self.rank * self.batch_size :][: self.batch_size]
+
+    def __getitem__(self, step: int) -> dict:
+        rows = self.rows.__getitems__(self.indices(step))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed << 32) + step * self.world + self.rank)
+            return self.collate(rows)
+
+
+class StepBatches(TrainingBatches):
+    """The batches of one optimizer step: `[step]` is a list of collated micro-batches to accumulate.
+
+    With `lengths` (one per row) reports of similar length come together: rows are sorted by length within stretches
+    of 50 batches of the epoch's order, and the batches of a stretch come in random order. The rows of a step stay the
+    same for any number of processes.
+    """
+
+    def __init__(self, rows, collate, batch_size, seed, rank=0, world=1, accumulation_steps=1, lengths=None):
+        super().__init__(rows, self.micro_batches, batch_size * accumulation_steps, seed, rank, world)
+        self.collate_rows, self.micro_batch_size = collate, batch_size
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
+
+    def micro_batches(self, rows: list[dict]) -> list[dict]:
+        size = self.micro_batch_size
+        return [self.collate_rows(rows[first : first + size]) for first in range(0, len(rows), size)]
+
+    def order(self, epoch: int) -> torch.Tensor:
+        order = super().order(epoch)
+        if self.lengths is None:
+            return order
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        whole = self.steps_per_epoch * self.global_batch  # what is left over belongs to no batch
+        batches = []
+        for stretch in order[:whole].split(WINDOW * self.global_batch):
+            stretch = stretch[self.lengths[stretch].argsort(stable=True)].view(-1, self.global_batch)
+            batches.append(stretch[torch.randperm(len(stretch), generator=generator)])
+        return torch.cat(batches).flatten()
