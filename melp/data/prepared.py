@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    IterableDataset,
+    NamedSplit,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.distributed import split_dataset_by_node
 
 from melp.data.stored import REQUIRED_COLUMNS, label_names
@@ -52,12 +61,22 @@ def load_prepared(path: str | Path) -> DatasetDict:
     Raises:
         ValueError: naming the folder, and the columns that are missing.
     """
-    splits = load_from_disk(str(prepared_folder(path)))
+    folder = prepared_folder(path)
+    names = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+    splits = DatasetDict({name: _load_split(folder / name) for name in names})
     for name, split in splits.items():
         missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
         if missing:
             raise ValueError(f"{path}: split {name!r} has no column {', '.join(missing)}: {MAKE_ONE}.")
     return splits
+
+
+def _load_split(folder: Path) -> Dataset:
+    """Loads a split; one without a recording has no file, which `load_from_disk` does not expect."""
+    if json.loads((folder / "state.json").read_text())["_data_files"]:
+        return load_from_disk(str(folder))
+    features = DatasetInfo.from_directory(str(folder)).features
+    return Dataset.from_dict({name: [] for name in features}, features, split=NamedSplit(folder.name))
 
 
 def stream_prepared(

@@ -652,6 +652,16 @@ def test_manifest_means_the_same_in_every_format(tmp_path, suffix):
     assert {row["patient"]: row["labels"] for row in rows} == {"1": {"a", "b"}, "2": set()}
 
 
+def test_labels_that_break_tables_do_not_break_the_card(tmp_path):
+    write_record(tmp_path / "raw/one", some_ecg())
+    table = pd.DataFrame({"record": ["one"], "patient": [1], "labels": ["a|b <img src=x>"]})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    prepare("manifest", tmp_path / "out", root=tmp_path / "raw", csv=str(tmp_path / "table.csv"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    (row,) = [line for line in card.splitlines() if "img" in line]
+    assert row.startswith(r"| a\|b &lt;img src=x>") and row.count("|") - row.count(r"\|") == 3
+
+
 # -------------------------------------------------------------------------------------------------------- broken files
 
 

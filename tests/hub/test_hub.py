@@ -417,6 +417,16 @@ def test_card_without_a_run_says_so_once(tmp_path):
     assert "AutoFeatureExtractor" in text and "datasets:" not in text and "model-index" not in text
 
 
+def test_names_that_break_tables_do_not_break_the_card(tmp_path):
+    model = tiny_model().ecg_model
+    names = {"task": "zero-shot", "database": "my|data\n<img src=x>", "label_set": "a|b", "split": "test"}
+    figures = {"records": 2, "metrics": {"macro_auroc": {"value": 0.5, "low": None, "high": None}}}
+    (tmp_path / "results.json").write_text(json.dumps(names | figures))
+    text = str(make_card(model, tmp_path, results=[tmp_path])).split("---", 2)[2]
+    (row,) = [line for line in text.splitlines() if line.startswith("| zero-shot")]
+    assert row.count("|") - row.count(r"\|") == 8 and r"a\|b" in row and "<img" not in text
+
+
 def test_card_refuses_results_that_lack_something(tmp_path):
     model = tiny_model().ecg_model
     (tmp_path / "results.json").write_text(json.dumps({"task": "zero-shot"}))
