@@ -1,4 +1,98 @@
-from melp.hub.push import main
+"""Model folders to the Hub.
+
+    python -m melp.hub push runs/demo/model ID    # create or update the model repository ID, private unless --public
+    python -m melp.hub push runs/demo/model ID --public --tag v1 --results results/zero-shot
+    python -m melp.hub card runs/demo/model --license cc-by-4.0    # only write the card, to read and edit it first
+
+What is uploaded is made anew from the model, processor and code, beside the card; `onnx/` and `notebook.ipynb` are
+taken where they are there, and nothing else of the folder leaves this machine. An interrupted push goes on with the
+same command. The token is that of `hf auth login` or HF_TOKEN.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+# Of `model_card.make_card`: its argument, the option, what it is.
+IDS = {"nargs": "+", "metavar": "ID"}
+CARD_OPTIONS = (
+    ("results", "--results", "output folders of evaluate.py", {"type": Path, "nargs": "+", "metavar": "DIR"}),
+    ("license_name", "--license", "the Hub's name of the model's licence (apache-2.0)", {"metavar": "NAME"}),
+    ("base_models", "--base-model", "Hub ids it comes from that no run names (converted weights)", IDS),
+    ("datasets", "--datasets", "Hub ids it was trained on that no run names", IDS),
+    ("template", "--template", "an edited copy of melp/hub/model_card.md", {"type": Path, "metavar": "FILE"}),
+)
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m melp.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    commands = {
+        "push": "create or update a model repository",
+        "card": "write the model card into the model folder, where push takes it as it is",
+    }
+    for task, text in commands.items():
+        command = tasks.add_parser(task, help=text, description=text)
+        command.add_argument("folder", type=Path, help="model folder, such as runs/demo/model")
+        if task == "push":
+            command.add_argument("id", help="repository: NAME, or OWNER/NAME")
+            command.add_argument("--public", action="store_true", help="a new repository is visible to everyone")
+            command.add_argument("--revision", default="main", help="branch (main)")
+            command.add_argument("--tag", help="name for this version (default: the run's name and step)")
+        command.add_argument("--run", type=Path, help="run folder of train.py (default: the one the model lies in)")
+        for name, option, about, more in CARD_OPTIONS:
+            command.add_argument(option, dest=name, default=argparse.SUPPRESS, help=f"for the card: {about}", **more)
+    options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        sys.exit(f"melp.hub: {options.folder} is no folder.")
+    return options
+
+
+def main(arguments: list[str] | None = None):
+    options = read_options(arguments)
+    try:
+        (push_command if options.task == "push" else card_command)(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"melp.hub: {error}")
+
+
+def push_command(options):
+    from huggingface_hub import HfApi
+
+    from melp.hub.push import push
+
+    commit = push(
+        options.folder,
+        options.id,
+        private=not options.public,
+        revision=options.revision,
+        tag=options.tag,
+        run=options.run,
+        **card_options(options),
+    )
+    info = HfApi().model_info(commit.repo_url.repo_id, revision=commit.oid)
+    shown = "private" if info.private else "public"
+    print(f"{info.id}: commit {info.sha} on {options.revision}, {shown}. Load it with")
+    print(f'    AutoModel.from_pretrained("{info.id}", revision="{info.sha}", trust_remote_code=True)')
+
+
+def card_options(options) -> dict:
+    """Returns what was given of `CARD_OPTIONS`, by the names of `model_card.make_card`."""
+    return {name: vars(options)[name] for name, *_ in CARD_OPTIONS if name in options}
+
+
+def card_command(options):
+    from melp.hub.model_card import CARD_FILE, make_card
+    from melp.hub.runs import run_of
+    from melp.models import load_model
+
+    folder, path = options.folder, options.folder / CARD_FILE
+    make_card(load_model(folder), folder, options.run or run_of(folder), **card_options(options)).save(path)
+    print(f"Written to {path}. Next: python -m melp.hub push {shlex.quote(str(folder))} ID")
+
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from configuration_melp import MelpConfig, MelpEcgConfig
-from melp.convert.model import convert, main, new_folder, read_source
+from melp.convert.__main__ import main
+from melp.convert.model import convert, new_folder
+from melp.convert.reading import read_source
 from melp.convert.rules import MODEL_RULES, PUBLISHED_RULES, map_state_dict
 from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpProcessor
@@ -316,9 +318,9 @@ def test_hub_id_at_a_revision(tmp_path, monkeypatch):
         (cache / "snapshots" / commit / file.name).symlink_to(f"../../blobs/blob{number}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    output = run("fuyingw/MELP_Encoder", "--revision", "v1", "--output", tmp_path / "model")
+    output = run("fuyingw/MELP_Encoder@v1", "--output", tmp_path / "model")
     assert_encoder(MelpEcgModel.from_pretrained(output))
-    refused("the Hub does not give it", "fuyingw/MELP_Encoder", "--revision", "v2", "--output", tmp_path / "other")
+    refused("MELP_Encoder@v2 is no folder or model", "fuyingw/MELP_Encoder@v2", "--output", tmp_path / "other")
 
 
 # ------------------------------------------------------------------------------------------------------- round trip
@@ -583,4 +585,3 @@ def test_sources_are_recognised_by_content(tmp_path):
     assert found == {"whole", "encoder", "published", "fairseq", "bert"}
     save_file({"a": torch.zeros(1)}, tmp_path / "p" / "model.safetensors")
     refused("no known layout has keys like a", tmp_path / "p", "--output", tmp_path / "model")
-    refused("revision belongs to a Hub id", ENCODER, "--revision", "main", "--output", tmp_path / "model")

@@ -51,8 +51,8 @@ JUNK = [
 # Calls hub.main, or convert.main, once a line of its standard input.
 PUSHER = """
 import contextlib, io, json, os, sys
-from melp.convert import model as convert
-from melp.hub import push as hub
+from melp.convert import __main__ as convert
+from melp.hub import __main__ as hub
 from huggingface_hub import ModelCard
 for line in sys.stdin:
     job = json.loads(line)
@@ -111,7 +111,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def hub(server, tmp_path_factory):
-    """`hub(*arguments, token=...)` runs hub.py's command in another process; gives what it printed and its error."""
+    """`hub(*arguments, token=...)` runs `python -m melp.hub` elsewhere; gives what it printed and its error."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPO)]))
     process = subprocess.Popen(
         [sys.executable, "-c", PUSHER],
@@ -240,7 +240,7 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
 
 
 def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, tmp_path):
-    """ORG/NAME/FILE and ORG/NAME, each at a revision that is no longer the newest."""
+    """ID/FILE and ID, each at a revision that is no longer the newest."""
     sources = {"doctor/ecg-fm": [fairseq_checkpoint(tmp_path / "ecg-fm.pt")]}
     sources["doctor/bert"] = list(bert_folder(tmp_path / "bert").iterdir())
     for repo_id, files in sources.items():
@@ -248,18 +248,20 @@ def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, 
         first = repository.commit("main", {file.name: file.read_bytes() for file in files})
         repository.refs["v1"] = first
         repository.commit("main", {"notes.txt": b"moved away"})
-    arguments = ["convert", "doctor/ecg-fm/ecg-fm.pt", "--text-model", "doctor/bert", "--output", tmp_path / "start"]
-    for wrong, message in (
-        ([*arguments], "ecg-fm.pt is not on this disk, and the Hub does not give it"),
-        ([*arguments, "--revision", "v2"], "ecg-fm.pt is not on this disk, and the Hub does not give it"),
-        ([*arguments, "--revision", "v1"], "doctor/bert is not on this disk, and the Hub does not give it"),
-        (["convert", "doctor/bert/../../x", "--output", tmp_path / "start"], "nor a Hub id"),
+    ecg, text, output = "doctor/ecg-fm/ecg-fm.pt", "doctor/bert", tmp_path / "start"
+    for source, bert, message in (
+        (ecg, text, f"{ecg} is no folder or model on this disk, nor one that the Hub gives you"),
+        (f"{ecg}@v2", text, f"{ecg}@v2 is no folder or model"),
+        (f"{ecg}@v1", text, "doctor/bert"),  # its newest commit has no weights
+        ("../../x", text, "nor a Hub id"),
     ):
-        assert message in hub(*wrong)[1] and not (tmp_path / "start").exists()
-    assert "does not give it" in hub(*arguments, "--revision", "v1", "--text-revision", "v1", token="hf_other")[1]
-    printed, error = hub(*arguments, "--revision", "v1", "--text-revision", repository.resolve("v1"))
+        error = hub("convert", source, "--text-model", bert, "--output", output)[1]
+        assert message in error and not output.exists()
+    arguments = ["convert", f"{ecg}@v1", "--text-model", f"{text}@{repository.resolve('v1')}", "--output", output]
+    assert "nor one that the Hub gives you" in hub(*arguments, token="hf_other")[1]
+    printed, error = hub(*arguments)
     assert error is None, error
-    assert "doctor/ecg-fm/ecg-fm.pt is a fairseq-signals checkpoint" in printed and "doctor/bert is a BERT" in printed
+    assert f"{ecg}@v1 is a fairseq-signals checkpoint" in printed and " is a BERT" in printed
     model = MelpModel.from_pretrained(tmp_path / "start")
     local = convert(tmp_path / "ecg-fm.pt", tmp_path / "bert").model
     assert_equal(model.state_dict(), local.state_dict())
@@ -323,12 +325,12 @@ def test_an_incomplete_or_contradicting_folder_is_not_pushed(server, hub, tmp_pa
     weights.pop("lm_head.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _, error = hub("push", folder, "doctor/never")
-    assert "lacks weights (lm_head.weight)" in error
+    assert "lacks 1 weights of MelpModel (lm_head.weight)" in error
     contradict(write_run(tmp_path / "other"), scaling="millivolt")
     _, error = hub("push", tmp_path / "other" / "model", "doctor/never")
     assert "scaling" in error and "doctor/never" not in server.repositories
     _, error = hub("push", tmp_path / "nowhere", "doctor/never")
-    assert "no model folder" in error and "doctor/never" not in server.repositories
+    assert "is no folder" in error and "doctor/never" not in server.repositories
 
 
 def contradict(folder: Path, **extractor):
@@ -374,7 +376,7 @@ def test_card_from_a_run(server, hub, tmp_path):
     ):
         assert expected in text
     for expected in (
-        "medical device, and must not be used",
+        "is research software, not a medical device",
         "simulated",
         "0.931 to 0.948",
         "| 607 |",
@@ -487,7 +489,7 @@ def whole(tmp_path_factory):
     ],
 )
 def test_a_malformed_folder_is_refused(tmp_path, whole, file, change, message):
-    """By the loading that evaluate.py, train.py and hub.py do, with a message; nothing in it is unpickled."""
+    """By the loading that evaluate.py, train.py and melp.hub do, with a message; nothing in it is unpickled."""
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)
     torch.save({"a": Mark(tmp_path / "mark")}, folder / "pytorch_model.bin")
@@ -612,7 +614,7 @@ def test_pulling_writes_nothing_outside_and_runs_nothing(server, tmp_path):
 
 
 def test_our_commands_never_run_a_folders_code(tmp_path):
-    """evaluate.py, train.py and hub.py read weights and configuration with this repository's own classes."""
+    """evaluate.py, train.py and melp.hub read weights and configuration with this repository's own classes."""
     folder = write_run(tmp_path)
     for name in CODE:
         (folder / name).write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
