@@ -114,6 +114,8 @@ def read_source(source: str | Path) -> Source:
     """
     path = fetch(source)
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{source} has no config.json: name the folder, or the ID@REVISION, of a whole model.")
         folder, options = path, read_json(file_inside(path, "config.json"))
         if options.get("model_type") == "melp_ecg" or "ecg_config" in options:
             return Source("melp", {}, options, folder)
