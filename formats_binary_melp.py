@@ -1,0 +1,627 @@
+"""EDF, EDF+ and BDF, ISHNE, MFER and DICOM waveforms.
+
+Sources: Kemp and Olivan, Clin Neurophysiol 114, 1755 (2003) and edfplus.info; Badilini, Ann Noninvasive Electrocardiol
+3, 263 (1998) (ISHNE); ISO 22077-1 (MFER); DICOM PS3.3, C.10.9. Only DICOM needs a package: pydicom.
+"""
+
+import re
+import struct
+import warnings
+
+import numpy as np
+
+try:
+    from .formats_common_melp import (
+        MAX_CHANNELS,
+        Channel,
+        FormatError,
+        Recording,
+        Request,
+        Source,
+        brief,
+        coded_lead,
+        facts_of,
+        number,
+        rate_of_interval,
+        scale_of,
+        sex_of,
+        text_of,
+        whole,
+        years_between,
+    )
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from formats_common_melp import (
+        MAX_CHANNELS,
+        Channel,
+        FormatError,
+        Recording,
+        Request,
+        Source,
+        brief,
+        coded_lead,
+        facts_of,
+        number,
+        rate_of_interval,
+        scale_of,
+        sex_of,
+        text_of,
+        whole,
+        years_between,
+    )
+
+# ---------------------------------------------------------------------------------------------------------------------
+# EDF, EDF+, BDF
+
+_EDF_FIELDS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)  # label ... samples per block, reserved; bytes per signal
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+
+
+def read_edf(source: Source, request: Request) -> Recording:
+    """Reads EDF, EDF+ and BDF: the blocks of the part asked for; a gap in an EDF+D or BDF+D file is refused."""
+    head = source.read(0, 256)
+    is_bdf = head[:1] == b"\xff"
+    count = whole(head[252:256], "the header's number of signals", 1, MAX_CHANNELS)
+    if whole(head[184:192], "the header's size") != 256 * (count + 1):
+        raise FormatError(f"its header's size is not that of {count} signals; fetch the file again")
+    seconds = number(head[244:252], "the duration of a block", 0, 1e6)
+    fields, position, text = [], 0, source.read(256, 256 * count)
+    for width in _EDF_FIELDS:
+        fields.append([text[position + width * k : position + width * (k + 1)] for k in range(count)])
+        position += width * count
+    labels, units = [text_of(label) for label in fields[0]], [text_of(unit) for unit in fields[2]]
+    sizes = [
+        whole(size, f"the samples per block of {brief(label)}") for size, label in zip(fields[8], labels, strict=True)
+    ]
+    width = 3 if is_bdf else 2
+    block_bytes = width * sum(sizes)
+    done: list[str] = []
+    blocks = _edf_blocks(head[236:244], source.size - 256 * (count + 1), block_bytes, request, done)
+
+    notes = [k for k, label in enumerate(labels) if label.upper() in ("EDF ANNOTATIONS", "BDF ANNOTATIONS")]
+    signals = [k for k in range(count) if k not in notes and sizes[k]]
+    if not signals or seconds == 0:
+        raise FormatError("it holds annotations alone, no signals; pass the file with the ECG")
+    first, last = request.span(blocks * sum(sizes), sum(sizes) / seconds)  # in samples of all signals
+    first, last = first // sum(sizes), -(-last // sum(sizes))
+    data = source.read(256 * (count + 1) + first * block_bytes, (last - first) * block_bytes)
+    raw = np.frombuffer(data, dtype=np.uint8).reshape(last - first, block_bytes)
+    starts = [width * end for end in np.cumsum([0, *sizes])]
+
+    kind = head[192:197]
+    if notes:
+        opening = raw[:1] if first == 0 else np.frombuffer(source.read(256 * (count + 1), block_bytes), np.uint8)[None]
+        where = slice(starts[notes[0]], starts[notes[0] + 1])
+        _check_onsets(opening[0, where], raw[:, where], first, seconds, required=kind[3:] == b"+D")
+    elif kind[3:] == b"+D":
+        raise FormatError("a discontinuous file (EDF+D) without the onsets of its blocks; export it as continuous")
+
+    channels = []
+    for k in signals:
+        scale, offset = _edf_scale(labels[k], *(field[k] for field in fields[3:7]))
+        stored = _edf_samples(raw[:, starts[k] : starts[k + 1]], is_bdf)
+        rate = sizes[k] / seconds
+        begin, end = request.span(blocks * sizes[k], rate)
+        skipped = begin - first * sizes[k]
+        samples = stored[skipped : skipped + end - begin]
+        channels.append(Channel(labels[k], samples, rate, units[k], scale, offset))
+    facts, identifiers = _edf_patient(head)
+    name = "BDF" if is_bdf else "EDF"
+    return Recording(channels, f"{name}+" if kind[3:4] == b"+" else name, done, facts, identifiers)
+
+
+def _edf_blocks(stated: bytes, size: int, block_bytes: int, request: Request, done: list[str]) -> int:
+    blocks = whole(stated, "the header's number of blocks", -1)
+    if not block_bytes:
+        raise FormatError("its blocks are empty; fetch the file again")
+    if blocks == -1:  # still being recorded when it was closed
+        blocks, rest = divmod(size, block_bytes)
+        request.check(not rest, f"cut off: its last block has {rest} of {block_bytes} bytes", done)
+    else:
+        more = size - blocks * block_bytes
+        if more < 0:
+            raise FormatError(
+                f"cut off: {blocks} blocks of {block_bytes} bytes stated, {size} bytes are there; fetch it again"
+            )
+        request.check(not more, f"{more} bytes more than its header states: they do not belong together", done)
+    if blocks == 0:
+        raise FormatError("empty: no block of samples; fetch the file again")
+    return blocks
+
+
+def _edf_samples(raw: np.ndarray, is_bdf: bool) -> np.ndarray:
+    """(blocks, bytes) of one signal as (samples,), int16 or int32."""
+    if not is_bdf:
+        return np.ascontiguousarray(raw).view("<i2").ravel()
+    padded = np.zeros((raw.size // 3, 4), dtype=np.uint8)
+    padded[:, 1:] = raw.reshape(-1, 3)
+    return padded.view("<i4")[:, 0] >> 8
+
+
+def _edf_scale(label: str, *limits: bytes) -> tuple[float, float]:
+    names = ("physical minimum", "physical maximum", "digital minimum", "digital maximum")
+    low, high, digital_low, digital_high = (
+        number(text.replace(b",", b"."), f"the {name} of {brief(label)}")
+        for text, name in zip(limits, names, strict=True)
+    )
+    if low == high or digital_low >= digital_high:
+        raise FormatError(f"the physical or digital range of {brief(label)} is empty; correct the header")
+    scale = scale_of((high - low) / (digital_high - digital_low), f"the resolution of {brief(label)}")
+    return scale, low - digital_low * scale
+
+
+def _check_onsets(opening: np.ndarray, raw: np.ndarray, first: int, seconds: float, required: bool):
+    """Raises FormatError where the blocks' onsets, the first of each block's annotations, leave a gap or overlap."""
+    origin = _onset(opening)
+    for index, row in enumerate(raw, start=first):
+        onset = _onset(row)
+        if onset is None or origin is None:
+            if required:
+                raise FormatError(f"a discontinuous file (EDF+D) whose block {index} states no onset; fetch it again")
+        elif abs(onset - origin - index * seconds) > 1e-3:
+            raise FormatError(
+                f"block {index} begins at {onset - origin:g} s instead of {index * seconds:g} s: a gap; cut the file "
+                "there and read the parts"
+            )
+
+
+def _onset(row: np.ndarray) -> float | None:
+    match = re.match(rb"[+-]\d+(?:\.\d+)?(?=\x14\x14|\x14|\x15)", row.tobytes()[:64])
+    return float(match[0]) if match else None
+
+
+def _edf_patient(head: bytes) -> tuple[dict, dict]:
+    """Facts and identifiers of the two free fields, which EDF+ divides by spaces: code sex birth name; X is unknown."""
+    patient, recording = text_of(head[8:88]), text_of(head[88:168])
+    recorded = f"{text_of(head[168:176])} {text_of(head[176:184])}"
+    if head[195:196] != b"+":
+        return {}, facts_of(patient_id=patient, record_id=recording, recorded=recorded)
+    code, sex, birth, name, *_ = [*(None if part == "X" else part for part in patient.split()), *[None] * 4]
+    parts = [None if part == "X" else part for part in recording.split()] + [None] * 5
+    if parts[1]:
+        recorded = parts[1]
+    age = years_between(_edf_date(birth), _edf_date(parts[1]))
+    facts = facts_of(age=age, sex=sex_of(sex), device=parts[4])
+    identifiers = facts_of(patient_id=code, birth_date=birth, name=name, record_id=parts[2], recorded=recorded)
+    return facts, identifiers
+
+
+def _edf_date(text: str | None) -> str:
+    """YYYYMMDD of "02-MAY-1951"."""
+    match = re.fullmatch(r"(\d\d?)-([A-Z]{3})-(\d{4})", str(text or "").upper())
+    return f"{match[3]}{_MONTHS.index(match[2]) + 1:02}{int(match[1]):02}" if match and match[2] in _MONTHS else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ISHNE
+
+_ISHNE_LEADS = ("unknown", "ECG", "X", "Y", "Z", "I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5")
+_ISHNE_LEADS += ("V6", "ES", "AS", "AI")
+
+
+def read_ishne(source: Source, request: Request) -> Recording:
+    """Reads the part asked for of a Holter recording in ISHNE's format."""
+    head = source.read(0, 522)
+    if not head.startswith(b"ISHNE1.0"):
+        raise FormatError("an ISHNE file of annotations, without samples; pass the one with the ECG")
+    variable, stated, _, offset = struct.unpack_from("<4i", head, 10)
+    count = struct.unpack_from("<h", head, 156)[0]
+    rate = struct.unpack_from("<h", head, 272)[0]
+    if not 1 <= count <= 12 or offset < 522 or variable < 0 or rate <= 0:
+        raise FormatError(f"its header cannot be right: {count} leads, {rate} Hz, samples from byte {offset}")
+    done: list[str] = []
+    _check_ishne_crc(source, head, request, done)
+    codes, resolutions = struct.unpack_from("<12h", head, 158), struct.unpack_from("<12h", head, 206)
+    held, rest = divmod(source.size - offset, 2 * count)
+    if rest or stated not in (held, held * count):  # per lead, or of all leads together: writers differ
+        raise FormatError(
+            f"cut off: its header states {stated} samples, {held} per lead are there; fetch the file again"
+        )
+    first, last = request.span(held, rate)
+    samples = np.frombuffer(source.read(offset + 2 * count * first, 2 * count * (last - first)), dtype="<i2")
+    channels = []
+    for k, row in enumerate(samples.reshape(-1, count).T):
+        code = codes[k]
+        name = _ISHNE_LEADS[code] if 0 < code < len(_ISHNE_LEADS) else f"lead code {code}"
+        scale = scale_of(resolutions[k], f"the resolution of {name}")
+        channels.append(Channel(name, row, float(rate), "nV", scale, 0.0, -(2**15)))
+    return Recording(channels, "ISHNE", done, *_ishne_patient(head))
+
+
+def _check_ishne_crc(source: Source, head: bytes, request: Request, done: list[str]):
+    """The checksum covers gains and rate: where it is wrong, these may be."""
+    stated = struct.unpack_from("<H", head, 8)[0]
+    variable = struct.unpack_from("<i", head, 10)[0]
+    variable = variable if 0 < variable <= min(source.size - 522, 2**20) else 0
+    covered = head[10:522] + source.read(522, variable)
+    agrees = not stated or stated in (crc_ccitt(head[10:522]), crc_ccitt(covered))
+    request.check(agrees, "the checksum of its header is wrong: gains or rate may be damaged", done)
+
+
+def _ishne_patient(head: bytes) -> tuple[dict, dict]:
+    sex, _, *numbers = struct.unpack_from("<2h9h", head, 128)
+    day, month, year, record_day, record_month, record_year = numbers[:6]
+    birth, recorded = f"{year:04}{month:02}{day:02}", f"{record_year:04}{record_month:02}{record_day:02}"
+    known = year > 1800
+    facts = facts_of(
+        sex={1: "male", 2: "female"}.get(sex), age=years_between(birth, recorded), device=text_of(head[232:272])
+    )
+    return facts, facts_of(
+        name=f"{text_of(head[28:68])} {text_of(head[68:108])}",
+        patient_id=text_of(head[108:128]),
+        birth_date=birth if known else None,
+        recorded=recorded if record_year > 1800 else None,
+    )
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        value = byte << 8
+        for _ in range(8):
+            value = (value << 1 ^ 0x1021 if value & 0x8000 else value << 1) & 0xFFFF
+        table.append(value)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def crc_ccitt(data: bytes) -> int:
+    """CRC-16/CCITT-FALSE, of ISHNE and SCP-ECG."""
+    value = 0xFFFF
+    for byte in data:
+        value = (value << 8 & 0xFFFF) ^ _CRC_TABLE[value >> 8 ^ byte]
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MFER
+
+_MFER_TYPES = {0: "i2", 1: "u2", 2: "i4", 3: "u1", 4: "u2", 5: "i1", 6: "u4", 7: "f4", 8: "f8"}
+_MFER_RHYTHMS = (None, 0, 1, 2, 4, 20, 21)  # waveform classes: rest, Holter, exercise, monitor; 9 is the mean beat
+_CHANNEL_TAGS = {0x04: "block", 0x06: "sequences", 0x09: "lead", 0x0A: "type", 0x0B: "interval", 0x0C: "resolution"}
+_CHANNEL_TAGS |= {0x0D: "offset", 0x12: "missing"}
+
+
+def read_mfer(source: Source, request: Request) -> Recording:
+    """Reads an ISO 22077 file; frames that follow each other with the same definitions are one recording."""
+    state = {"order": "big", "channels": 1, "all": {}, "each": {}, "class": None}
+    frames, person, total = [], {}, 0
+    for tag, number_, value in _mfer_items(source.all(), 0):
+        if tag == 0x3F:
+            own = state["each"].setdefault(number_, {})
+            for inner, _, content in _mfer_items(value, 1):
+                own |= _mfer_definition(inner, content, state["order"])
+        elif tag == 0x1E:
+            if state["class"] in _MFER_RHYTHMS:
+                frames.append(_mfer_frame(state, value))
+                total += len(frames[-1][0].samples)
+        elif tag == 0x07 and value and int.from_bytes(value, state["order"]) != total:
+            raise FormatError("its frames do not follow each other: a gap; cut the file there and read the parts")
+        else:
+            _mfer_header(state, person, tag, value)
+    if not frames:
+        raise FormatError("no frame of an ECG's rhythm in it; pass the file with the ECG")
+    return Recording(_mfer_channels(frames, request), "MFER", [], *_mfer_patient(person, state["order"]))
+
+
+def _mfer_items(data: bytes, depth: int):
+    """(tag, channel, content) of each definition up to the end mark."""
+    position = 0
+    while position < len(data):
+        tag, position = data[position], position + 1
+        if tag == 0x80:
+            return
+        if tag == 0:  # a filler
+            continue
+        channel = None
+        if tag == 0x3F:
+            if depth:
+                raise FormatError("a channel's definitions within a channel's; fetch the file again")
+            channel, more = 0, True
+            while more and position < len(data):
+                channel, more = channel << 7 | data[position] & 0x7F, data[position] & 0x80
+                position += 1
+            if channel >= MAX_CHANNELS:
+                raise FormatError(f"it defines channel {brief(channel)}; fetch the file again")
+        size, position = _mfer_size(data, position)
+        if position + size > len(data):
+            raise FormatError(f"cut off: {size} bytes of tag {tag:#x} stated, {len(data) - position} are there")
+        yield tag, channel, data[position : position + size]
+        position += size
+
+
+def _mfer_size(data: bytes, position: int) -> tuple[int, int]:
+    if position >= len(data):
+        raise FormatError("cut off after a tag; fetch the file again")
+    size, position = data[position], position + 1
+    if size < 0x80:
+        return size, position
+    if not 1 <= size - 0x80 <= 4:
+        raise FormatError("a definition of no stated length, which is not read here; export the file anew")
+    end = position + size - 0x80
+    return int.from_bytes(data[position:end], "big"), end
+
+
+def _mfer_definition(tag: int, value: bytes, order: str) -> dict:
+    """What one tag says of all channels or of one; an empty value goes back to the default."""
+    name = _CHANNEL_TAGS.get(tag)
+    if name is None:
+        return {}
+    if not value:
+        return {name: None}
+    if name in ("block", "sequences"):
+        return {name: whole(int.from_bytes(value[:4], order), f"the frame's {name}", 1)}
+    if name == "type":
+        if value[0] not in _MFER_TYPES:
+            raise FormatError(
+                f"samples of type {value[0]} (compressed, or unknown) are not read; export it uncompressed"
+            )
+        return {name: value[0]}
+    if name == "lead":
+        return {name: int.from_bytes(value[:2], order) if len(value) > 1 else value[0]}
+    if name in ("interval", "resolution"):
+        if not 3 <= len(value) <= 6:
+            raise FormatError(f"its {name} has {len(value)} bytes; fetch the file again")
+        exponent = int.from_bytes(value[1:2], "big", signed=True)
+        mantissa = int.from_bytes(value[2:], order, signed=True)
+        return {name: (value[0], exponent, mantissa)}
+    return {name: value}  # offset and missing: in the type of the samples
+
+
+def _mfer_header(state: dict, person: dict, tag: int, value: bytes):
+    if tag == 0x01:
+        if value not in (b"", b"\0", b"\1"):
+            raise FormatError("its byte order cannot be read; fetch the file again")
+        state["order"] = "little" if value == b"\1" else "big"
+    elif tag == 0x05:
+        state["channels"] = whole(
+            int.from_bytes(value[:4], state["order"]) if value else 1, "channels", 1, MAX_CHANNELS
+        )
+        state["each"] = {}
+    elif tag == 0x08:
+        state["class"] = int.from_bytes(value[:2], state["order"]) if value else None
+    elif tag == 0x0E and any(value[:2]):
+        raise FormatError("compressed samples are not read; export the file uncompressed")
+    elif tag in (0x17, 0x81, 0x82, 0x83, 0x84, 0x85):
+        person[tag] = value
+    else:
+        state["all"] |= _mfer_definition(tag, value, state["order"])
+
+
+def _mfer_frame(state: dict, data: bytes) -> list[Channel]:
+    """The channels of one frame: sequences of blocks, a block per channel."""
+    common = {name: value for name, value in state["all"].items() if name != "lead"}
+    definitions = [common | state["each"].get(channel, {}) for channel in range(state["channels"])]
+    if state["channels"] == 1 and "lead" in state["all"]:
+        definitions[0] = {"lead": state["all"]["lead"]} | definitions[0]
+    order = {"big": ">", "little": "<"}[state["order"]]
+    types = [np.dtype(order + _MFER_TYPES[own.get("type") or 0]) for own in definitions]
+    blocks = [own.get("block") or 1 for own in definitions]
+    size = sum(block * kind.itemsize for block, kind in zip(blocks, types, strict=True))
+    sequences = {own.get("sequences") for own in definitions}
+    count = sequences.pop() or len(data) // size
+    if sequences or count * size != len(data) or not count:
+        raise FormatError(
+            f"cut off, or its frame is defined wrongly: {len(data)} bytes of samples for {count} times {size}; fetch "
+            "the file again"
+        )
+    rows = np.frombuffer(data, dtype=np.uint8).reshape(count, size)
+    channels, start = [], 0
+    for own, block, kind in zip(definitions, blocks, types, strict=True):
+        stop = start + block * kind.itemsize
+        samples = np.ascontiguousarray(rows[:, start:stop]).view(kind).ravel()
+        channels.append(_mfer_channel(own, kind, samples))
+        start = stop
+    return channels
+
+
+_MFER_UNITS = ("V", "mmHg", "Pa", "cmH2O", "mmHg/s", "dyne", "N", "%", "degC")
+
+
+def _mfer_channel(own: dict, kind: np.dtype, samples: np.ndarray) -> Channel:
+    name = None if own.get("lead") is None else coded_lead(own["lead"])
+    rate, unit, scale = None, None, 1.0
+    if own.get("interval"):
+        code, exponent, mantissa = own["interval"]
+        size = scale_of(mantissa * 10.0**exponent, "the sampling interval")
+        if code not in (0, 1) or size < 0:
+            raise FormatError(f"its sampling interval has unit {code}, neither Hz nor seconds; export the file anew")
+        rate = size if code == 0 else rate_of_interval(1e6 * size, 1e6 * 10.0**exponent)
+    if own.get("resolution"):
+        code, exponent, mantissa = own["resolution"]
+        scale = scale_of(mantissa * 10.0**exponent, "the resolution")
+        unit = _MFER_UNITS[code] if code < len(_MFER_UNITS) else f"unit {code}"
+    if own.get("offset") and any(own["offset"]):
+        raise FormatError("its samples have an offset, which writers define differently; export the file without one")
+    missing = own.get("missing")
+    if missing is not None:
+        if len(missing) != kind.itemsize:
+            raise FormatError("its null value is of another type than its samples; fetch the file again")
+        missing = np.frombuffer(missing, dtype=kind)[0].item()
+    return Channel(name, samples, rate, unit, scale, 0.0, missing)
+
+
+def _mfer_channels(frames: list[list[Channel]], request: Request) -> list[Channel]:
+    def layout(frame):
+        return [(one.name, one.rate, one.unit, one.scale, one.missing, one.samples.dtype) for one in frame]
+
+    if any(layout(frame) != layout(frames[0]) for frame in frames):
+        raise FormatError("its frames define leads, rate or scale anew; cut the file there and read the parts")
+    channels = []
+    for pieces in zip(*frames, strict=True):
+        channel = pieces[0]
+        samples = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else channel.samples
+        if channel.rate:
+            first, last = request.span(len(samples), channel.rate)
+            samples = samples[first:last]
+        elif not request.is_whole:
+            raise FormatError("it states no sampling interval, which start= and seconds= need")
+        channel.samples = samples
+        channels.append(channel)
+    return channels
+
+
+def _mfer_patient(person: dict, order: str) -> tuple[dict, dict]:
+    born, when = person.get(0x83, b""), person.get(0x85, b"")
+    birth = _mfer_date(born[3:7], order)
+    recorded = _mfer_date(when[:4], order)
+    age = born[0] if born and any(born[:3]) and born[0] < 255 else years_between(birth, recorded)
+    facts = facts_of(
+        age=age,
+        sex={1: "male", 2: "female"}.get((person.get(0x84) or b"\0")[0]),
+        device=text_of(person.get(0x17, b"")).replace("^", " "),
+    )
+    name, patient = text_of(person.get(0x81, b"")), text_of(person.get(0x82, b""))
+    return facts, facts_of(name=name, patient_id=patient, birth_date=birth, recorded=recorded)
+
+
+def _mfer_date(value: bytes, order: str) -> str:
+    year = int.from_bytes(value[:2], order) if len(value) == 4 else 0
+    return f"{year:04}{value[2]:02}{value[3]:02}" if year > 1800 else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DICOM
+
+_DICOM_SAMPLES = {"SB": "i1", "UB": "u1", "SS": "i2", "US": "u2", "SL": "i4", "UL": "u4"}
+_DEFLATED, _BIG_ENDIAN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.2"
+
+
+def read_dicom(source: Source, request: Request) -> Recording:
+    """Reads the original rhythm of a DICOM waveform object, of whatever SOP class."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError("DICOM waveforms need pydicom: pip install pydicom (or '.[dicom]')") from error
+    import io
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote what identifies a patient
+        data = source.all()
+        syntax = _transfer_syntax(data)
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        groups = dataset.get("WaveformSequence") or []
+        if not groups:
+            raise FormatError("a DICOM object without waveforms; pass the one with the ECG")
+        group = _dicom_group(list(groups))
+        samples = _dicom_samples(group, ">" if syntax == _BIG_ENDIAN else "<")
+        rate = number(group.get("SamplingFrequency"), "the sampling frequency", 1e-3, 1e6)
+        first, last = request.span(len(samples), rate)
+        missing = _dicom_padding(group)
+        channels = [
+            _dicom_channel(definition, samples[first:last, k], rate, missing)
+            for k, definition in enumerate(group.ChannelDefinitionSequence)
+        ]
+        return Recording(channels, "DICOM", [], *_dicom_patient(dataset))
+
+
+def _transfer_syntax(data: bytes) -> bytes:
+    """Of the file's meta information, before pydicom inflates whatever a deflated file holds."""
+    where = data.find(b"\x02\x00\x10\x00UI", 132, 2**16)
+    if where < 0:
+        raise FormatError("its meta information states no transfer syntax; fetch the file again")
+    size = int.from_bytes(data[where + 6 : where + 8], "little")
+    syntax = data[where + 8 : where + 8 + size].strip(b"\0 ")
+    if syntax == _DEFLATED:
+        raise FormatError("a deflated DICOM file is not read; save it uncompressed, with dcmconv for instance")
+    return syntax
+
+
+def _dicom_group(groups: list):
+    """The one group of original samples that has any of the twelve leads."""
+    originals = [group for group in groups if group.get("WaveformOriginality", "ORIGINAL") != "DERIVED"]
+    leads = [{_dicom_name(channel) for channel in group.get("ChannelDefinitionSequence") or []} for group in originals]
+    twelve = {coded_lead(code) for code in (*range(1, 9), *range(61, 65))}
+    chosen = [group for group, names in zip(originals, leads, strict=True) if names & twelve]
+    if not chosen and len(originals) == 1:
+        return originals[0]
+    if not chosen:
+        raise FormatError("no group of original samples with one of the twelve leads; pass the object with the ECG")
+    if len(chosen) > 1:
+        raise FormatError(
+            f"{len(chosen)} groups of leads that were not recorded at once, as for a page of 3 x 4; read each alone, as "
+            "an array of its own"
+        )
+    return chosen[0]
+
+
+def _dicom_samples(group, order: str) -> np.ndarray:
+    """(samples, channels) as stored."""
+    count = whole(group.get("NumberOfWaveformChannels"), "the number of channels", 1, MAX_CHANNELS)
+    length = whole(group.get("NumberOfWaveformSamples"), "the number of samples", 1)
+    kind, bits = str(group.get("WaveformSampleInterpretation")), group.get("WaveformBitsAllocated")
+    if kind not in _DICOM_SAMPLES:
+        raise FormatError(f"samples in {brief(kind)} (mu-law, A-law or unknown) are not read; export it as 16 bit")
+    dtype = np.dtype(order + _DICOM_SAMPLES[kind])
+    if bits != 8 * dtype.itemsize:
+        raise FormatError(f"samples of {brief(bits)} bits are said to be {kind}; fetch the file again")
+    data = group.get("WaveformData") or b""
+    if len(group.get("ChannelDefinitionSequence") or []) != count:
+        raise FormatError("it does not define each of its channels; fetch the file again")
+    if len(data) - count * length * dtype.itemsize not in (0, 1):  # filled up to an even length
+        raise FormatError(f"cut off: {length} samples of {count} channels stated, {len(data)} bytes are there")
+    return np.frombuffer(data, dtype=dtype, count=count * length).reshape(length, count)
+
+
+def _dicom_padding(group) -> int | None:
+    """The padding value, unless it is 0: writers put 0 there without meaning it, and true samples are 0."""
+    value = group.get("WaveformPaddingValue")
+    if isinstance(value, bytes):
+        value = int.from_bytes(value, "little", signed=True)
+    return int(value) if isinstance(value, int) and value else None
+
+
+def _dicom_name(channel) -> str:
+    """The lead by its code; by its text where the coding scheme is another."""
+    source = (channel.get("ChannelSourceSequence") or [{}])[0]
+    code = str(source.get("CodeValue") or "")
+    if match := re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d+)", code):
+        return coded_lead(int(match[1]))
+    if code.isdigit() and 2**17 < int(code) < 2**17 + 2**12 and source.get("CodingSchemeDesignator") == "MDC":
+        return coded_lead(int(code) - 2**17)
+    text = str(source.get("CodeMeaning") or channel.get("ChannelLabel") or "")
+    return re.sub(r"\s*\(.*\)\s*$", "", text).strip()
+
+
+def _dicom_channel(definition, samples: np.ndarray, rate: float, missing: int | None) -> Channel:
+    name = _dicom_name(definition) or None
+    skew = definition.get("ChannelSampleSkew")
+    if skew is not None and abs(number(skew, f"the skew of {name}")) >= 1:
+        raise FormatError(f"lead {name} is skewed by {skew} samples; export the file with aligned leads")
+    sensitivity = definition.get("ChannelSensitivity")
+    if sensitivity is None:
+        return Channel(name, samples, rate, None, missing=missing)
+    units = (definition.get("ChannelSensitivityUnitsSequence") or [{}])[0]
+    correction = definition.get("ChannelSensitivityCorrectionFactor")
+    scale = scale_of(sensitivity, f"the sensitivity of {name}") * scale_of(
+        1 if correction is None else correction, f"the correction factor of {name}"
+    )
+    offset = number(definition.get("ChannelBaseline") or 0, f"the baseline of {name}")
+    return Channel(name, samples, rate, str(units.get("CodeValue") or "") or None, scale, offset, missing)
+
+
+def _dicom_patient(dataset) -> tuple[dict, dict]:
+    def text(keyword):
+        return str(dataset.get(keyword) or "")
+
+    age = re.fullmatch(r"(\d{3})([YMWD])", text("PatientAge").strip())
+    years = int(age[1]) / {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}[age[2]] if age else None
+    recorded = text("AcquisitionDateTime") or text("StudyDate") + text("StudyTime")
+    if years is None:
+        years = years_between(text("PatientBirthDate"), recorded)
+    facts = facts_of(
+        age=years,
+        sex=sex_of(text("PatientSex")),
+        device=f"{text('Manufacturer')} {text('ManufacturerModelName')}",
+        site=text("InstitutionName"),
+    )
+    return facts, facts_of(
+        patient_id=text("PatientID"),
+        name=text("PatientName"),
+        birth_date=text("PatientBirthDate"),
+        record_id=text("SOPInstanceUID"),
+        recorded=recorded,
+    )

@@ -1,0 +1,372 @@
+"""Reads an ECG file of any format into millivolts: what it is, is seen from its content, not from its name.
+
+`read_ecg` is the entrance for models and commands, `read_recording` keeps the samples as they are stored (for
+`prepare`), `list_records` names the records of a file that holds several. The table of formats is docs/formats.md.
+"""
+
+import codecs
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+try:
+    from .formats_binary_melp import read_dicom, read_edf, read_ishne, read_mfer
+    from .formats_common_melp import Channel, FormatError, Recording, Request, Source, brief, to_millivolt
+    from .formats_scp_melp import read_scp
+    from .formats_table_melp import (
+        list_keys,
+        looks_like_table,
+        read_hdf5,
+        read_npy,
+        read_npz,
+        read_parquet,
+        read_table,
+    )
+    from .formats_wfdb_melp import from_wfdb, read_record
+    from .formats_xml_melp import read_xml
+    from .signal_melp import EcgBlock, canonical_leads, check_sampling_rate, resample_ecg, unit_to_millivolt
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from formats_binary_melp import read_dicom, read_edf, read_ishne, read_mfer
+    from formats_common_melp import Channel, FormatError, Recording, Request, Source, brief, to_millivolt
+    from formats_scp_melp import read_scp
+    from formats_table_melp import (
+        list_keys,
+        looks_like_table,
+        read_hdf5,
+        read_npy,
+        read_npz,
+        read_parquet,
+        read_table,
+    )
+    from formats_wfdb_melp import from_wfdb, read_record
+    from formats_xml_melp import read_xml
+    from signal_melp import EcgBlock, canonical_leads, check_sampling_rate, resample_ecg, unit_to_millivolt
+
+READERS: dict[str, Callable[[Source, Request], Recording]] = {
+    "dicom": read_dicom,
+    "scp": read_scp,
+    "ishne": read_ishne,
+    "mfer": read_mfer,
+    "edf": read_edf,
+    "xml": read_xml,
+    "hdf5": read_hdf5,
+    "parquet": read_parquet,
+    "npy": read_npy,
+    "npz": read_npz,
+    "table": read_table,
+}
+STACKS = ("hdf5", "parquet", "npy", "npz")  # which may hold several records
+MAX_RATE_RATIO = 1000  # between channels of one file
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recognition
+
+
+def recognise(source: Source) -> str | None:
+    """The key in `READERS` of a file's format, by its first bytes; None where it is none of these."""
+    head = source.head(2**12)
+    for kind, offset, magic in (
+        ("dicom", 128, b"DICM"),
+        ("scp", 16, b"SCPECG"),
+        ("ishne", 0, b"ISHNE1.0"),
+        ("ishne", 0, b"ANN  1.0"),
+        ("mfer", 2, b"MFR "),
+        ("edf", 0, b"0       "),
+        ("edf", 0, b"\xffBIOSEMI"),
+        ("hdf5", 0, b"\x89HDF\r\n\x1a\n"),
+        ("parquet", 0, b"PAR1"),
+        ("npy", 0, b"\x93NUMPY"),
+        ("npz", 0, b"PK\x03\x04"),
+    ):
+        if head[offset : offset + len(magic)] == magic and (kind != "mfer" or head[:1] == b"\x40"):
+            return kind
+    if _is_xml(head):
+        return "xml"
+    user_block = 512  # an HDF5 file may begin with one, as MATLAB's do
+    while user_block < min(source.size - 8, 2**17):
+        if source.read(user_block, 8) == b"\x89HDF\r\n\x1a\n":
+            return "hdf5"
+        user_block *= 2
+    return "table" if looks_like_table(head) else None
+
+
+def _is_xml(head: bytes) -> bool:
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
+        if head.startswith(mark):
+            return head[len(mark) :].decode(encoding, "ignore").lstrip().startswith("<")
+    return head.lstrip()[:1] == b"<" or head[:4] in (b"<\0?\0", b"\0<\0?")
+
+
+def _header_beside(path: Path) -> Path | None:
+    """The WFDB header of a record's path, given with or without the suffix of one of its files."""
+    names = [path.name]
+    for suffix in (".gz", ".hea", ".dat", ".mat"):
+        if names[-1].lower().endswith(suffix):
+            names.append(names[-1][: -len(suffix)])
+    for name in reversed(names):
+        for header in (path.with_name(f"{name}.hea"), path.with_name(f"{name}.hea.gz")):
+            if name and header.is_file():
+                return header
+    return None
+
+
+def _split_key(path: Path) -> tuple[Path, str | None]:
+    """A path and the record within its file, of FILE#RECORD; a # in an existing file's name is just that."""
+    file, mark, key = str(path).rpartition("#")
+    if not mark or os.path.lexists(path) or _header_beside(path) or not os.path.isfile(file):
+        return path, None
+    return Path(file), key
+
+
+def _read_path(path: Path, request: Request) -> Recording:
+    path, key = _split_key(path)
+    if not os.path.lexists(path) or path.is_dir():
+        if header := _header_beside(path):
+            return read_record(header, request)
+        if path.is_dir():
+            raise FormatError("is a folder; pass the path of a recording in it")
+        raise FormatError(f"no such file, and no header {path.name}.hea of a WFDB record")
+    source = Source(path)
+    kind = recognise(source)
+    if kind not in ("xml", "dicom", "scp", "ishne", "mfer", "edf") and (header := _header_beside(path)):
+        return read_record(header, request)
+    return _read_source(source, kind, replace(request, record=key))
+
+
+def _read_source(source: Source, kind: str | None, request: Request) -> Recording:
+    if source.size == 0:
+        raise FormatError("the file is empty; fetch it again")
+    if kind is None:
+        begins = source.head(12)
+        if begins.startswith(b"MATLAB"):
+            raise FormatError("a MATLAB file without a WFDB header beside it; pass its array, sampling_rate= and leads=")
+        raise FormatError(
+            f"a file that begins with {begins!r} is of no format that is read, and no header (.hea) is beside it; see "
+            "docs/formats.md, or pass an array, sampling_rate= and leads="
+        )
+    if request.record is not None and kind not in STACKS:
+        raise FormatError(f"it holds one record, none called {brief(request.record)}")
+    return READERS[kind](source, request)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_recording(source, request: Request | None = None) -> Recording:
+    """Reads channels as they are stored, and what the file says; see `read_ecg`.
+
+    Raises:
+        ValueError: the reason, without the record's name.
+        ImportError: naming the package to install.
+    """
+    request = request or Request()
+    try:
+        if isinstance(source, (str, os.PathLike)):
+            recording = _read_path(Path(source).expanduser(), request)
+        elif hasattr(source, "record_name"):
+            recording = _part_of(from_wfdb(source), request)
+        else:
+            data = source if isinstance(source, (bytes, bytearray, memoryview)) else source.read()
+            buffer = Source(data=bytes(data))
+            recording = _read_source(buffer, recognise(buffer), request)
+    except (ImportError, FormatError):
+        raise
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror or type(error).__name__}") from error
+    except Exception as error:  # what a damaged file makes of a parser; its text may quote a patient's name
+        raise FormatError(f"damaged, or not as its format has it ({type(error).__name__}); fetch it again") from error
+    if not recording.channels:
+        raise FormatError("it holds no channels; pass the file with the ECG")
+    return recording
+
+
+def _part_of(recording: Recording, request: Request) -> Recording:
+    for channel in recording.channels:
+        first, last = request.span(len(channel.samples), channel.rate)
+        channel.samples = channel.samples[first:last]
+    return recording
+
+
+def usable_channels(recording: Recording, request: Request, unit: str | None = None) -> tuple[list[Channel], list[str]]:
+    """The channels that are among the twelve leads, named as in `LEADS`, with a rate and a unit of voltage each.
+
+    What the caller says (leads, rate, unit) fills in what the file does not say, and must not contradict what it does.
+
+    Returns:
+        the channels, and the names of those that are left out.
+
+    Raises:
+        ValueError: the reason, without the record's name.
+    """
+    channels, ignored = _named(recording.channels, request.leads), []
+    leads, kept = canonical_leads([channel.name for channel in channels]), []
+    for channel, lead in zip(channels, leads, strict=True):
+        if lead is None:
+            ignored.append(str(channel.name))
+        else:
+            rate = _rate(channel.rate, request.sampling_rate)
+            kept.append(replace(channel, name=lead, rate=rate, unit=_unit(channel.unit, unit, lead)))
+    highest = max(channel.rate for channel in kept)
+    if any(channel.rate * MAX_RATE_RATIO < highest for channel in kept):
+        raise FormatError("the rates of its leads are too far apart; correct the header")
+    return kept, ignored
+
+
+def _named(channels: list[Channel], leads: Sequence[str] | None) -> list[Channel]:
+    unnamed = [index for index, channel in enumerate(channels) if not channel.name]
+    if not unnamed:
+        if leads is not None and canonical_leads(leads) != canonical_leads([channel.name for channel in channels]):
+            raise FormatError("leads= contradicts the file, which names its leads otherwise; leave it out")
+        return channels
+    if leads is None:
+        raise FormatError(
+            f"channel {unnamed[0] + 1} of {len(channels)} has no name; pass leads=, a name per channel in the file's order"
+        )
+    if len(leads) != len(channels):
+        raise FormatError(f"{len(leads)} leads named for {len(channels)} channels; pass a name per channel")
+    return [replace(channel, name=str(lead)) for channel, lead in zip(channels, leads, strict=True)]
+
+
+def _rate(stated: float | None, given: float | None) -> float:
+    if stated is None:
+        if given is None:
+            raise FormatError("the file does not state its rate; pass sampling_rate= in Hz")
+        return check_sampling_rate(given)
+    if given is not None and abs(check_sampling_rate(given) - stated) > 1e-6 * stated:
+        raise FormatError(
+            f"sampling_rate={given:g} contradicts the header, which has {stated:g} Hz; leave the argument out, or "
+            "correct the header"
+        )
+    return check_sampling_rate(stated)
+
+
+def _unit(stated: str | None, given: str | None, lead: str) -> str:
+    """The unit of a channel; `given` may replace one that is absent or unknown, not contradict one that is known."""
+    if stated is None:
+        if given is None:
+            raise FormatError(f"the file does not state the unit of lead {lead}; pass unit=, as in unit='mV'")
+        unit_to_millivolt(given)
+        return given
+    try:
+        factor = unit_to_millivolt(stated)
+    except ValueError as error:
+        if given is None:
+            raise FormatError(f"{error} (lead {lead})") from None
+        unit_to_millivolt(given)
+        return given
+    if given is not None and unit_to_millivolt(given) != factor:
+        raise FormatError(f"unit={given!r} contradicts the header, which has {stated!r} for lead {lead}")
+    return stated
+
+
+def read_ecg(
+    source,
+    name: str | None = None,
+    unit: str | None = None,
+    *,
+    sampling_rate: float | None = None,
+    leads: Sequence[str] | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+    verify: bool = True,
+) -> EcgBlock:
+    """Reads one recording, float32 in mV; channels of different rates are brought to the highest one.
+
+    Args:
+        source: a path of any file in docs/formats.md, of a WFDB record with or without .hea, .dat or .mat, or FILE#RECORD
+            of one record of a stack; the bytes of a file, or what has them to `read()`; a `wfdb.Record` or
+            `wfdb.MultiRecord`.
+        name: what errors call the record, by default its path.
+        unit: of voltage ("mV", "uV", "2.5 uV"), where the file states none.
+        sampling_rate, leads: of a table or an array that does not state them.
+        start, seconds: the part that is read, of a long file only that part.
+        verify: refuse what contradicts a header's checksums and first samples, and bytes beyond what it states.
+
+    Returns:
+        an `EcgBlock` of one record; `done`, `facts` and `identifiers` say what the file said.
+
+    Raises:
+        ValueError: naming the record, what is wrong with it and what to do; never anything that identifies a person.
+        ImportError: naming the package to install.
+    """
+    name = name or _default_name(source)
+    try:
+        request = Request(start, seconds, verify, None, None if leads is None else tuple(leads), sampling_rate)
+        recording = read_recording(source, request)
+        channels, ignored = usable_channels(recording, request, unit)
+        signal, rate = _stacked(channels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {str(error).removeprefix('record: ')}") from error
+    return EcgBlock(
+        names=[name],
+        signal=signal[None],
+        leads=[channel.name for channel in channels],
+        sampling_rate=rate,
+        ignored_leads=ignored,
+        done=recording.done,
+        facts=recording.facts,
+        identifiers=recording.identifiers,
+    )
+
+
+def _default_name(source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    return str(getattr(source, "record_name", None) or getattr(source, "name", None) or "recording")
+
+
+MAX_MILLIVOLT = 1e6  # a kilovolt: gain or unit cannot be right
+
+
+def _stacked(channels: list[Channel]) -> tuple[np.ndarray, float]:
+    """(leads, samples) float32 in mV at the highest rate, which is returned too."""
+    rate, sizes = max(channel.rate for channel in channels), {len(channel.samples) for channel in channels}
+    if 0 in sizes:
+        raise FormatError("empty: no samples; fetch the file again")
+    if len({channel.rate for channel in channels}) == 1:
+        if len(sizes) > 1:
+            raise FormatError(f"empty or cut off: leads of {sorted(sizes)} samples; fetch the file again")
+        signal = np.empty((len(channels), sizes.pop()), dtype=np.float32)
+        for row, channel in zip(signal, channels, strict=True):
+            to_millivolt(channel, out=row)
+    else:
+        rows = [resample_ecg(to_millivolt(channel), channel.rate, rate) for channel in channels]
+        if len({len(row) for row in rows}) > 1:
+            raise FormatError("its leads differ in duration: cut off; fetch the file again")
+        signal = np.stack(rows)
+    for row, channel in zip(signal, channels, strict=True):
+        low, high = np.fmin.reduce(row), np.fmax.reduce(row)
+        if not -MAX_MILLIVOLT < low <= high < MAX_MILLIVOLT and not np.isnan(low):
+            raise FormatError(f"lead {channel.name} reaches {max(-low, high):.3g} mV; correct its gain or unit")
+    return signal, float(rate)
+
+
+def list_records(path) -> list[str]:
+    """Names every record of a file: its path, or FILE#RECORD for each record of a stack.
+
+    Raises:
+        ValueError: naming the file, which cannot be read.
+    """
+    path = Path(path).expanduser()
+    try:
+        if not path.is_file():
+            return [str(path)]
+        source = Source(path)
+        kind = recognise(source)
+        keys = list_keys(source, kind) if kind in STACKS and not _header_beside(path) else None
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = error if isinstance(error, FormatError) else f"damaged ({type(error).__name__}); fetch it again"
+        raise ValueError(f"{path}: {reason}") from error
+    return [str(path)] if keys is None or len(keys) == 1 else [f"{path}#{key}" for key in keys]

@@ -1,0 +1,601 @@
+"""WFDB records: the one header parser, samples of every format, segments, and the checks that a header allows.
+
+Source: header(5) and signal(5) of the WFDB manual, and the headers of the PhysioNet/CinC Challenges, which leave that
+grammar (dates in other forms and order, a rate as 5e2, a folder or a dot in a record's name). wfdb's own reader takes
+25 times as long, drops the micro sign from units and checks neither initial values nor checksums.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+try:
+    from .formats_common_melp import (
+        MAX_CHANNELS,
+        Channel,
+        FormatError,
+        Recording,
+        Request,
+        Source,
+        brief,
+        facts_of,
+        number,
+        scale_of,
+        sex_of,
+        text_of,
+        to_millivolt,
+        whole,
+    )
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from formats_common_melp import (
+        MAX_CHANNELS,
+        Channel,
+        FormatError,
+        Recording,
+        Request,
+        Source,
+        brief,
+        facts_of,
+        number,
+        scale_of,
+        sex_of,
+        text_of,
+        to_millivolt,
+        whole,
+    )
+
+DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0  # header(5): of an absent rate, and of a gain that is absent or 0
+
+# Format -> samples in a group, its bytes, the value that marks a missing sample. FLAC files are read by soundfile.
+SAMPLE_FORMATS = {
+    "8": (1, 1, None),
+    "16": (1, 2, -(2**15)),
+    "24": (1, 3, -(2**23)),
+    "32": (1, 4, -(2**31)),
+    "61": (1, 2, -(2**15)),
+    "80": (1, 1, -(2**7)),
+    "160": (1, 2, -(2**15)),
+    "212": (2, 3, -(2**11)),
+    "310": (3, 4, -(2**9)),
+    "311": (3, 4, -(2**9)),
+}
+FLAC_FORMATS = {"508": -(2**7), "516": -(2**15), "524": -(2**23)}
+
+
+@dataclass
+class SignalLine:
+    """One signal of a header: `initial` and `checksum` are None where the line ends before them, or is a stub."""
+
+    file: str
+    format: str
+    per_frame: int
+    skew: int
+    offset: int
+    gain: float | None
+    baseline: int
+    unit: str
+    initial: int | None
+    checksum: int | None
+    name: str | None
+
+
+@dataclass
+class Header:
+    """A header: of a record (`signals`), or of one in segments (`segments`: names and frames)."""
+
+    rate: float
+    frames: int | None
+    signals: list[SignalLine]
+    segments: list[tuple[str, int]]
+    done: list[str] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+    identifiers: dict = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Header
+
+
+def parse_header(data: bytes, stem: str) -> Header:
+    """Reads a header's bytes; `stem` is its file's name without the suffix.
+
+    Raises:
+        FormatError: naming the line and the field that cannot be right.
+    """
+    lines = [line.strip() for line in data.splitlines()]
+    comments = [text_of(line[1:]) for line in lines if line.startswith(b"#")]
+    lines = [line for line in lines if line and not line.startswith(b"#")]
+    if not lines:
+        raise FormatError("its header is empty; fetch it again")
+    fields = text_of(lines[0]).split()
+    if len(fields) < 2:
+        raise FormatError(f"its header begins with {brief(fields)}, not with a name and the number of signals")
+    count = whole(fields[1], "the header's number of signals", 0, MAX_CHANNELS)
+    segments = _segment_count(fields[0], lines[1:], count, stem)
+    header = Header(DEFAULT_RATE, None, [], [])
+    _read_timing(header, fields[2:])
+    if segments:
+        header.segments = [_segment_line(line) for line in lines[1 : segments + 1]]
+    else:
+        if count == 0:
+            raise FormatError("its header lists no signals; pass the record that holds the ECG")
+        if len(lines) - 1 != count:
+            raise FormatError(f"its header says {count} signals and lists {len(lines) - 1}; correct the header")
+        header.signals = [_signal_line(line) for line in lines[1:]]
+    _read_comments(header, comments)
+    return header
+
+
+def _segment_count(name: str, lines: list[bytes], signals: int, stem: str) -> int:
+    """Segments of a record named `name/N`, 0 of one that merely has a folder in its name ("p10/123")."""
+    last = name.rpartition("/")[2]
+    if "/" not in name or not last.isdigit():
+        return 0
+    if int(last) == len(lines) and not (last == stem and len(lines) == signals):
+        return int(last)
+    if len(lines) == signals and last == stem:
+        return 0
+    raise FormatError(f"its header says {brief(last)} segments and lists {len(lines)}; correct the header")
+
+
+def _segment_line(line: bytes) -> tuple[str, int]:
+    fields = text_of(line).split()
+    if len(fields) < 2:
+        raise FormatError(f"its header has a segment {brief(text_of(line))} without a length; correct the header")
+    return fields[0], whole(fields[1], f"the length of segment {brief(fields[0])}")
+
+
+def _read_timing(header: Header, fields: list[str]):
+    """Rate, length, time and date of a record line; a rate may be followed by a counter: `500/100(0)`."""
+    if not fields:
+        header.done.append(f"the header states no sampling rate: {DEFAULT_RATE:g} Hz assumed, WFDB's default")
+        return
+    header.rate = number(re.split(r"[/(]", fields[0])[0], "the header's sampling rate", 1e-3, 1e6)
+    if len(fields) > 1:
+        header.frames = whole(fields[1], "the header's length") or None  # 0 stands for "not stated"
+    if len(fields) > 2:
+        header.identifiers = facts_of(recorded=" ".join(fields[2:4]))
+
+
+# gain(baseline)/unit; the unit may be absent together with its slash
+_GAIN = re.compile(rb"([-+.\deE]+)(?:\(([-+]?\d+)\))?(?:/(\S*))?")
+_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
+
+
+def _signal_line(line: bytes) -> SignalLine:
+    parts = line.split(None, 8)
+    shown = brief(text_of(line))
+    if len(parts) < 2 or not (match := _FORMAT.fullmatch(text_of(parts[1]))):
+        raise FormatError(f"its header has a line {shown} that is no signal: a file and a format; correct the header")
+    integers = [whole(text, f"a field of the header's line {shown}", -(2**40)) for text in parts[3:8]]
+    _, zero, initial, checksum, _ = integers + [None] * (5 - len(integers))
+    if not initial and not checksum:  # a header made by hand, or a record without samples
+        initial = checksum = None
+    gain, baseline, unit = _gain(parts[2] if len(parts) > 2 else b"0", shown)
+    return SignalLine(
+        file=text_of(parts[0]),
+        format=match[1],
+        per_frame=whole(match[2] or 1, "the samples per frame", 1, 10_000),
+        skew=whole(match[3] or 0, "the skew", 0, 10**6),
+        offset=whole(match[4] or 0, "the byte offset"),
+        gain=gain,
+        baseline=baseline if baseline is not None else zero or 0,
+        unit=unit,
+        initial=initial,
+        checksum=checksum,
+        name=text_of(parts[8]) if len(parts) > 8 else None,
+    )
+
+
+def _gain(text: bytes, shown: str) -> tuple[float | None, int | None, str]:
+    """Units per physical unit (None: uncalibrated), the value of 0, and the physical unit, mV where none is given."""
+    match = _GAIN.fullmatch(text)
+    if not match:
+        raise FormatError(f"the gain in the header's line {shown} cannot be read; correct the header")
+    gain = number(match[1].decode(), f"the gain in the header's line {shown}")
+    uncalibrated = gain == 0 and not re.search(rb"[1-9]", match[1].lower().partition(b"e")[0])
+    if not uncalibrated:
+        gain = scale_of(match[1].decode(), f"the gain in the header's line {shown}")
+    if match[3] == b"":
+        raise FormatError(f"the header's line {shown} has a slash but no unit after its gain; add it, as in 1000/mV")
+    baseline = None if match[2] is None else whole(match[2].decode(), "the baseline", -(2**31), 2**31)
+    return None if uncalibrated else gain, baseline, text_of(match[3]) if match[3] else "mV"
+
+
+_COMMENT = re.compile(r"<?(age|sex|gender)>?\s*[:=]\s*<?([^<>]*)", re.IGNORECASE)
+
+
+def _read_comments(header: Header, comments: list[str]):
+    for match in filter(None, map(_COMMENT.match, comments)):
+        if match[1].lower() == "age":
+            header.facts |= facts_of(age=match[2])
+        else:
+            header.facts |= facts_of(sex=sex_of(match[2]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples
+
+
+def decode_samples(data: bytes, sample_format: str, count: int) -> np.ndarray:
+    """`count` samples of a WFDB format (not FLAC); those of format 8 are differences, as they are stored."""
+    if sample_format in ("16", "61"):
+        return np.frombuffer(data, dtype=">i2" if sample_format == "61" else "<i2", count=count)
+    if sample_format == "32":
+        return np.frombuffer(data, dtype="<i4", count=count)
+    stored = np.frombuffer(data, dtype=np.uint8)
+    if sample_format == "8":
+        return stored[:count].view(np.int8)
+    if sample_format == "80":
+        return (stored[:count].astype(np.int16) - 128).astype(np.int8)
+    if sample_format == "160":
+        return (np.frombuffer(data, dtype="<u2", count=count).astype(np.int32) - 2**15).astype(np.int16)
+    if sample_format == "24":
+        samples = np.zeros((count, 4), dtype=np.uint8)
+        samples[:, 1:] = stored[: 3 * count].reshape(count, 3)
+        return samples.view("<i4")[:, 0] >> 8
+    groups, size, _ = SAMPLE_FORMATS[sample_format]
+    padded = np.zeros(-(-count // groups) * size, dtype=np.uint8)
+    padded[: min(len(stored), len(padded))] = stored[: len(padded)]
+    first, second, third, *fourth = padded.reshape(-1, size).T.astype(np.int16)
+    if sample_format == "212":
+        samples, bits = (first | (second & 15) << 8, third | (second >> 4) << 8), 12
+    elif sample_format == "310":  # two words of a sample in bits 1 to 10, the third sample in what they leave
+        low, high = first | second << 8, third | fourth[0] << 8
+        samples, bits = (low >> 1 & 1023, high >> 1 & 1023, (low >> 11 & 31) | (high >> 11 & 31) << 5), 10
+    else:  # 311
+        high = third | fourth[0] << 8
+        samples = (first | (second & 3) << 8, second >> 2 | (third & 15) << 6, high >> 4 & 1023)
+        bits = 10
+    values = np.stack(samples, axis=1).ravel()[:count]
+    return values - ((values >> (bits - 1) & 1) << bits)
+
+
+class _SignalFile:
+    """The signals of a header that share one file: frames of `width` samples."""
+
+    def __init__(self, source: Source, lines: list[SignalLine], request: Request, done: list[str]):
+        self.source, self.lines = source, lines
+        self.format, self.offset = lines[0].format, lines[0].offset
+        if any(line.format != self.format for line in lines):
+            raise FormatError(f"its header gives {brief(lines[0].file)} two sample formats; correct the header")
+        if self.format not in SAMPLE_FORMATS | FLAC_FORMATS:
+            raise FormatError(f"sample format {self.format} is none of WFDB's; correct the header")
+        self.width = sum(line.per_frame for line in lines)
+        self.samples = self._count(request, done)
+
+    def _count(self, request: Request, done: list[str]) -> int:
+        """Samples that the file holds after its offset."""
+        name = brief(self.lines[0].file)
+        head = self.source.head(19)
+        if head.startswith(b"MATLAB 5") or head.startswith(b"\x89HDF"):
+            raise FormatError(
+                f"{name} was saved again by a newer MATLAB, while its header describes a file of version 4; fetch the "
+                "original, or save it with -v4"
+            )
+        if self.format in FLAC_FORMATS:
+            with self._flac() as file:
+                return len(file) * self.width // file.channels
+        group, size, _ = SAMPLE_FORMATS[self.format]
+        length = self.source.size - self.offset
+        if length < 0:
+            raise FormatError(f"{name} ends before its samples begin; fetch the file again")
+        groups, rest = divmod(length, size)
+        whole_rest = self.format == "212" and rest == 2
+        if group == 1:
+            request.check(not rest, f"{name} ends within a sample: cut off or damaged", done)
+        return groups * group + int(whole_rest)
+
+    def frames(self) -> int:
+        """Frames in the file, for a header that does not state them."""
+        if self.samples % self.width:
+            raise FormatError(f"{brief(self.lines[0].file)} ends within a frame: cut off; fetch the file again")
+        return self.samples // self.width
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Frames `first` to `last`, (frames, width)."""
+        if (last - first) and last * self.width > self.samples:
+            held = f"{self.samples // self.width} of {last} frames"
+            raise FormatError(f"empty or cut off: {brief(self.lines[0].file)} holds {held}; fetch the file again")
+        if self.format in FLAC_FORMATS:
+            return self._read_flac(first, last)
+        start, stop = first * self.width, last * self.width
+        group, size, _ = SAMPLE_FORMATS[self.format]
+        if self.format == "8":
+            return self._read_differences(first, last)
+        skipped = start % group
+        position = self.offset + (start - skipped) // group * size
+        length = min(-(-(stop - start + skipped) // group) * size, self.source.size - position)
+        data = self.source.read(position, max(0, length))
+        return decode_samples(data, self.format, stop - start + skipped)[skipped:].reshape(-1, self.width)
+
+    def _read_differences(self, first: int, last: int) -> np.ndarray:
+        stored = decode_samples(self.source.read(self.offset, last * self.width), "8", last * self.width)
+        stored = stored.reshape(last, self.width)
+        values, column = np.empty((last - first, self.width), dtype=np.int32), 0
+        for line in self.lines:
+            steps = stored[:, column : column + line.per_frame].reshape(-1)
+            total = (line.initial or 0) + np.cumsum(steps, dtype=np.int32)
+            values[:, column : column + line.per_frame] = total.reshape(last, -1)[first:]
+            column += line.per_frame
+        return values
+
+    def _flac(self):
+        try:
+            import soundfile
+        except ImportError as error:
+            raise ImportError("WFDB records in FLAC (formats 508, 516, 524) need: pip install soundfile") from error
+        import io
+
+        try:
+            file = soundfile.SoundFile(io.BytesIO(self.source.all()))
+        except Exception:  # a RuntimeError of its own
+            raise FormatError(f"{brief(self.lines[0].file)} is no FLAC file; fetch it again") from None
+        if file.channels != len(self.lines) or len({line.per_frame for line in self.lines}) > 1:
+            raise FormatError(f"{brief(self.lines[0].file)} holds {file.channels} channels, not those of its header")
+        return file
+
+    def _read_flac(self, first: int, last: int) -> np.ndarray:
+        per_frame = self.lines[0].per_frame
+        with self._flac() as file:
+            bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}.get(file.subtype, 32)
+            if bits > int(self.format) - 500:
+                raise FormatError(
+                    f"{brief(self.lines[0].file)} holds samples of {bits} bits, more than its header says"
+                )
+            file.seek(first * per_frame + self.offset)
+            dtype = "int16" if bits <= 16 else "int32"
+            pieces, wanted = [], (last - first) * per_frame
+            while wanted > 0:  # libsndfile fails on more than 2**24 samples at once
+                pieces.append(file.read(min(wanted, 2**18), dtype=dtype, always_2d=True))
+                wanted -= len(pieces[-1])
+                if not len(pieces[-1]):
+                    raise FormatError(f"{brief(self.lines[0].file)} is cut off; fetch it again")
+        samples = np.concatenate(pieces) >> {8: 8, 16: 0, 24: 8}[bits]
+        frames = samples.reshape(last - first, per_frame, len(self.lines))
+        return frames.transpose(0, 2, 1).reshape(last - first, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+
+
+def find_file(folder: Path, name: str) -> Source:
+    """The file of that name, or the same with .gz; a header cannot lead out of its record's folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or ":" in name:
+        raise FormatError(f"its header names the file {brief(name)}, outside its own folder; correct the header")
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return Source(path)
+    raise FormatError(f"no signal file: {name} is not beside its header; fetch it")
+
+
+def read_record(header_path: Path, request: Request) -> Recording:
+    """Reads a record by the path of its header.
+
+    Initial values are compared with the samples, and checksums too where the whole record is read.
+    """
+    stem = header_path.name.removesuffix(".gz").removesuffix(".hea")
+    header = parse_header(Source(header_path).all(), stem)
+    if header.segments:
+        return _read_segments(header, header_path.parent, request)
+    return _read_signals(header, header_path.parent, request)
+
+
+def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
+    by_file: dict[str, list[SignalLine]] = {}
+    for line in header.signals:
+        by_file.setdefault(line.file, []).append(line)
+    frames, done = header.frames, list(header.done)
+    files = {name: _SignalFile(find_file(folder, name), lines, request, done) for name, lines in by_file.items()}
+    if frames is None:
+        lengths = {name: file.frames() for name, file in files.items()}
+        if len(set(lengths.values())) > 1:
+            raise FormatError(f"its header states no length, and its files hold {lengths} frames; fetch them again")
+        frames = next(iter(lengths.values()))
+    skew = max(line.skew for line in header.signals)
+    if skew >= frames:
+        raise FormatError(f"empty: {frames} frames" + (f" and a skew of {skew}" if skew else "") + "; fetch it again")
+    if skew:
+        done.append(f"dropped the last {skew} frames, which not every signal has (skew)")
+    first, last = request.span(frames - skew, header.rate)
+    channels = {}
+    for file in files.values():
+        block = file.read(first, last + skew)
+        opening = block[:1] if first == 0 else file.read(0, 1)
+        column = 0
+        for line in file.lines:
+            columns = slice(column, column + line.per_frame)
+            stored, column = block[:, columns], column + line.per_frame
+            _verify(line, opening[0, columns.start], stored if len(block) == frames else None, request, done)
+            samples = stored[line.skew : line.skew + last - first].reshape(-1)
+            channels[id(line)] = _channel(line, samples, header.rate * line.per_frame, done)
+    _note_uncalibrated(header.signals, done)
+    ordered = [channels[id(line)] for line in header.signals]
+    return Recording(ordered, "WFDB", done, header.facts, header.identifiers)
+
+
+def _verify(line: SignalLine, initial: int, stored: np.ndarray | None, request: Request, done: list[str]):
+    shown = brief(line.name or line.file)
+    if line.initial is not None and line.format != "8":
+        request.check(
+            int(initial) == line.initial,
+            f"the first sample of {shown} is {int(initial)}, its header says {line.initial}: header and signal file do not "
+            "belong together",
+            done,
+        )
+    if stored is not None and line.checksum is not None:
+        agrees = (int(stored.sum(dtype=np.int64)) - line.checksum) % 65536 == 0
+        request.check(agrees, f"the checksum of {shown} is not that of its header: damaged samples", done)
+
+
+def _channel(line: SignalLine, samples: np.ndarray, rate: float, done: list[str]) -> Channel:
+    gain = line.gain or DEFAULT_GAIN
+    missing = FLAC_FORMATS.get(line.format, SAMPLE_FORMATS.get(line.format, (0, 0, None))[2])
+    return Channel(line.name, samples, rate, line.unit, 1 / gain, -line.baseline / gain, missing)
+
+
+def _note_uncalibrated(lines: list[SignalLine], done: list[str]):
+    if names := [line.name or line.file for line in lines if line.gain is None]:
+        done.append(f"uncalibrated: {', '.join(names)}: gain 0, {DEFAULT_GAIN:g} units per mV assumed, WFDB's default")
+
+
+def _read_segments(header: Header, folder: Path, request: Request) -> Recording:
+    segments = list(header.segments)
+    if sum(length == 0 for _, length in segments[1:]):
+        raise FormatError("its header has an empty segment; correct the header")
+    layout = segments.pop(0)[0] if segments and segments[0][1] == 0 else None
+    names = None
+    if layout:
+        described = parse_header(_segment_header(folder, layout).all(), layout)
+        names = [line.name for line in described.signals]
+    total = sum(length for _, length in segments)
+    if header.frames not in (None, total):
+        raise FormatError(f"its segments have {total} frames, its header says {header.frames}; correct the header")
+    first, last = request.span(total, header.rate)
+    parts, position, done = [], 0, list(header.done)
+    for name, length in segments:
+        begin, end = max(first, position), min(last, position + length)
+        if begin < end:
+            parts.append((end - begin, None))
+            if name != "~":
+                part = Request((begin - position) / header.rate, (end - begin) / header.rate, request.verify)
+                recording = _read_segment(folder, name, length, header.rate, part)
+                parts[-1] = (end - begin, recording)
+        position += length
+    recording = join_segments(parts, names)
+    recording.done = done + recording.done
+    recording.facts, recording.identifiers = header.facts, header.identifiers
+    return recording
+
+
+def _segment_header(folder: Path, name: str) -> Source:
+    return find_file(folder, f"{name}.hea")
+
+
+def _read_segment(folder: Path, name: str, length: int, rate: float, request: Request) -> Recording:
+    header = parse_header(_segment_header(folder, name).all(), name)
+    shown = brief(name)
+    if header.segments:
+        raise FormatError(f"its segment {shown} has segments of its own; correct the header")
+    if header.rate != rate:
+        raise FormatError(
+            f"its segment {shown} has {header.rate:g} Hz, the record {rate:g} Hz; read the segments alone"
+        )
+    header.frames = header.frames or length
+    if header.frames != length:
+        raise FormatError(
+            f"its segment {shown} has {header.frames} frames, the record says {length}; correct the header"
+        )
+    try:
+        return _read_signals(header, folder, request)
+    except FormatError as error:
+        raise FormatError(f"segment {shown}: {error}") from None
+
+
+MAX_GAP_FRAMES = 10_000_000  # beside 20 times what is there: a header must not make us fill memory with nothing
+
+
+def join_segments(parts: list[tuple[int, Recording | None]], names: list[str | None] | None) -> Recording:
+    """One recording in mV of segments in turn, each by its own gains and units; None is a gap.
+
+    Args:
+        parts: frames of each segment, and what it holds.
+        names: of the leads, where a layout states them: a segment may lack some. Otherwise every segment holds those
+            of the first one, in whatever order.
+    """
+    held = [(frames, recording) for frames, recording in parts if recording is not None]
+    if not held:
+        raise FormatError("nothing was recorded there: its segments are gaps; ask for another part")
+    total = sum(frames for frames, _ in parts)
+    if total > MAX_GAP_FRAMES + 20 * sum(frames for frames, _ in held):
+        raise FormatError("nearly all of it is a gap; ask for a part of it with start= and seconds=")
+    variable = names is not None
+    if not variable:
+        names = [channel.name for channel in held[0][1].channels]
+    if len(set(names)) < len(names) or None in names:
+        raise FormatError("its segments name a lead twice, or not at all; correct the headers")
+    per_frame: dict[str, int] = {}
+    for frames, recording in held:
+        _check_segment(recording, names, variable)
+        for channel in recording.channels:
+            if per_frame.setdefault(channel.name, len(channel.samples) // frames) != len(channel.samples) // frames:
+                raise FormatError(f"its segments hold {brief(channel.name)} at different rates; read them alone")
+    joined = {name: np.full(total * count, np.nan, dtype=np.float32) for name, count in per_frame.items()}
+    position, rates, done = 0, {}, []
+    for frames, recording in parts:
+        for channel in recording.channels if recording else ():
+            start = position * per_frame[channel.name]
+            to_millivolt(channel, out=joined[channel.name][start : start + len(channel.samples)])
+            rates[channel.name] = channel.rate
+        position += frames
+        done += [note for note in (recording.done if recording else ()) if note not in done]
+    absent = [name for name in names if name not in joined]
+    if absent:
+        done.append(f"no segment of this part holds {', '.join(absent)}")
+    channels = [Channel(name, joined[name], rates[name], "mV") for name in names if name in joined]
+    return Recording(channels, "WFDB", done)
+
+
+def _check_segment(recording: Recording, names: list[str], variable: bool):
+    own = [channel.name for channel in recording.channels]
+    if len(set(own)) < len(own):
+        raise FormatError("one of its segments names a lead twice; correct its header")
+    strange = set(own) - set(names) if variable else set(own) ^ set(names)
+    if strange:
+        raise FormatError(
+            f"its segments do not hold the same leads: {', '.join(sorted(map(str, strange)))}; read the segments alone"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# wfdb's own objects
+
+
+def from_wfdb(record) -> Recording:
+    """A `wfdb.Record` or `wfdb.MultiRecord` that is in memory; each segment by its own units."""
+    if getattr(record, "segments", None) is None:
+        return _from_record(record)
+    lengths, segments = list(record.seg_len), list(record.segments)
+    names = None
+    if record.layout == "variable":
+        names, lengths, segments = list(segments[0].sig_name), lengths[1:], segments[1:]
+    parts = [
+        (length, None if part is None else _from_record(part))
+        for length, part in zip(lengths, segments, strict=True)
+        if length
+    ]
+    return join_segments(parts, names)
+
+
+def _from_record(record) -> Recording:
+    frames = [1] * record.n_sig
+    if getattr(record, "e_p_signal", None) is not None:
+        channels, frames = record.e_p_signal, record.samps_per_frame
+    elif getattr(record, "e_d_signal", None) is not None:
+        channels, frames = record.dac(expanded=True), record.samps_per_frame
+    elif getattr(record, "p_signal", None) is not None:
+        channels = record.p_signal.T
+    elif getattr(record, "d_signal", None) is not None:
+        channels = record.dac().T
+    else:
+        raise FormatError("it holds no signal")
+    units, names = record.units, record.sig_name
+    if units is None or names is None:
+        raise FormatError(
+            "a wfdb.Record without units or sig_name; read it again, or pass its array, leads= and unit="
+        )
+    kept = []
+    for name, samples, unit, count in zip(names, channels, units, frames, strict=True):
+        samples = np.asarray(samples)
+        if str(unit).strip().lower() == "v" and np.nanmax(np.abs(samples), initial=0) > 1:
+            raise FormatError(
+                f"lead {brief(name)} is in volts and exceeds one: wfdb drops the micro sign of a header; pass the "
+                "record's path instead"
+            )
+        kept.append(Channel(name, samples, record.fs * (count or 1), unit))
+    return Recording(kept, "WFDB", facts={}, identifiers={})

@@ -1,0 +1,557 @@
+"""ECGs in XML: HL7 aECG, GE MUSE, Philips (Sierra), Mortara ELI, CardioSoft, Schiller.
+
+Python's own parser reads the bytes, so that every declared encoding holds; entity declarations are refused. The median
+beat stands beside the rhythm in all six, often first: the rhythm is chosen by its type, never by its place.
+"""
+
+import base64
+import binascii
+import re
+import zlib
+from collections.abc import Iterator
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+import numpy as np
+
+try:
+    from .formats_common_melp import (
+        MAX_CHANNELS,
+        Channel,
+        FormatError,
+        Recording,
+        Request,
+        Source,
+        brief,
+        facts_of,
+        number,
+        rate_of_interval,
+        scale_of,
+        sex_of,
+        whole,
+        years_between,
+    )
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from formats_common_melp import (
+        MAX_CHANNELS,
+        Channel,
+        FormatError,
+        Recording,
+        Request,
+        Source,
+        brief,
+        facts_of,
+        number,
+        rate_of_interval,
+        scale_of,
+        sex_of,
+        whole,
+        years_between,
+    )
+
+MAX_SIZE = 256 * 2**20  # hours of digits; what is longer belongs into a binary format
+MAX_ELEMENTS, MAX_DEPTH = 200_000, 64
+
+
+def parse_xml(data: bytes) -> Element:
+    """The root of a document, its elements named without their namespaces.
+
+    Raises:
+        FormatError: no well-formed XML, an entity declaration, or more elements or levels than any ECG has.
+    """
+    if len(data) > MAX_SIZE:
+        raise FormatError(f"XML of {len(data)} bytes; export a recording of hours in a binary format")
+    try:
+        return _parse(data, None)
+    except expat.ExpatError as error:
+        if error.code in (
+            expat.errors.codes[expat.errors.XML_ERROR_UNKNOWN_ENCODING],
+            expat.errors.codes[expat.errors.XML_ERROR_INCORRECT_ENCODING],
+        ):
+            return _parse_transcoded(data)
+        reason = expat.ErrorString(error.code)
+        raise FormatError(f"no well-formed XML: {reason} in line {error.lineno}; fetch the file again") from None
+    except ValueError as error:  # an encoding of several bytes, which expat leaves to Python
+        if isinstance(error, FormatError):
+            raise
+        return _parse_transcoded(data)
+
+
+def _parse_transcoded(data: bytes) -> Element:
+    """Decodes what expat cannot: encodings of several bytes, and a declaration that the bytes contradict."""
+    declared = re.search(rb"encoding\s*=\s*[\"']([\w.:-]+)[\"']", data[:200].replace(b"\0", b""))
+    for encoding in (declared[1].decode() if declared else "utf-8", "utf-8"):
+        try:
+            text = data.decode(encoding)
+            return _parse(text.lstrip("\ufeff").encode(), "utf-8")
+        except (LookupError, UnicodeError, ValueError):
+            continue
+        except expat.ExpatError:
+            break
+    raise FormatError("its text is not in the encoding that it declares; fetch the file again")
+
+
+def _parse(data: bytes, encoding: str | None) -> Element:
+    parser = expat.ParserCreate(encoding, "}")
+    parser.buffer_text, parser.buffer_size = True, 2**20
+    builder, depth, elements = TreeBuilder(), 0, 0
+
+    def start(name, attributes):
+        nonlocal depth, elements
+        depth, elements = depth + 1, elements + 1
+        if depth > MAX_DEPTH or elements > MAX_ELEMENTS:
+            raise FormatError("more XML elements, or deeper ones, than an ECG has; it is refused")
+        local = {key.rpartition("}")[2]: value for key, value in attributes.items()}
+        builder.start(name.rpartition("}")[2], local)
+
+    def end(name):
+        nonlocal depth
+        depth -= 1
+        builder.end(name.rpartition("}")[2])
+
+    def refuse(*_):
+        raise FormatError("it declares entities (<!ENTITY), which are refused; remove the declarations")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = refuse
+    parser.Parse(data, True)
+    return builder.close()
+
+
+def read_xml(source: Source, request: Request) -> Recording:
+    """Reads whichever of the six the root element says. The file is parsed whole, then cut."""
+    root = parse_xml(source.all())
+    name = root.tag
+    if name == "AnnotatedECG":
+        recording = _aecg(root)
+    elif name == "RestingECG":
+        recording = _muse(root, request)
+    elif name == "restingecgdata":
+        recording = _philips(root)
+    elif name == "CardiologyXML":
+        recording = _cardiosoft(root)
+    elif name == "ECG" and root.find("CHANNEL") is not None:
+        recording = _mortara(root)
+    elif name.endswith("SchillerEDI"):
+        recording = _schiller(root)
+    else:
+        raise FormatError(f"XML of an unknown kind: its root is {brief(name)}; see docs/formats.md for what is read")
+    lengths = {len(channel.samples) for channel in recording.channels}
+    if len(lengths) != 1 or 0 in lengths:
+        raise FormatError(f"empty, or its leads differ in length: {sorted(lengths)} samples; fetch the file again")
+    for channel in recording.channels:
+        first, last = request.span(len(channel.samples), channel.rate)
+        channel.samples = channel.samples[first:last]
+    return recording
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts and numbers
+
+
+def _text(element: Element | None, path: str = ".") -> str:
+    """Text of the first element of that path, "" where there is none."""
+    found = None if element is None else element.find(path)
+    return (found.text or "").strip() if found is not None else ""
+
+
+def _attribute(element: Element | None, path: str, name: str) -> str:
+    found = None if element is None else element.find(path)
+    return found.get(name, "").strip() if found is not None else ""
+
+
+def _integers(text: str, what: str) -> np.ndarray:
+    """Digits separated by white space or commas as int32."""
+    try:
+        values = np.array(text.replace(",", " ").split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise FormatError(f"the samples of {what} are not all whole numbers; fetch the file again") from None
+    if len(values) and not -(2**31) < values.min() <= values.max() < 2**31:
+        raise FormatError(f"the samples of {what} leave 32 bits; fetch the file again")
+    return values.astype(np.int32)
+
+
+def _base64(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise FormatError(f"the samples of {what} are no base64: cut off or damaged; fetch the file again") from None
+
+
+def _words(data: bytes, what: str) -> np.ndarray:
+    if len(data) % 2:
+        raise FormatError(f"the samples of {what} end within one; fetch the file again")
+    return np.frombuffer(data, dtype="<i2")
+
+
+def _expect(samples: np.ndarray, stated: str, what: str) -> np.ndarray:
+    """`samples`, as many as a text states, where it states any."""
+    if stated and len(samples) != whole(stated, f"the number of samples of {what}"):
+        raise FormatError(f"cut off: {len(samples)} of {stated} samples of {what}; fetch the file again")
+    return samples
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HL7 aECG
+
+
+def _aecg(root: Element) -> Recording:
+    series = [one for one in root.findall("component/series") if _attribute(one, "code", "code") == "RHYTHM"]
+    sets = [one for rhythm in series for one in rhythm.findall("component/sequenceSet")]
+    if len(sets) != 1:
+        raise FormatError(f"{len(sets)} sets of rhythm sequences; one is needed, of leads that were recorded at once")
+    rate, channels = None, []
+    for sequence in sets[0].findall("component/sequence"):
+        code, value = _attribute(sequence, "code", "code"), sequence.find("value")
+        if value is None:
+            raise FormatError(f"its sequence {brief(code)} has no value; fetch the file again")
+        kind = value.get("type", "").rpartition(":")[2]
+        if code.startswith("TIME"):
+            rate = _aecg_rate(value)
+        elif kind == "SLIST_PQ":
+            channels.append(_aecg_channel(code, value))
+        else:
+            raise FormatError(f"lead {brief(code)} is given as {brief(kind)}, not as SLIST_PQ; export the file anew")
+    if rate is None or not channels:
+        raise FormatError("a rhythm without a time axis, or without leads; fetch the file again")
+    for channel in channels:
+        channel.rate = rate
+    return Recording(channels, "HL7 aECG", [], *_aecg_patient(root, series[0]))
+
+
+def _aecg_rate(value: Element) -> float:
+    unit = _attribute(value, "increment", "unit")
+    microseconds = {"s": 1e6, "ms": 1e3, "us": 1.0}.get(unit)
+    if microseconds is None:
+        raise FormatError(f"its time axis has the unit {brief(unit)}; s, ms or us is needed")
+    text = _attribute(value, "increment", "value")
+    step = number(text, "the increment of its time axis", 1e-12)
+    decimals = len(text.partition(".")[2]) if "e" not in text.lower() else 12
+    return rate_of_interval(step * microseconds, microseconds * 10.0**-decimals)
+
+
+def _aecg_channel(code: str, value: Element) -> Channel:
+    origin, scale = value.find("origin"), value.find("scale")
+    if scale is None or not scale.get("unit"):
+        raise FormatError(f"lead {brief(code)} has no scale or no unit; export the file anew")
+    unit, what = scale.get("unit"), brief(code)
+    step = scale_of(scale.get("value"), f"the scale of {what}")
+    offset = 0.0 if origin is None else number(origin.get("value") or 0, f"the origin of {what}")
+    if offset and origin.get("unit") != unit:
+        raise FormatError(f"origin and scale of {what} differ in unit; export the file anew")
+    samples = _integers(_text(value, "digits"), what)
+    return Channel(code, samples, None, unit, step, offset)
+
+
+def _aecg_patient(root: Element, series: Element) -> tuple[dict, dict]:
+    subject = root.find(".//trialSubject")
+    person = root.find(".//subjectDemographicPerson")
+    recorded = _attribute(root, "effectiveTime/low", "value") or _attribute(root, "effectiveTime/center", "value")
+    birth = _attribute(person, "birthTime", "value")
+    age = next(
+        (
+            _attribute(one, "value", "value")
+            for one in root.iter("relatedObservation")
+            if _attribute(one, "code", "code") == "21612-7" and _attribute(one, "value", "unit") == "a"
+        ),
+        None,
+    )
+    device = series.find("author/seriesAuthor")
+    maker = _text(device, "manufacturerOrganization/name")
+    facts = facts_of(
+        age=age if age is not None else years_between(birth, recorded),
+        sex=sex_of(_attribute(person, "administrativeGenderCode", "code")),
+        device=f"{maker} {_text(device, 'manufacturedSeriesDevice/manufacturerModelName')}",
+        site=_text(root, ".//trialSite/location/name"),
+    )
+    return facts, facts_of(
+        patient_id=_attribute(subject, "id", "extension") or _text(person, "PatientID"),
+        name=_text(person, "name"),
+        birth_date=birth,
+        record_id=_attribute(root, "id", "extension") or _attribute(root, "id", "root"),
+        recorded=recorded,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GE MUSE
+
+
+def _muse(root: Element, request: Request) -> Recording:
+    waveforms = [one for one in root.findall("Waveform") if _text(one, "WaveformType").lower() == "rhythm"]
+    if len(waveforms) != 1:
+        raise FormatError(f"{len(waveforms)} rhythm waveforms; one is needed, of leads that were recorded at once")
+    waveform = waveforms[0]
+    if _text(waveform, "SampleExponent") not in ("", "0"):
+        raise FormatError("its SampleExponent is not 0: the sampling rate is unclear; export the file anew")
+    rate = number(_text(waveform, "SampleBase"), "SampleBase", 1)
+    channels, offsets, done = [], set(), []
+    for lead in waveform.findall("LeadData"):
+        name = _text(lead, "LeadID")
+        what = brief(name)
+        if _text(lead, "LeadSampleSize") not in ("", "2"):
+            raise FormatError(f"samples of {what} that are not of 2 bytes are not read; export the file anew")
+        data = _base64(_text(lead, "WaveFormData"), what)
+        stated = _text(lead, "LeadDataCRC32")
+        agrees = not stated or whole(stated, f"the checksum of {what}") == zlib.crc32(data)
+        request.check(agrees, f"the checksum of lead {what} is wrong: damaged samples", done)
+        samples = _expect(_words(data, what), _text(lead, "LeadSampleCountTotal"), what)
+        unit = _text(lead, "LeadAmplitudeUnits") or None
+        scale = scale_of(_text(lead, "LeadAmplitudeUnitsPerBit"), f"LeadAmplitudeUnitsPerBit of {what}")
+        offsets.add((_text(lead, "LeadTimeOffset") or "0", _text(lead, "LeadOffsetFirstSample") or "0"))
+        channels.append(Channel(name, samples, rate, unit, scale))
+    if len(offsets) > 1:
+        raise FormatError("its leads begin at different times; read each alone, as an array of its own")
+    if not channels:
+        raise FormatError("its rhythm waveform has no leads; fetch the file again")
+    return Recording(channels, "GE MUSE XML", done, *_muse_patient(root))
+
+
+def _muse_patient(root: Element) -> tuple[dict, dict]:
+    person, test = root.find("PatientDemographics"), root.find("TestDemographics")
+    unit = {"": 1, "YEARS": 1, "MONTHS": 12, "WEEKS": 52.18, "DAYS": 365.25}.get(_text(person, "AgeUnits").upper())
+    age = _text(person, "PatientAge")
+    facts = facts_of(
+        age=float(age) / unit if unit and re.fullmatch(r"\d{1,3}", age) else None,
+        sex=sex_of(_text(person, "Gender")),
+        device=_text(test, "AcquisitionDevice"),
+        site=_text(test, "SiteName") or _text(test, "Site"),
+    )
+    return facts, facts_of(
+        patient_id=_text(person, "PatientID"),
+        name=f"{_text(person, 'PatientFirstName')} {_text(person, 'PatientLastName')}",
+        birth_date=_text(person, "DateofBirth"),
+        recorded=f"{_text(test, 'AcquisitionDate')} {_text(test, 'AcquisitionTime')}",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Philips
+
+
+def _philips(root: Element) -> Recording:
+    version = _text(root, "documentinfo/documentversion")
+    if version not in ("1.03", "1.04", "1.04.01", "1.04.02"):
+        raise FormatError(f"Philips XML of version {brief(version)}; 1.03 and 1.04 are read")
+    signal, waves = root.find("dataacquisition/signalcharacteristics"), root.find("waveforms/parsedwaveforms")
+    if signal is None or waves is None:
+        raise FormatError("no waveforms in it; export the file with its waveforms")
+    names = (waves.get("leadlabels") or _text(root, ".//mainwaveformformat")).split()
+    count = whole(_text(signal, "numberchannelsvalid") or len(names), "the number of channels", 1, MAX_CHANNELS)
+    if len(names) < count or waves.get("dataencoding") != "Base64":
+        raise FormatError(f"it names {len(names)} of {count} leads, or is not base64; export the file anew")
+    rate = number(_text(signal, "samplingrate"), "samplingrate", 1)
+    resolution = _text(signal, "signalresolution") or _text(signal, "resolution")
+    scale = scale_of(resolution, "the resolution")
+    if _text(signal, "signaloffset") not in ("", "0") or _text(signal, "bitspersample") not in ("", "16"):
+        raise FormatError("samples with an offset, or not of 16 bits, are not read; export the file anew")
+    length = whole(waves.get("durationperchannel"), "durationperchannel") * rate / 1000
+    data = _base64("".join(waves.itertext()), "the waveforms")
+    method = (waves.get("compression") or waves.get("compressmethod") or "").lower()
+    if method == "xli":
+        leads = [_unpack_xli(chunk, initial) for chunk, initial in _xli_chunks(data, count)]
+    elif method in ("", "uncompressed", "none") and waves.get("compressflag", "False").lower() == "false":
+        leads = list(_words(data, "the waveforms").astype(np.int64).reshape(count, -1))
+    else:
+        raise FormatError(f"compression {brief(method)} is not read; export the file uncompressed")
+    if any(len(lead) != round(length) for lead in leads):
+        raise FormatError(f"cut off: {len(leads[0])} of {length:g} samples per lead; fetch the file again")
+    rows = dict(zip(names[:count], leads, strict=True))
+    if method == "xli":
+        _add_limb_leads(rows)
+    rows, done = _without_calibration(rows, rate)
+    channels = [Channel(name, row.astype(np.int32), rate, "uV", scale) for name, row in rows.items()]
+    return Recording(channels, "Philips XML", done, *_philips_patient(root))
+
+
+def _xli_chunks(data: bytes, count: int) -> Iterator[tuple[bytes, int]]:
+    """Each lead's packed bytes and first remainder: a header of size (4 bytes), an unused word, and that number."""
+    position = 0
+    for lead in range(count):
+        size = int.from_bytes(data[position : position + 4], "little")
+        initial = int.from_bytes(data[position + 6 : position + 8], "little", signed=True)
+        chunk = data[position + 8 : position + 8 + size]
+        if position + 8 > len(data) or len(chunk) < size:
+            raise FormatError(f"cut off in the {lead + 1}th of {count} leads; fetch the file again")
+        yield chunk, initial
+        position += 8 + size
+
+
+MAX_XLI = 2**22  # bytes of one lead, unpacked: an hour
+
+
+def _unpack_xli(chunk: bytes, initial: int) -> np.ndarray:
+    """The samples of one lead: LZW codes of 10 bits, high bytes before low bytes, second differences."""
+    unpacked = _unpack_lzw(chunk)
+    unpacked += b"\0" * (len(unpacked) % 2)
+    high, low = np.frombuffer(unpacked, dtype=np.uint8).reshape(2, -1)
+    stored = (high.astype(np.int16) << 8 | low).astype(np.int64)
+    if len(stored) < 2:
+        raise FormatError("a lead without samples; fetch the file again")
+    # x[k] - 2 x[k-1] + x[k-2] is 64 less what was stored for k - 1, and for the first one the header's number
+    second = 64 - stored[1:-1]
+    if len(second):
+        second[0] = -initial
+    steps = np.cumsum(np.concatenate([[stored[1] - stored[0]], second]))
+    samples = stored[0] + np.concatenate([[0], np.cumsum(steps)])
+    if np.abs(samples).max() >= 2**15:
+        raise FormatError("its samples leave 16 bits: damaged; fetch the file again")
+    return samples
+
+
+def _unpack_lzw(chunk: bytes) -> bytes:
+    """LZW with codes of 10 bits, the highest bit first; the table is filled once, 1023 ends the lead."""
+    table = [bytes([byte]) for byte in range(256)]
+    pieces, previous, total = [], b"", 0
+    bits = held = 0
+    for byte in chunk:
+        bits, held = bits << 8 | byte, held + 8
+        if held < 10:
+            continue
+        held -= 10
+        code, bits = bits >> held, bits & (1 << held) - 1
+        if code < len(table):
+            entry = table[code]
+        elif code == len(table) and previous and len(table) < 1023:
+            entry = previous + previous[:1]
+        else:
+            break
+        if previous and len(table) < 1023:
+            table.append(previous + entry[:1])
+        pieces.append(entry)
+        previous, total = entry, total + len(entry)
+        if total > MAX_XLI:
+            raise FormatError("a lead unpacks to more than an hour; it is refused")
+    return b"".join(pieces)
+
+
+def _add_limb_leads(rows: dict[str, np.ndarray]):
+    """Turns the stored remainders of III and the augmented leads into the leads, in place."""
+    if not rows.keys() >= {"I", "II", "III", "aVR", "aVL", "aVF"}:
+        return
+    first, second = rows["I"], rows["II"]
+    third = rows["III"] = second - first - rows["III"]
+    rows["aVR"] = -rows["aVR"] - (first + second) // 2
+    rows["aVL"] = (first - third) // 2 - rows["aVL"]
+    rows["aVF"] = (second + third) // 2 - rows["aVF"]
+
+
+def _without_calibration(rows: dict[str, np.ndarray], rate: float) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Drops a tail in which all leads are equal: a calibration pulse, which other exports lack."""
+    signal = np.stack(list(rows.values()))
+    differ = np.flatnonzero((signal != signal[0]).any(axis=0))
+    kept = int(differ[-1]) + 1 if len(differ) else 0
+    dropped = signal.shape[1] - kept
+    if len(rows) < 3 or dropped < 0.1 * rate:
+        return rows, []
+    if not kept:
+        raise FormatError("all leads are equal throughout: a calibration, not an ECG; leave it out")
+    note = f"dropped the last {dropped} samples, a calibration pulse that is the same in all leads"
+    return {name: row[:kept] for name, row in rows.items()}, [note]
+
+
+def _philips_patient(root: Element) -> tuple[dict, dict]:
+    person, taken = root.find("patient/generalpatientdata"), root.find("dataacquisition")
+    recorded = f"{taken.get('date', '')} {taken.get('time', '')}"
+    birth = _text(person, "age/dateofbirth")
+    facts = facts_of(
+        age=_text(person, "age/years") or years_between(birth, recorded),
+        sex=sex_of(_text(person, "sex")),
+        device=_text(taken, "machine"),
+        site=_text(taken, "acquirer/institutionname"),
+    )
+    return facts, facts_of(
+        patient_id=_text(person, "patientid"),
+        name=f"{_text(person, 'name/firstname')} {_text(person, 'name/lastname')}",
+        birth_date=birth,
+        record_id=_text(root, "documentinfo/documentname"),
+        recorded=recorded,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mortara, CardioSoft, Schiller
+
+
+def _mortara(root: Element) -> Recording:
+    channels = []
+    for channel in root.findall("CHANNEL"):
+        name = channel.get("NAME", "")
+        what = brief(name)
+        if channel.get("ENCODING") != "BASE64" or channel.get("FORMAT") != "SIGNED" or channel.get("BITS") != "16":
+            raise FormatError(f"samples of {what} that are not signed 16 bit in base64 are not read; export it anew")
+        samples = _expect(_words(_base64(channel.get("DATA", ""), what), what), channel.get("DURATION", ""), what)
+        scale = 1 / scale_of(channel.get("UNITS_PER_MV"), f"UNITS_PER_MV of {what}")
+        rate = number(channel.get("SAMPLE_FREQ"), f"SAMPLE_FREQ of {what}", 1)
+        if whole(channel.get("OFFSET") or 0, f"OFFSET of {what}"):
+            raise FormatError(f"lead {what} begins later than others; read each lead alone, as an array of its own")
+        channels.append(Channel(name, samples, rate, "mV", scale))
+    source, subject = root.find("SOURCE"), root.find("SUBJECT")
+    facts, identifiers = {}, {"recorded": root.get("ACQUISITION_TIME")}
+    if source is not None:
+        facts["device"] = f"{source.get('MANUFACTURER', '')} {source.get('MODEL', '')}"
+    if subject is not None:
+        facts |= {"age": subject.get("AGE"), "sex": sex_of(subject.get("GENDER"))}
+        identifiers |= {"patient_id": subject.get("ID"), "birth_date": subject.get("DOB")}
+        identifiers["name"] = f"{subject.get('FIRST_NAME', '')} {subject.get('LAST_NAME', '')}"
+    return Recording(channels, "Mortara XML", [], facts_of(**facts), facts_of(**identifiers))
+
+
+def _cardiosoft(root: Element) -> Recording:
+    if root.find(".//FullDisclosure") is not None:
+        raise FormatError(
+            "full disclosure of an exercise test, at 100 Hz, is not read; export its strips at full rate"
+        )
+    strips = list(root.iter("StripData"))
+    if len(strips) != 1:
+        raise FormatError(f"{len(strips)} strips; one is needed, of leads that were recorded at once")
+    strip = strips[0]
+    if _attribute(strip, "SampleRate", "units") not in ("", "Hz"):
+        raise FormatError("its SampleRate is not in Hz; export the file anew")
+    rate = number(_text(strip, "SampleRate"), "SampleRate", 1)
+    unit = _attribute(strip, "Resolution", "units").removesuffix("perLsb") or None
+    scale, channels = scale_of(_text(strip, "Resolution"), "Resolution"), []
+    for lead in strip.findall("WaveformData"):
+        name = lead.get("lead", "")
+        samples = _expect(_integers(_text(lead), brief(name)), _text(strip, "ChannelSampleCountTotal"), brief(name))
+        channels.append(Channel(name, samples, rate, unit, scale))
+    person = root.find(".//PatientInfo")
+    facts = facts_of(
+        age=_text(person, "Age"),
+        sex=sex_of(_text(person, "Gender")),
+        device=f"{_text(root, './/DeviceInfo/Desc')} {_text(root, './/DeviceInfo/SoftwareVer')}",
+    )
+    identifiers = facts_of(
+        patient_id=_text(person, "PID"),
+        name=f"{_text(person, 'Name/GivenName')} {_text(person, 'Name/FamilyName')}",
+        birth_date=" ".join(_text(person, f"BirthDateTime/{part}") for part in ("Year", "Month", "Day")),
+    )
+    return Recording(channels, "CardioSoft XML", [], facts, identifiers)
+
+
+def _schiller(root: Element) -> Recording:
+    waves = [one for one in root.iter("wavedata") if _text(one, "type") == "ECG_RHYTHMS"]
+    if len(waves) != 1:
+        raise FormatError(f"{len(waves)} sets of rhythms; one is needed, of leads that were recorded at once")
+    wave, clock = waves[0], waves[0].find("resolution/samplerate")
+    if _text(clock, "units") != "Hz" or _text(clock, "exponent") not in ("", "0", "1"):
+        raise FormatError("its sampling rate is not in Hz, or has an exponent; export the file anew")
+    rate = number(_text(clock, "value"), "the sampling rate", 1)
+    scale = scale_of(_text(wave, "resolution/yres/unitperbit"), "the scale (unitperbit)")
+    unit, channels = _text(wave, "resolution/yres/units") or None, []
+    for channel in wave.findall("channel"):
+        name = _text(channel, "name")
+        if _text(channel, "datastype") != "COMMASEPARATE":
+            raise FormatError(f"the samples of {brief(name)} are not COMMASEPARATE; export the file anew")
+        channels.append(Channel(name, _integers(_text(channel, "data"), brief(name)), rate, unit, scale))
+    person = root.find("patdata")
+    facts = facts_of(sex=sex_of(_text(person, "gender")))
+    identifiers = facts_of(
+        patient_id=_text(person, "id"),
+        name=f"{_text(person, 'firstname')} {_text(person, 'lastname')}",
+        birth_date=_text(person, "birthdate"),
+    )
+    return Recording(channels, "Schiller XML", [], facts, identifiers)
