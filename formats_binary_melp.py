@@ -172,7 +172,7 @@ def _onset(row: np.ndarray) -> float | None:
 
 
 def _edf_patient(head: bytes) -> tuple[dict, dict]:
-    """Facts and identifiers of the two free fields, which EDF+ divides by spaces: code sex birth name; X is unknown."""
+    """Facts and identifiers of the two free fields; EDF+ divides them: code sex birth name; X is unknown."""
     patient, recording = text_of(head[8:88]), text_of(head[88:168])
     recorded = f"{text_of(head[168:176])} {text_of(head[176:184])}"
     if head[195:196] != b"+":
@@ -542,8 +542,8 @@ def _dicom_group(groups: list):
         raise FormatError("no group of original samples with one of the twelve leads; pass the object with the ECG")
     if len(chosen) > 1:
         raise FormatError(
-            f"{len(chosen)} groups of leads that were not recorded at once, as for a page of 3 x 4; read each alone, as "
-            "an array of its own"
+            f"{len(chosen)} groups of leads that were not recorded at once, as for a page of 3 x 4; read each alone, "
+            "as an array of its own"
         )
     return chosen[0]
 

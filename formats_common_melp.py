@@ -95,7 +95,9 @@ def _inflate(data: bytes) -> bytes:
             raise FormatError("a damaged gzip file; fetch it again") from None
         total += len(pieces[-1])
         if total > limit:
-            raise FormatError(f"a gzip file that inflates to more than {limit} bytes; if it should, decompress it first")
+            raise FormatError(
+                f"a gzip file that inflates to more than {limit} bytes; if it should, decompress it first"
+            )
         if not member.eof:
             raise FormatError("a gzip file that is cut off; fetch it again")
         data = member.unused_data

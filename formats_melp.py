@@ -134,7 +134,9 @@ def _read_path(path: Path, request: Request) -> Recording:
             return read_record(header, request)
         if path.is_dir():
             raise FormatError("is a folder; pass the path of a recording in it")
-        raise FormatError(f"no such file, and no header {path.name}.hea of a WFDB record")
+        if path.suffix.lower() in ("", ".hea", ".dat", ".mat"):
+            raise FormatError(f"no header: {path.stem}.hea")
+        raise FormatError(f"no such file: {path.name}, nor a header {path.name}.hea")
     source = Source(path)
     kind = recognise(source)
     if kind not in ("xml", "dicom", "scp", "ishne", "mfer", "edf") and (header := _header_beside(path)):
@@ -148,7 +150,9 @@ def _read_source(source: Source, kind: str | None, request: Request) -> Recordin
     if kind is None:
         begins = source.head(12)
         if begins.startswith(b"MATLAB"):
-            raise FormatError("a MATLAB file without a WFDB header beside it; pass its array, sampling_rate= and leads=")
+            raise FormatError(
+                "no header: a MATLAB file needs a WFDB header beside it; or pass its array, sampling_rate= and leads="
+            )
         raise FormatError(
             f"a file that begins with {begins!r} is of no format that is read, and no header (.hea) is beside it; see "
             "docs/formats.md, or pass an array, sampling_rate= and leads="
@@ -197,7 +201,9 @@ def _part_of(recording: Recording, request: Request) -> Recording:
     return recording
 
 
-def usable_channels(recording: Recording, request: Request, unit: str | None = None) -> tuple[list[Channel], list[str]]:
+def usable_channels(
+    recording: Recording, request: Request, unit: str | None = None
+) -> tuple[list[Channel], list[str]]:
     """The channels that are among the twelve leads, named as in `LEADS`, with a rate and a unit of voltage each.
 
     What the caller says (leads, rate, unit) fills in what the file does not say, and must not contradict what it does.
@@ -214,9 +220,17 @@ def usable_channels(recording: Recording, request: Request, unit: str | None = N
         if lead is None:
             ignored.append(str(channel.name))
         else:
-            rate = _rate(channel.rate, request.sampling_rate)
-            kept.append(replace(channel, name=lead, rate=rate, unit=_unit(channel.unit, unit, lead)))
-    highest = max(channel.rate for channel in kept)
+            rate = request.sampling_rate if channel.rate is None else channel.rate
+            if rate is None:
+                raise FormatError("the file does not state its rate; pass sampling_rate= in Hz")
+            rate, own_unit = check_sampling_rate(rate), _unit(channel.unit, unit, lead)
+            kept.append(replace(channel, name=lead, rate=rate, unit=own_unit))
+    highest, given = max(channel.rate for channel in kept), request.sampling_rate
+    if given is not None and abs(check_sampling_rate(given) - highest) > 1e-6 * highest:
+        raise FormatError(
+            f"sampling_rate={given:g} contradicts the header, which has {highest:g} Hz; leave the argument out, or "
+            "correct the header"
+        )
     if any(channel.rate * MAX_RATE_RATIO < highest for channel in kept):
         raise FormatError("the rates of its leads are too far apart; correct the header")
     return kept, ignored
@@ -230,24 +244,11 @@ def _named(channels: list[Channel], leads: Sequence[str] | None) -> list[Channel
         return channels
     if leads is None:
         raise FormatError(
-            f"channel {unnamed[0] + 1} of {len(channels)} has no name; pass leads=, a name per channel in the file's order"
+            f"channel {unnamed[0] + 1} of {len(channels)} has no name; pass leads=, one for each, in its order"
         )
     if len(leads) != len(channels):
         raise FormatError(f"{len(leads)} leads named for {len(channels)} channels; pass a name per channel")
     return [replace(channel, name=str(lead)) for channel, lead in zip(channels, leads, strict=True)]
-
-
-def _rate(stated: float | None, given: float | None) -> float:
-    if stated is None:
-        if given is None:
-            raise FormatError("the file does not state its rate; pass sampling_rate= in Hz")
-        return check_sampling_rate(given)
-    if given is not None and abs(check_sampling_rate(given) - stated) > 1e-6 * stated:
-        raise FormatError(
-            f"sampling_rate={given:g} contradicts the header, which has {stated:g} Hz; leave the argument out, or "
-            "correct the header"
-        )
-    return check_sampling_rate(stated)
 
 
 def _unit(stated: str | None, given: str | None, lead: str) -> str:
@@ -283,8 +284,8 @@ def read_ecg(
     """Reads one recording, float32 in mV; channels of different rates are brought to the highest one.
 
     Args:
-        source: a path of any file in docs/formats.md, of a WFDB record with or without .hea, .dat or .mat, or FILE#RECORD
-            of one record of a stack; the bytes of a file, or what has them to `read()`; a `wfdb.Record` or
+        source: a path of any file in docs/formats.md, of a WFDB record with or without .hea, .dat or .mat, or
+            FILE#RECORD of one record of a stack; the bytes of a file, or what has them to `read()`; a `wfdb.Record` or
             `wfdb.MultiRecord`.
         name: what errors call the record, by default its path.
         unit: of voltage ("mV", "uV", "2.5 uV"), where the file states none.
@@ -304,7 +305,7 @@ def read_ecg(
         request = Request(start, seconds, verify, None, None if leads is None else tuple(leads), sampling_rate)
         recording = read_recording(source, request)
         channels, ignored = usable_channels(recording, request, unit)
-        signal, rate = _stacked(channels)
+        signal, rate = in_millivolt(channels)
     except ValueError as error:
         raise ValueError(f"{name}: {str(error).removeprefix('record: ')}") from error
     return EcgBlock(
@@ -313,10 +314,33 @@ def read_ecg(
         leads=[channel.name for channel in channels],
         sampling_rate=rate,
         ignored_leads=ignored,
-        done=recording.done,
+        done=recording.done + ([] if request.is_whole else [_taken(request)]),
         facts=recording.facts,
         identifiers=recording.identifiers,
     )
+
+
+def is_file(source) -> bool:
+    """Whether `read_ecg` takes it: a path, the bytes of a file or an open file, or one of wfdb's records."""
+    return isinstance(source, (str, os.PathLike, bytes, bytearray)) or any(
+        hasattr(source, name) for name in ("record_name", "read")
+    )
+
+
+def part_of_block(block: EcgBlock, start: float, seconds: float | None, **_) -> EcgBlock:
+    """The part of recordings in memory that is asked for, as `read_ecg` reads it of a file."""
+    try:
+        request = Request(start, seconds)
+        first, last = request.span(block.signal.shape[-1], block.sampling_rate)
+    except FormatError as error:
+        raise ValueError(f"{block.names[0]}: {error}") from None
+    if request.is_whole:
+        return block
+    return replace(block, signal=block.signal[..., first:last], done=[*block.done, _taken(request)])
+
+
+def _taken(request: Request) -> str:
+    return f"took from {request.start:g} s " + ("on" if request.seconds is None else f"on {request.seconds:g} s")
 
 
 def _default_name(source) -> str:
@@ -328,7 +352,7 @@ def _default_name(source) -> str:
 MAX_MILLIVOLT = 1e6  # a kilovolt: gain or unit cannot be right
 
 
-def _stacked(channels: list[Channel]) -> tuple[np.ndarray, float]:
+def in_millivolt(channels: list[Channel]) -> tuple[np.ndarray, float]:
     """(leads, samples) float32 in mV at the highest rate, which is returned too."""
     rate, sizes = max(channel.rate for channel in channels), {len(channel.samples) for channel in channels}
     if 0 in sizes:
@@ -345,10 +369,14 @@ def _stacked(channels: list[Channel]) -> tuple[np.ndarray, float]:
             raise FormatError("its leads differ in duration: cut off; fetch the file again")
         signal = np.stack(rows)
     for row, channel in zip(signal, channels, strict=True):
-        low, high = np.fmin.reduce(row), np.fmax.reduce(row)
-        if not -MAX_MILLIVOLT < low <= high < MAX_MILLIVOLT and not np.isnan(low):
-            raise FormatError(f"lead {channel.name} reaches {max(-low, high):.3g} mV; correct its gain or unit")
+        check_amplitude(channel.name, np.fmin.reduce(row), np.fmax.reduce(row))
     return signal, float(rate)
+
+
+def check_amplitude(lead: str, low: float, high: float):
+    """Raises FormatError where a lead's range in mV shows that its gain or unit cannot be right; NaN says nothing."""
+    if low <= -MAX_MILLIVOLT or high >= MAX_MILLIVOLT:
+        raise FormatError(f"absurd amplitude: lead {lead} reaches {max(-low, high):.3g} mV; correct its gain or unit")
 
 
 def list_records(path) -> list[str]:

@@ -272,8 +272,8 @@ def _lead_axis(shape: tuple[int, int], leads) -> int:
     matches = [size == len(leads) for size in shape]
     if matches.count(True) != 1:
         raise FormatError(
-            f"{len(leads)} leads named for an array of shape {shape}; exactly one axis must be as long: (leads, samples) "
-            "or (samples, leads)"
+            f"{len(leads)} leads named for an array of shape {shape}; exactly one axis must be as long: (leads, "
+            "samples) or (samples, leads)"
         )
     return matches.index(True)
 
@@ -332,13 +332,12 @@ class _NpyArray:
             raise FormatError("a pickled array, which is never loaded; save the samples as an array of numbers")
         stated = int(np.prod([int(size) for size in self.shape], dtype=object)) * self.dtype.itemsize
         if stated != source.size - self.offset:
-            raise FormatError(
-                f"cut off, or its header is wrong: {stated} bytes of samples stated, {source.size - self.offset} are there"
-            )
+            held = source.size - self.offset
+            raise FormatError(f"cut off, or its header is wrong: {stated} bytes of samples stated, {held} are there")
 
     def __getitem__(self, index):
         row, parts = (index[0], index[1:]) if len(self.shape) == 3 else (0, index)
-        shape, size = self.shape[-2:], self.dtype.itemsize
+        shape = self.shape[-2:]
         if self.fortran and len(self.shape) == 3:
             return self._read(0, int(np.prod(self.shape))).reshape(self.shape, order="F")[index]
         start = row * shape[0] * shape[1]

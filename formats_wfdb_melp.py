@@ -279,7 +279,7 @@ class _SignalFile:
             )
         if self.format in FLAC_FORMATS:
             with self._flac() as file:
-                return len(file) * self.width // file.channels
+                return max(0, len(file) - self.offset) * file.channels
         group, size, _ = SAMPLE_FORMATS[self.format]
         length = self.source.size - self.offset
         if length < 0:
@@ -420,17 +420,13 @@ def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
 
 
 def _verify(line: SignalLine, initial: int, stored: np.ndarray | None, request: Request, done: list[str]):
-    shown = brief(line.name or line.file)
+    lead = line.name or line.file
     if line.initial is not None and line.format != "8":
-        request.check(
-            int(initial) == line.initial,
-            f"the first sample of {shown} is {int(initial)}, its header says {line.initial}: header and signal file do not "
-            "belong together",
-            done,
-        )
+        found = f"lead {lead} begins with {int(initial)}, its header says {line.initial}"
+        request.check(int(initial) == line.initial, f"header and samples do not belong together: {found}", done)
     if stored is not None and line.checksum is not None:
         agrees = (int(stored.sum(dtype=np.int64)) - line.checksum) % 65536 == 0
-        request.check(agrees, f"the checksum of {shown} is not that of its header: damaged samples", done)
+        request.check(agrees, f"wrong checksum: of lead {lead}; its samples are damaged", done)
 
 
 def _channel(line: SignalLine, samples: np.ndarray, rate: float, done: list[str]) -> Channel:

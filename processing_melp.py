@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,21 @@ except ImportError:
     from configuration_melp import MelpConfig, MelpEcgConfig, read_json
 
 try:
+    from .formats_melp import is_file, part_of_block, read_ecg
+except ImportError:
+    if __package__:  # remote code: a real error must not be hidden
+        raise
+    from formats_melp import is_file, part_of_block, read_ecg
+
+try:
     from .signal_melp import (
         LEADS,
         LIMB_LEADS,
-        EcgBlock,
         array_block,
         canonical_leads,
         derive_limb_leads,
         ecg_quality,
         interpolate_gaps,
-        read_ecg,
         resample_ecg,
     )
 except ImportError:
@@ -43,13 +49,11 @@ except ImportError:
     from signal_melp import (
         LEADS,
         LIMB_LEADS,
-        EcgBlock,
         array_block,
         canonical_leads,
         derive_limb_leads,
         ecg_quality,
         interpolate_gaps,
-        read_ecg,
         resample_ecg,
     )
 
@@ -237,17 +241,23 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         quality: bool = False,
         record_names: Sequence[str] | None = None,
         return_tensors: str | None = None,
+        start: float = 0.0,
+        seconds: float | None = None,
+        verify: bool = True,
     ) -> BatchFeature:
         """Prepare one record or a batch.
 
         Args:
-            ecg: a path of a WFDB record or an EDF file; a `wfdb.Record` or `wfdb.MultiRecord`; a numpy or torch array
-                (leads, samples) or (samples, leads); a dict of lead name to samples; a list of any of these; or an
-                array (batch, leads, samples), the fast way. Leads may be absent.
-            sampling_rate: Hz, for arrays and dicts; must agree with the header of a file.
-            leads: names of an array's channels, in its order. "aVR", "AVR", "Lead II", "DII", "MDC_ECG_LEAD_V1" are
-                understood; channels known to be none of the twelve (Frank, MLII, V7, RESP, ...) are left out.
-            unit: V, mV, uV or nV, for arrays and dicts (default mV) or a header without a unit of voltage.
+            ecg: a path of a file in any format of docs/formats.md (WFDB, DICOM, EDF, XML, ...), FILE#RECORD for
+                one record of a stack, or the bytes of a file; a `wfdb.Record` or `wfdb.MultiRecord`; a numpy or
+                torch array (leads, samples) or (samples, leads); a dict of lead name to samples; a list of any of
+                these; or an array (batch, leads, samples), the fast way. Leads may be absent.
+            sampling_rate: Hz, for arrays, dicts and files that do not state it; must agree with the header of a file.
+            leads: names of the channels of an array, or of a file that does not name them, in its order. "aVR", "AVR",
+                "Lead II", "DII", "MDC_ECG_LEAD_V1" are understood; channels known to be none of the twelve (Frank,
+                MLII, V7, RESP, ...) are left out.
+            unit: V, mV, uV, nV or a multiple of one ("2.5 uV"), for arrays and dicts (default mV) and for files that
+                state no unit of voltage.
             crop, derive_leads: override the extractor's own.
             stride: seconds. Instead of cropping, cut each record into windows that start every `stride` seconds, the
                 last one ending with the record (up to half a second may stay unused).
@@ -257,6 +267,9 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
                 zeros), `ignored_leads`, and `done`, in words all that was done to the record.
             record_names: what errors and the quality report call the records; otherwise the path or the index.
             return_tensors: "pt", or "np" (as None).
+            start, seconds: the part of each recording that is used; of a long file only that part is read.
+            verify: refuse a file that contradicts its header's checksums and first samples; False accepts, and says so
+                in `done`.
 
         Returns:
             `input_values` (batch, leads, samples) float32, `lead_mask` (batch, leads) bool; with `stride` also
@@ -274,10 +287,11 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         if stride is not None and crop is not None:
             raise ValueError("pass crop= or stride=, not both: windows cover the whole record")
         crop = crop or self.crop
-        blocks = self._blocks(ecg, sampling_rate, leads, unit, record_names)
+        reading = {"start": start, "seconds": seconds, "verify": verify}
+        blocks = self._blocks(ecg, sampling_rate, leads, unit, record_names, reading)
         if crop == "random" and stride is None:  # an own crop for each record of an array
             blocks = [
-                EcgBlock([name], signal[None], block.leads, block.sampling_rate, block.ignored_leads)
+                replace(block, names=[name], signal=signal[None])
                 for block in blocks
                 for name, signal in zip(block.names, block.signal, strict=True)
             ]
@@ -303,7 +317,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             data["quality"] = reports
         return BatchFeature(data)
 
-    def _blocks(self, ecg, sampling_rate, leads, unit, record_names):
+    def _blocks(self, ecg, sampling_rate, leads, unit, record_names, reading):
         """The input as blocks of records of the same shape, in their order."""
         whole = isinstance(ecg, (np.ndarray, torch.Tensor)) and ecg.ndim == 3
         items = ecg if whole or isinstance(ecg, (list, tuple)) else [ecg]
@@ -313,26 +327,23 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"{len(record_names)} record_names for {len(items)} records; pass one a record")
         names = [str(name) for name in record_names or [f"record {index}" for index in range(len(items))]]
         if whole:
-            return [array_block(ecg, names, sampling_rate, leads, unit)]
+            return [part_of_block(array_block(ecg, names, sampling_rate, leads, unit), **reading)]
         blocks, named = [], True
         for item, name in zip(items, names, strict=True):
             if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (1, 2):
                 named = False
                 array = item[None, None] if item.ndim == 1 else item[None]
-                blocks.append(array_block(array, [name], sampling_rate, leads, unit))
+                blocks.append(part_of_block(array_block(array, [name], sampling_rate, leads, unit), **reading))
             elif isinstance(item, Mapping):
                 channels = [np.asarray(channel) for channel in item.values()]
                 if not channels or {channel.shape for channel in channels} != {(channels[0].size,)}:
                     raise ValueError(f"{name}: the leads of a dict must be one-dimensional and equally long")
-                blocks.append(array_block(np.stack(channels)[None], [name], sampling_rate, list(item), unit))
-            elif isinstance(item, (str, os.PathLike)) or hasattr(item, "record_name"):
-                block = read_ecg(item, name if record_names else None, unit)
-                if sampling_rate is not None and not math.isclose(sampling_rate, block.sampling_rate, rel_tol=1e-6):
-                    raise ValueError(
-                        f"{block.names[0]}: sampling_rate={sampling_rate:g} contradicts the header, which has "
-                        f"{block.sampling_rate:g} Hz; leave the argument out, or correct the header"
-                    )
-                blocks.append(block)
+                block = array_block(np.stack(channels)[None], [name], sampling_rate, list(item), unit)
+                blocks.append(part_of_block(block, **reading))
+            elif is_file(item):
+                named = named and leads is None
+                name = name if record_names or not isinstance(item, (str, os.PathLike)) else None
+                blocks.append(read_ecg(item, name, unit, sampling_rate=sampling_rate, leads=leads, **reading))
             else:
                 shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
                 raise ValueError(
@@ -418,7 +429,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             "masked_leads": [lead for lead in self.leads if lead not in present],
             "ignored_leads": block.ignored_leads,
         }
-        done = []
+        done = list(block.done)
         if block.sampling_rate != self.sampling_rate:
             done.append(f"resampled from {block.sampling_rate:g} to {self.sampling_rate:g} Hz")
         if windows is not None:

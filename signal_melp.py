@@ -1,18 +1,16 @@
-"""ECG signals without a model: lead names, units, resampling, gaps, derived limb leads, quality, reading files.
+"""ECG signals without a model: lead names, units, resampling, gaps, derived limb leads, quality.
 
-NumPy only, so that the processes of `prepare.py` need not load torch; wfdb and scipy are asked for where they are
-used. Signals are (leads, samples) or (records, leads, samples) in mV. Bad input raises a ValueError that names the
-record, the reason and what to do; nothing is repaired unless asked for.
+NumPy only, so that the processes of `prepare` need not load torch; scipy is asked for where it is used. Signals are
+(leads, samples) or (records, leads, samples) in mV. Bad input raises a ValueError that names the record, the reason
+and what to do; nothing is repaired unless asked for. Files are read by `formats_melp.py`.
 """
 
 import functools
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
@@ -42,7 +40,9 @@ _LEAD_NAME = re.compile(r"(?:MDC_ECG_LEAD_|(?:LEAD|ECG)[ _:-]+)?(D?I{1,3}|AV[RLF
 _EXTRA_NAME = re.compile(
     r"(?:MDC_ECG_LEAD_|(?:LEAD|ECG)[ _:-]+)?"
     r"(?:V?[XYZ]|V[1-9]R|V[7-9]|V|ML(?:I{1,3})?|MV[1-6]?|MCL[1-6]?|CM[1-6]|CC5|CB5|C[SRBH][1-6]|ES|AS|AI|NASA"
-    r"|ECG ?[0-9]*|RESP|IMP|PLETH|SPO2|ABP|ART|CVP|PAP|EVENT|TRIGGER|MARKER|EDF ANNOTATIONS)"
+    r"|ECG ?[0-9]*|RESP|IMP|PLETH|SPO2|ABP|ART|CVP|PAP|EVENT|TRIGGER|MARKER|STATUS|(?:EDF|BDF) ANNOTATIONS"
+    r"|LEAD CODE [0-9]+)"  # of SCP-ECG, DICOM and others
+    r"|(?:EEG|EOG|EMG|ERG|MEG|MCG|EP|SAO2|RESP|TEMP|LIGHT|SOUND|EVENT)[ _:-].*"  # EDF's types of signals
 )
 
 
@@ -86,19 +86,28 @@ def canonical_leads(names: Sequence[str], record: str = "record") -> list[str | 
 
 _MILLIVOLT = {"v": 1e3, "volt": 1e3, "mv": 1.0, "millivolt": 1.0, "uv": 1e-3, "microvolt": 1e-3}
 _MILLIVOLT |= {"nv": 1e-6, "nanovolt": 1e-6}
+# The micro sign and the Greek mu; both read as latin-1 though they were UTF-8; and what code page 437 and Latin/Greek
+# have for them, read as latin-1. In lower case.
+_MICRO = re.compile("^(?:\u00b5|\u03bc|\u00e2\u00b5|\u00ee\u00bc|\u00e6|\u00ec)(?=v)")
+_MULTIPLE = re.compile(r"(\d+\.?\d*(?:e[-+]?\d+)?)\s*(\D.*)")
 
 
 def unit_to_millivolt(unit: str) -> float:
-    """What a value in `unit` is multiplied with to be in mV: V, mV, uV (also with a Greek mu), nV, whatever the case.
+    """What a value in `unit` is multiplied with to be in mV: V, mV, uV (with a micro sign, a Greek mu), nV.
+
+    Case does not matter. A number before the unit multiplies it: "2.5 uV" is that of counts of 2.5 microvolts.
 
     Raises:
         ValueError: the unit is not one of voltage (digital units, mmHg, an empty name).
     """
-    plain = str(unit).strip().lower().replace("\u00b5", "u").replace("\u03bc", "u")  # micro sign, Greek mu
+    plain, times = str(unit).strip().lower(), 1.0
+    if match := _MULTIPLE.fullmatch(plain):
+        times, plain = float(match[1]), match[2]
+    plain = _MICRO.sub("u", plain)
     factor = _MILLIVOLT.get(plain) or _MILLIVOLT.get(plain.removesuffix("s"))
-    if factor is None:
+    if factor is None or not 0 < times < math.inf:
         raise ValueError(f"unknown unit: {unit!r}; convert the signal to mV, or pass unit='V', 'mV', 'uV' or 'nV'")
-    return factor
+    return factor * times
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,126 +264,26 @@ def _deflection(row: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading
+# Blocks of recordings
 
 
 @dataclass
 class EcgBlock:
-    """Records of the same leads, rate and length: `signal` (records, leads, samples) float32 in mV."""
+    """Records of the same leads, rate and length: `signal` (records, leads, samples) float32 in mV.
+
+    Of a block that comes from a file, `done` says in words what reading it involved, `facts` what the file says (`age`
+    in years, `sex`, `device`, `site`), `identifiers` what may identify the patient (`patient_id`, `name`,
+    `birth_date`, `record_id`, `recorded`); outputs leave these out unless they are asked for.
+    """
 
     names: list[str]
     signal: np.ndarray
     leads: list[str]
     sampling_rate: float
     ignored_leads: list[str]
-
-
-def read_ecg(source, name: str | None = None, unit: str | None = None) -> EcgBlock:
-    """Read a WFDB record (path with or without .hea, .dat or .mat, or a wfdb object) or an EDF file.
-
-    Channels of different rates are brought to the highest one. `unit` is for headers whose own is none of voltage.
-
-    Raises:
-        ValueError: the file cannot be read, or its leads, units or rates make no sense; the message names the record.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source).expanduser()
-        name = name or str(source)
-        reader = _read_edf if path.suffix.lower() == ".edf" else _read_wfdb
-    else:
-        path, name, reader = source, name or str(source.record_name), _wfdb_channels
-    try:
-        channels, names, rates, units = reader(path)
-    except ImportError:
-        raise
-    except Exception as error:  # wfdb raises whatever its parsing runs into
-        reason = f"cannot be read: {type(error).__name__}: {error}"
-        raise ValueError(f"{name}: {reason}; check the file and its header") from error
-
-    leads = canonical_leads(names, name)
-    ignored = [str(names[index]) for index, lead in enumerate(leads) if not lead]
-    kept = [index for index, lead in enumerate(leads) if lead]
-    rate = max(rates[index] for index in kept)
-    signal = []
-    for index in kept:
-        factor = _header_factor(units[index], unit, leads[index], name)
-        channel = np.asarray(channels[index], dtype=np.float32) * np.float32(factor)
-        signal.append(resample_ecg(channel, check_sampling_rate(rates[index], name), rate))
-    sizes = {len(channel) for channel in signal}
-    if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(f"{name}: empty or cut off: channels of {sizes} samples; fetch the file again")
-    return EcgBlock([name], np.stack(signal)[None], [lead for lead in leads if lead], float(rate), ignored)
-
-
-def _read_wfdb(path):
-    try:
-        import wfdb
-    except ImportError as error:
-        raise ImportError("reading WFDB records needs wfdb: pip install wfdb") from error
-    base = path.with_suffix("") if path.suffix.lower() in (".hea", ".dat", ".mat") else path
-    if not base.with_name(base.name + ".hea").is_file():
-        raise FileNotFoundError(f"no header {base}.hea; pass another format as an array, sampling_rate= and leads=")
-    return _wfdb_channels(wfdb.rdrecord(str(base), smooth_frames=False, return_res=32))
-
-
-def _wfdb_channels(record):
-    """Channels (a list of 1-D arrays), names, rates and units of a wfdb.Record or wfdb.MultiRecord."""
-    if segments := getattr(record, "segments", None):
-        expanded = any(getattr(segment, "e_p_signal", None) is not None for segment in segments)
-        record = record.multi_to_single(physical=True, expanded=expanded)
-    frames = [1] * record.n_sig
-    if getattr(record, "e_p_signal", None) is not None:
-        channels, frames = record.e_p_signal, record.samps_per_frame
-    elif getattr(record, "e_d_signal", None) is not None:
-        channels, frames = record.dac(expanded=True), record.samps_per_frame
-    elif getattr(record, "p_signal", None) is not None:
-        channels = record.p_signal.T
-    elif getattr(record, "d_signal", None) is not None:
-        channels = record.dac().T
-    else:
-        raise ValueError("it holds no signal")
-    if not getattr(record, "units", None):
-        raise ValueError("its segments differ in unit")
-    return channels, record.sig_name, [record.fs * (count or 1) for count in frames], record.units
-
-
-def _read_edf(path):
-    """Channels, names, rates and units of an EDF file. (wfdb's own reader is off by one digital unit.)"""
-    data = path.read_bytes()
-    if data[:8].strip() != b"0" or data[192:197] == b"EDF+D":
-        raise ValueError("not a continuous EDF file")
-    text = data[: int(data[184:192])].decode("latin-1")
-    blocks, seconds, count = int(text[236:244]), float(text[244:252]), int(text[252:256])
-    fields, position = [], 256
-    for width in (16, 80, 8, 8, 8, 8, 8, 80, 8):  # label, transducer, unit, two ranges, filter, samples a block
-        fields.append([text[position + width * k : position + width * (k + 1)].strip() for k in range(count)])
-        position += width * count
-    names, _, units, *ranges, _, sizes = fields
-    low, high, digital_low, digital_high = (np.array(values, dtype=np.float64) for values in ranges)
-    sizes = np.array(sizes, dtype=int)
-    samples = np.frombuffer(data, dtype="<i2", offset=len(text))
-    if blocks < 0:  # still being recorded when it was closed
-        blocks = len(samples) // sizes.sum()
-    samples = samples[: blocks * sizes.sum()].reshape(blocks, -1)
-    gain = (high - low) / (digital_high - digital_low)
-    channels = [
-        (samples[:, end - size : end].ravel() - digital_low[k]) * gain[k] + low[k]
-        for k, (size, end) in enumerate(zip(sizes, np.cumsum(sizes), strict=True))
-    ]
-    return channels, names, [size / seconds for size in sizes], units
-
-
-def _header_factor(header_unit, unit, lead, name):
-    """mV a header's unit; `unit` may replace one that is unknown, not contradict one that is known."""
-    try:
-        factor = unit_to_millivolt(header_unit)
-    except ValueError as error:
-        if unit is None:
-            raise ValueError(f"{name}: {error} (lead {lead})") from None
-        return unit_to_millivolt(unit)
-    if unit is not None and unit_to_millivolt(unit) != factor:
-        raise ValueError(f"{name}: unit={unit!r} contradicts the header, which has {header_unit!r} for lead {lead}")
-    return factor
+    done: list[str] = field(default_factory=list)
+    facts: dict[str, float | str] = field(default_factory=dict)
+    identifiers: dict[str, str] = field(default_factory=dict)
 
 
 def check_sampling_rate(rate, name: str = "record") -> float:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
+from formats_melp import read_ecg
 from processing_melp import MelpFeatureExtractor, MelpProcessor, scale_ecg, sentence_numbers
 from signal_melp import (
     LEADS,
@@ -20,7 +21,6 @@ from signal_melp import (
     canonical_lead,
     ecg_quality,
     interpolate_gaps,
-    read_ecg,
     resample_ecg,
     unit_to_millivolt,
 )
@@ -496,7 +496,7 @@ def test_edf(extractor, tmp_path):
     expected = extractor(heart(), sampling_rate=500, leads=LEADS).input_values
     np.testing.assert_allclose(extractor(tmp_path / "made.edf").input_values, expected, atol=1e-3)
     (tmp_path / "cut.edf").write_bytes(header.encode("latin-1")[:300])
-    with pytest.raises(ValueError, match="cut.edf: cannot be read"):
+    with pytest.raises(ValueError, match="cut.edf: cut off"):
         extractor(tmp_path / "cut.edf")
 
 
@@ -506,16 +506,16 @@ def test_unreadable_files_are_named(extractor, tmp_path):
         extractor(path, sampling_rate=250)
     with pytest.raises(ValueError, match="made: unit='uV' contradicts the header"):
         extractor(path, unit="uV")
-    with pytest.raises(ValueError, match="nowhere: cannot be read: .*no header"):
+    with pytest.raises(ValueError, match="nowhere: no header: nowhere.hea"):
         extractor(tmp_path / "nowhere")
     path.with_suffix(".dat").write_bytes(path.with_suffix(".dat").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="made: cannot be read"):
+    with pytest.raises(ValueError, match="made: (empty or cut off|its header is empty)"):
         extractor(path)
     path.with_suffix(".dat").write_bytes(b"")
-    with pytest.raises(ValueError, match="made: cannot be read"):
+    with pytest.raises(ValueError, match="made: (empty or cut off|its header is empty)"):
         extractor(path)
     path.with_suffix(".hea").write_text("")
-    with pytest.raises(ValueError, match="made: cannot be read"):
+    with pytest.raises(ValueError, match="made: (empty or cut off|its header is empty)"):
         extractor(path)
 
 
@@ -572,7 +572,7 @@ def test_real_oddities(extractor, ecg_data):
     low = read_ecg(ecg_data / "ptbxl/records100/00000/00001_lr")
     error = np.abs(resample_ecg(high.signal, 500, 100) - low.signal)[..., 10:-10]
     assert error.mean() < 0.01 and error.max() < 0.2  # PTB-XL resampled with another filter, which wraps at the ends
-    with pytest.raises(ValueError, match="A1980.mat: cannot be read: .*no header"):
+    with pytest.raises(ValueError, match="A1980.mat: no header"):
         extractor(ecg_data / "cpsc2018/native/A1980.mat")
 
 
@@ -703,7 +703,7 @@ REMOTE = """
             return getattr(self.finder, name)
 
         def find_spec(self, name, path=None, target=None):
-            hidden = name.split(".")[0] in {"wfdb", "scipy", "sklearn", "datasets", "accelerate"}
+            hidden = name.split(".")[0] in {"wfdb", "scipy", "sklearn", "datasets", "accelerate", "pydicom"}
             return None if hidden else self.finder.find_spec(name, path, target)
 
     sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
@@ -717,13 +717,14 @@ REMOTE = """
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
         assert extractor(signal, **kwargs).lead_mask.sum() == 6
         assert type(extractor).__module__.startswith("transformers_modules")
-        for call in (lambda: extractor(signal, **{**kwargs, "sampling_rate": 400}), lambda: extractor("record")):
+        dicom = bytes(128) + b"DICM" + bytes(100)
+        for call in (lambda: extractor(signal, **{**kwargs, "sampling_rate": 400}), lambda: extractor(dicom)):
             try:
                 call()
             except ImportError as error:
                 assert "pip install" in str(error)
             else:
-                raise SystemExit("worked without scipy or wfdb")
+                raise SystemExit("worked without scipy or pydicom")
     processor = AutoProcessor.from_pretrained("processor", trust_remote_code=True)
     out = processor(ecg=signal, text="sinus rhythm.", **kwargs)
     assert out.input_ids.shape == (1, 5), out

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from formats_common_melp import Channel, Request
+from formats_melp import check_amplitude, in_millivolt, read_recording, usable_channels
 from melp.databases import EcgRecord
 from melp.databases.tables import record_of
-from signal_melp import read_ecg, unit_to_millivolt
+from signal_melp import unit_to_millivolt
 
 MISSING = -32768  # how WFDB's format 16 marks a missing sample
 
@@ -39,90 +41,59 @@ def reading(name: str):
         raise ValueError(f"{name}: cannot be read: {type(error).__name__}: {error}") from error
 
 
-# A header's first line and its signal lines as nearly all databases write them (WFDB's header(5)): one segment, format
-# 16, one sample a frame, no skew, every field there.
-_RECORD_LINE = re.compile(r"[^\s/]+ +(\d+) +(\d+(?:\.\d+)?) +(\d+)(?: .*)?")  # a time and a date may follow
-_SIGNAL_LINE = re.compile(
-    r"(\S+) +16(?:x1)?(?:\+(\d+))? "  # file, format, offset in bytes
-    r"+(\d+(?:\.\d+)?)(?:\((-?\d+)\))?(?:/(\S+))? "  # gain, baseline, unit
-    r"+\d+ +(-?\d+) +-?\d+ +-?\d+ +0 +(.*\S)\s*"  # ADC zero, and after first value, checksum and block size the lead
-)
+def read_stored(path: str | Path, name: str | None = None, *, unit: str | None = None, **said) -> dict:
+    """Reads a recording as `EcgRecord` takes it: `signal`, `leads`, `sampling_rate`, `gain` and `baseline`.
 
+    Samples are kept as they are stored where all leads have one rate and 16 bits hold them; otherwise they are read in
+    mV and quantised.
 
-def read_wfdb(path: str | Path, name: str | None = None) -> dict:
-    """A record as `EcgRecord` takes it: `signal`, `leads`, `sampling_rate`, `gain` and `baseline`.
-
-    Samples are kept as stored in format 16 at one rate; anything else (other formats mark missing samples otherwise,
-    frames may hold several samples of a signal) is read in mV and quantised.
+    Args:
+        path: of any file in docs/formats.md, or FILE#RECORD.
+        unit: and in `said` `sampling_rate`, `leads`, `verify`: as `read_ecg` has them.
 
     Raises:
-        ValueError, OSError: naming the record, where a file is missing, empty, truncated or of an unknown unit.
+        ValueError: naming the record, where a file is missing, truncated, or lacks what reading it needs.
     """
-    path, name = Path(path), name or str(path)
-    if path.suffix.lower() in (".hea", ".dat", ".mat"):
-        path = path.with_suffix("")
-    header = path.with_name(path.name + ".hea")
-    if path.suffix.lower() != ".edf":
-        if not header.is_file():
-            raise FileNotFoundError(f"{name}: no header: {header.name}")
-        if plain := _read_format_16(header, name):
-            return plain
-    block = read_ecg(str(path), name=name)
-    signal, gain, baseline = quantise(block.signal[0])
-    return _fields(signal, block.leads, block.sampling_rate, gain, baseline)
-
-
-def _read_format_16(header: Path, name: str) -> dict | None:
-    """The record of a header that the patterns above describe, else None.
-
-    wfdb takes some 25 times as long, nearly all of it for the header: hours at 800,035 records.
-    """
-    lines = [line for line in header.read_text(errors="replace").splitlines() if line.strip() and line[0] != "#"]
-    first = _RECORD_LINE.fullmatch(lines[0]) if lines else None
-    signals = [_SIGNAL_LINE.fullmatch(line) for line in lines[1:]]
-    if not first or not all(signals) or len(signals) != int(first[1]) or not signals:
-        return None
-    files, offsets, gains, baselines, units, zeros, leads = zip(*(line.groups() for line in signals), strict=True)
+    name = name or str(path)
     try:
-        factors = np.array([unit_to_millivolt(unit or "mV") for unit in units])
-    except ValueError:
-        return None  # perhaps of a channel that is no lead
-    gain = np.array(gains, dtype=float)
-    if not gain.all() or (length := int(first[3])) == 0:
+        request = Request(**said)
+        channels, _ = usable_channels(read_recording(path, request), request, unit)
+        fields = _as_stored(channels)
+        if fields is None:
+            signal, rate = in_millivolt(channels)
+            signal, gain, baseline = quantise(signal)
+            fields = {"signal": signal, "gain": gain, "baseline": baseline}
+    except ValueError as error:
+        raise ValueError(f"{name}: {str(error).removeprefix('record: ')}") from error
+    rate = max(channel.rate for channel in channels)
+    sampling_rate = int(rate) if float(rate).is_integer() else rate
+    return fields | {"leads": [channel.name for channel in channels], "sampling_rate": sampling_rate}
+
+
+def _as_stored(channels: list[Channel]) -> dict | None:
+    """Samples, gains and baselines of channels that 16 bits hold, else None."""
+    first = channels[0]
+    same = all(one.rate == first.rate and len(one.samples) == len(first.samples) for one in channels)
+    if not same or any(one.samples.dtype.kind not in "iu" for one in channels) or not len(first.samples):
         return None
-    rows = np.empty((len(signals), length), dtype=np.int16)
-    for file in dict.fromkeys(files):
-        of_file = [row for row, other in enumerate(files) if other == file]
-        stored = _samples(header.with_name(file), int(offsets[of_file[0]] or 0), length * len(of_file), name)
-        rows[of_file] = stored.reshape(length, -1).T
-    baseline = [int(zero if value is None else value) for value, zero in zip(baselines, zeros, strict=True)]
-    rate = float(first[2])
-    return _fields(rows, leads, int(rate) if rate.is_integer() else rate, gain / factors, np.array(baseline))
-
-
-def _samples(path: Path, offset: int, count: int, name: str) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: no signal file: {path.name}")
-    samples = np.fromfile(path, dtype="<i2", count=count, offset=offset)
-    if len(samples) < count:
-        held = f"{path.name} holds {len(samples)} of {count} samples"
-        raise ValueError(f"{name}: empty or cut off: {held}; fetch the file again")
-    return samples
-
-
-def _fields(signal, leads, sampling_rate, gain, baseline) -> dict:
-    return {
-        "signal": np.ascontiguousarray(signal),
-        "leads": list(leads),
-        "sampling_rate": sampling_rate,
-        "gain": gain,
-        "baseline": baseline,
-    }
+    signal = np.empty((len(channels), len(first.samples)), dtype=np.int16)
+    gain, baseline = np.empty(len(channels)), np.empty(len(channels))
+    for row, channel in enumerate(channels):
+        samples, scale = channel.samples, channel.scale * unit_to_millivolt(channel.unit)
+        gain[row], baseline[row] = 1 / scale, round(-channel.offset / channel.scale, 6)
+        low, high = int(samples.min()), int(samples.max())
+        if low < MISSING or high > -MISSING - 1 or (low == MISSING) > (channel.missing == MISSING):
+            return None
+        check_amplitude(channel.name, (low - baseline[row]) / gain[row], (high - baseline[row]) / gain[row])
+        signal[row] = samples
+        if channel.missing not in (None, MISSING):
+            signal[row, samples == channel.missing] = MISSING
+    return {"signal": signal, "gain": gain, "baseline": baseline}
 
 
 def wfdb_item(item: dict, extra: Iterable[str] = ()) -> EcgRecord:
-    """The recording of one row of a plan whose `path` is that of a WFDB record."""
-    return record_of(item, read_wfdb(item["path"], item["record"]), extra)
+    """Reads the recording of one row of a plan by its `path`."""
+    return record_of(item, read_stored(item["path"], item["record"]), extra)
 
 
 def find_records(root: str | Path) -> list[str]:
