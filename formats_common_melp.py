@@ -24,6 +24,7 @@ except ImportError:
 # A gzip file may hold so much, or so many times its own size: digits of a flat line shrink some 30 times.
 MAX_INFLATED, MAX_INFLATION = 64 * 2**20, 100
 MAX_CHANNELS = 1024
+HEAD = 2**12  # bytes that are read at once, to see what a file is
 
 
 class FormatError(ValueError):
@@ -45,16 +46,17 @@ class Source:
                 if not stat.S_ISREG(status.st_mode):
                     raise FormatError("is a folder or no regular file; pass the path of a recording")
                 self.size = status.st_size
-                head = self.read(0, min(2, self.size))
+                with open(path, "rb") as file:
+                    self._head = file.read(min(HEAD, self.size))
             except (OSError, ValueError) as error:  # ValueError: a NUL in the name
                 if isinstance(error, FormatError):
                     raise
                 raise FormatError(f"cannot be opened: {getattr(error, 'strerror', None) or 'no valid path'}") from None
         else:
-            self.size, head = len(data), data[:2]
-        if head == b"\x1f\x8b":
+            self.size, self._head = len(data), data[:HEAD]
+        if self._head[:2] == b"\x1f\x8b":
             self._data = _inflate(self.all())
-            self.size = len(self._data)
+            self.size, self._head = len(self._data), self._data[:HEAD]
 
     @property
     def is_plain(self) -> bool:
@@ -66,6 +68,8 @@ class Source:
         if offset < 0 or count < 0 or offset + count > self.size:
             missing = f"{count} bytes at {offset} of a file of {self.size}"
             raise FormatError(f"cut off, or its header is wrong: {missing}; fetch the file again")
+        if offset + count <= len(self._head):
+            return self._head[offset : offset + count]
         if self._data is not None:
             return self._data[offset : offset + count]
         with open(self.path, "rb") as file:
@@ -222,6 +226,12 @@ def number(text, what: str, low: float = -math.inf, high: float = math.inf) -> f
 
 def whole(text, what: str, low: int = 0, high: int = 2**48) -> int:
     """`text` as an integer within the limits. Raises FormatError naming `what`."""
+    try:
+        value = int(text)
+        if low <= value <= high and not isinstance(text, float):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
     value = number(text, what, low, high)
     if value != int(value):
         raise FormatError(f"{what} is {brief(text)}, not a whole number; correct the header")

@@ -5,6 +5,7 @@ grammar (dates in other forms and order, a rate as 5e2, a folder or a dot in a r
 25 times as long, drops the micro sign from units and checks neither initial values nor checksums.
 """
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,14 +169,15 @@ _FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
 
 def _signal_line(line: bytes) -> SignalLine:
     parts = line.split(None, 8)
-    shown = brief(text_of(line))
-    if len(parts) < 2 or not (match := _FORMAT.fullmatch(text_of(parts[1]))):
+    match = _FORMAT.fullmatch(text_of(parts[1])) if len(parts) > 1 else None
+    if not match:
+        shown = brief(text_of(line))
         raise FormatError(f"its header has a line {shown} that is no signal: a file and a format; correct the header")
-    integers = [whole(text, f"a field of the header's line {shown}", -(2**40)) for text in parts[3:8]]
+    integers = [whole(text, "a field of a signal in its header", -(2**40)) for text in parts[3:8]]
     _, zero, initial, checksum, _ = integers + [None] * (5 - len(integers))
     if not initial and not checksum:  # a header made by hand, or a record without samples
         initial = checksum = None
-    gain, baseline, unit = _gain(parts[2] if len(parts) > 2 else b"0", shown)
+    gain, baseline, unit = _gain(parts[2] if len(parts) > 2 else b"0")
     return SignalLine(
         file=text_of(parts[0]),
         format=match[1],
@@ -191,17 +193,18 @@ def _signal_line(line: bytes) -> SignalLine:
     )
 
 
-def _gain(text: bytes, shown: str) -> tuple[float | None, int | None, str]:
+@functools.lru_cache(maxsize=4096)
+def _gain(text: bytes) -> tuple[float | None, int | None, str]:
     """Units per physical unit (None: uncalibrated), the value of 0, and the physical unit, mV where none is given."""
-    match = _GAIN.fullmatch(text)
+    match, shown = _GAIN.fullmatch(text), brief(text_of(text))
     if not match:
-        raise FormatError(f"the gain in the header's line {shown} cannot be read; correct the header")
-    gain = number(match[1].decode(), f"the gain in the header's line {shown}")
+        raise FormatError(f"the gain {shown} in its header cannot be read; correct the header")
+    gain = number(match[1].decode(), "the gain in its header")
     uncalibrated = gain == 0 and not re.search(rb"[1-9]", match[1].lower().partition(b"e")[0])
     if not uncalibrated:
-        gain = scale_of(match[1].decode(), f"the gain in the header's line {shown}")
+        gain = scale_of(match[1].decode(), "the gain in its header")
     if match[3] == b"":
-        raise FormatError(f"the header's line {shown} has a slash but no unit after its gain; add it, as in 1000/mV")
+        raise FormatError(f"no unit: its header has a gain {shown} with a slash but no unit; add it, as in 1000/mV")
     baseline = None if match[2] is None else whole(match[2].decode(), "the baseline", -(2**31), 2**31)
     return None if uncalibrated else gain, baseline, text_of(match[3]) if match[3] else "mV"
 
@@ -405,31 +408,33 @@ def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
     first, last = request.span(frames - skew, header.rate)
     channels = {}
     for file in files.values():
-        block = file.read(first, last + skew)
-        opening = block[:1] if first == 0 else file.read(0, 1)
-        column = 0
+        stored = np.ascontiguousarray(file.read(first, last + skew).T)
+        opening = stored[:, 0] if first == 0 else file.read(0, 1)[0]
+        sums = stored.sum(axis=1, dtype=np.int64).tolist() if last + skew - first == frames else None
+        row = 0
         for line in file.lines:
-            columns = slice(column, column + line.per_frame)
-            stored, column = block[:, columns], column + line.per_frame
-            _verify(line, opening[0, columns.start], stored if len(block) == frames else None, request, done)
-            samples = stored[line.skew : line.skew + last - first].reshape(-1)
-            channels[id(line)] = _channel(line, samples, header.rate * line.per_frame, done)
+            rows = slice(row, row + line.per_frame)
+            _verify(line, int(opening[row]), sum(sums[rows]) if sums else None, request, done)
+            samples = stored[rows, line.skew : line.skew + last - first]
+            samples = samples[0] if line.per_frame == 1 else samples.T.reshape(-1)
+            channels[id(line)] = _channel(line, samples, header.rate * line.per_frame)
+            row += line.per_frame
     _note_uncalibrated(header.signals, done)
     ordered = [channels[id(line)] for line in header.signals]
     return Recording(ordered, "WFDB", done, header.facts, header.identifiers)
 
 
-def _verify(line: SignalLine, initial: int, stored: np.ndarray | None, request: Request, done: list[str]):
+def _verify(line: SignalLine, initial: int, total: int | None, request: Request, done: list[str]):
     lead = line.name or line.file
     if line.initial is not None and line.format != "8":
-        found = f"lead {lead} begins with {int(initial)}, its header says {line.initial}"
-        request.check(int(initial) == line.initial, f"header and samples do not belong together: {found}", done)
-    if stored is not None and line.checksum is not None:
-        agrees = (int(stored.sum(dtype=np.int64)) - line.checksum) % 65536 == 0
+        there = f"lead {lead} begins with {initial}, its header says {line.initial}"
+        request.check(initial == line.initial, f"header and samples do not belong together: {there}", done)
+    if total is not None and line.checksum is not None:
+        agrees = (total - line.checksum) % 65536 == 0
         request.check(agrees, f"wrong checksum: of lead {lead}; its samples are damaged", done)
 
 
-def _channel(line: SignalLine, samples: np.ndarray, rate: float, done: list[str]) -> Channel:
+def _channel(line: SignalLine, samples: np.ndarray, rate: float) -> Channel:
     gain = line.gain or DEFAULT_GAIN
     missing = FLAC_FORMATS.get(line.format, SAMPLE_FORMATS.get(line.format, (0, 0, None))[2])
     return Channel(line.name, samples, rate, line.unit, 1 / gain, -line.baseline / gain, missing)

@@ -46,6 +46,7 @@ _EXTRA_NAME = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def canonical_lead(name: str) -> str | None:
     """The name in `LEADS` of a lead, whatever its case and usual prefix; None for a known channel not among them.
 
@@ -92,6 +93,7 @@ _MICRO = re.compile("^(?:\u00b5|\u03bc|\u00e2\u00b5|\u00ee\u00bc|\u00e6|\u00ec)(
 _MULTIPLE = re.compile(r"(\d+\.?\d*(?:e[-+]?\d+)?)\s*(\D.*)")
 
 
+@functools.lru_cache(maxsize=1024)
 def unit_to_millivolt(unit: str) -> float:
     """What a value in `unit` is multiplied with to be in mV: V, mV, uV (with a micro sign, a Greek mu), nV.
 
