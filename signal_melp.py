@@ -46,14 +46,18 @@ _EXTRA_NAME = re.compile(
 )
 
 
-@functools.lru_cache(maxsize=4096)
 def canonical_lead(name: str) -> str | None:
     """The name in `LEADS` of a lead, whatever its case and usual prefix; None for a known channel not among them.
 
     Raises:
         ValueError: the name is unknown.
     """
-    plain = str(name).strip().upper()
+    return _canonical_lead(str(name))
+
+
+@functools.lru_cache(maxsize=4096)
+def _canonical_lead(name: str) -> str | None:
+    plain = name.strip().upper()
     if match := _LEAD_NAME.fullmatch(plain):
         return _CANONICAL[match[1].removeprefix("D")]
     if _EXTRA_NAME.fullmatch(plain):
@@ -93,7 +97,6 @@ _MICRO = re.compile("^(?:\u00b5|\u03bc|\u00e2\u00b5|\u00ee\u00bc|\u00e6|\u00ec)(
 _MULTIPLE = re.compile(r"(\d+\.?\d*(?:e[-+]?\d+)?)\s*(\D.*)")
 
 
-@functools.lru_cache(maxsize=1024)
 def unit_to_millivolt(unit: str) -> float:
     """What a value in `unit` is multiplied with to be in mV: V, mV, uV (with a micro sign, a Greek mu), nV.
 
@@ -102,7 +105,12 @@ def unit_to_millivolt(unit: str) -> float:
     Raises:
         ValueError: the unit is not one of voltage (digital units, mmHg, an empty name).
     """
-    plain, times = str(unit).strip().lower(), 1.0
+    return _unit_to_millivolt(str(unit))
+
+
+@functools.lru_cache(maxsize=1024)
+def _unit_to_millivolt(unit: str) -> float:
+    plain, times = unit.strip().lower(), 1.0
     if match := _MULTIPLE.fullmatch(plain):
         times, plain = float(match[1]), match[2]
     plain = _MICRO.sub("u", plain)

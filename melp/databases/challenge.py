@@ -22,7 +22,7 @@ import pyarrow as pa
 from melp.databases import EcgRecord
 from melp.databases.snomed import CHALLENGE, add_reports, classes_of, describe, names_of
 from melp.databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
-from melp.databases.wfdb_record import find_records, header_files, read_headers, wfdb_item
+from melp.databases.wfdb_record import find_records, header_files, read_headers, stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -60,4 +60,4 @@ def plan(root, *, reports: str = "none", seed: int = 0) -> pa.Table:
 
 
 def read(item: dict) -> EcgRecord:
-    return wfdb_item(item, EXTRA)
+    return stored_item(item, EXTRA)

@@ -25,7 +25,7 @@ from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
 from melp.databases.snomed import CPSC2018, add_reports, classes_of, describe
 from melp.databases.tables import add_seed, label_sets, plan_table, record_of, seeded_split
-from melp.databases.wfdb_record import find_records, header_files, quantise, read_headers, reading, wfdb_item
+from melp.databases.wfdb_record import find_records, header_files, quantise, read_headers, reading, stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -93,7 +93,7 @@ def reference_codes(path: Path) -> dict[str, list[str]]:
 
 
 def read(item: dict) -> EcgRecord:
-    return _read_native(item) if item["native"] else wfdb_item(item, EXTRA)
+    return _read_native(item) if item["native"] else stored_item(item, EXTRA)
 
 
 def _read_native(item: dict) -> EcgRecord:

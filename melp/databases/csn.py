@@ -21,7 +21,7 @@ from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
 from melp.databases.snomed import CSN, NAMES, add_reports, classes_of, describe, names_of
 from melp.databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
-from melp.databases.wfdb_record import find_records, header_files, read_headers, wfdb_item
+from melp.databases.wfdb_record import find_records, header_files, read_headers, stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -76,4 +76,4 @@ def condition_names(root) -> dict[str, str]:
 
 
 def read(item: dict) -> EcgRecord:
-    return wfdb_item(item, EXTRA)
+    return stored_item(item, EXTRA)

@@ -1,11 +1,16 @@
-"""A table of the user's own: CSV, JSON (records or lines) or Parquet, one row a recording.
+"""A table of the user's own: CSV, JSON (records or lines) or Parquet, one row per recording.
 
-Columns: `record` (path of a WFDB record or an EDF file, relative to the root), `patient`, and any of `split` (train,
-validation or test), `report`, `labels` or `labels_NAME` (class names separated by ";" or a list; an empty cell means
-"none of them", null in JSON or Parquet "not labelled"). Other columns can be named for these with `--column
-ours=theirs`, and are left out otherwise.
+Columns: `record` (path of a file in any format of docs/formats.md, or FILE#RECORD of one record of an HDF5, Parquet
+or NumPy stack, relative to the root), `patient`, and any of `split` (train, validation or test), `report`, `labels` or
+`labels_NAME` (class names separated by ";" or a list; an empty cell means "none of them", null in JSON or Parquet "not
+labelled"), and for files that do not state them `unit`, `sampling_rate` and `leads` (names separated by spaces), which
+`--unit`, `--sampling-rate` and `--leads` say of all. Other columns can be named for these with `--column ours=theirs`,
+and are left out otherwise. A recording that is named in two ways (x, ./x, x.hea) is one recording, and refused.
 """
 
+import csv as csv_module
+import functools
+import io
 import os
 import re
 from pathlib import Path
@@ -15,17 +20,20 @@ import pyarrow as pa
 
 from melp.databases import SPLITS, EcgRecord
 from melp.databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
-from melp.databases.wfdb_record import wfdb_item
+from melp.databases.wfdb_record import stored_item
 
 __all__ = ["SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
-VERSION = 1
+VERSION = 2
 SOURCE = {"name": "a table of the user's own", "version": "", "licence": "", "citation": "", "url": ""}
 
 
 def add_arguments(parser):
     parser.add_argument("--csv", required=True, metavar="FILE", help="the table: .csv, .json, .jsonl or .parquet")
     parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="e.g. record=filename_hr")
+    parser.add_argument("--unit", metavar="UNIT", help="of files that state none: mV, uV, V, nV, or as '2.5 uV'")
+    parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of files that do not state it")
+    parser.add_argument("--leads", nargs="+", metavar="LEAD", help="of files that do not name them, in their order")
     add_seed(parser, "of the split by patient (80/10/10), where the table has none")
 
 
@@ -33,34 +41,80 @@ def inputs(root, *, csv: str, **_) -> list[Path]:
     return [Path(csv)]
 
 
-def plan(root, *, csv: str, column: list[str] | None = None, seed: int = 0) -> pa.Table:
-    """One row a recording, in the table's order. Raises ValueError naming the table and the row or column."""
+def plan(
+    root,
+    *,
+    csv: str,
+    column: list[str] | None = None,
+    unit: str | None = None,
+    sampling_rate: float | None = None,
+    leads: list[str] | None = None,
+    seed: int = 0,
+) -> pa.Table:
+    """One row per recording, in the table's order. Raises ValueError naming the table and the row or column."""
     table = _read_table(csv, column or [])
     record, patient = _text(table["record"]), _text(table["patient"])
-    if (wrong := (record == "") | record.duplicated()).any():
-        name = record[wrong].iloc[0]
-        raise ValueError(f"{csv}: record {name!r} is {'named twice' if name else 'empty'} in column 'record'.")
+    paths = pd.Series([os.path.join(root or "", name) for name in record])  # a record may be an absolute path
+    _refuse_repeated(csv, record, paths)
     if (patient == "").any():
         name = record[patient == ""].iloc[0]
         raise ValueError(f"{csv}: record {name!r} has no patient; a split needs one for every record.")
     split = _text(table["split"]) if "split" in table else pd.Series(seeded_split(patient, seed))
     if (wrong := ~split.isin(SPLITS)).any():
-        name, found = record[wrong].iloc[0], split[wrong].iloc[0]
-        raise ValueError(f"{csv}: record {name!r} has split {found!r}; it must be one of {', '.join(SPLITS)}.")
+        name, strange = record[wrong].iloc[0], split[wrong].iloc[0]
+        raise ValueError(f"{csv}: record {name!r} has split {strange!r}; it must be one of {', '.join(SPLITS)}.")
     labels = {name: [_classes(cell) for cell in table[name]] for name in _label_columns(table)}
     columns = {
         "record": record,
         "patient": patient,
         "split": split,
-        "path": [os.path.join(root, name) for name in record],  # a record may be an absolute path
+        "path": paths,
         "report": _text(table["report"]) if "report" in table else [""] * len(table),
+        **_said(csv, table, {"unit": unit, "sampling_rate": sampling_rate, "leads": leads}),
         **labels,
     }
     return plan_table(columns, {name: occurring(lists) for name, lists in labels.items()})
 
 
 def read(item: dict) -> EcgRecord:
-    return wfdb_item(item)
+    return stored_item(item)
+
+
+def _refuse_repeated(csv: str, record: pd.Series, paths: pd.Series):
+    if (record == "").any():
+        raise ValueError(f"{csv}: row {int((record == '').idxmax()) + 1} has an empty column 'record'.")
+    resolved = paths.map(_resolved)
+    if (wrong := resolved.duplicated()).any():
+        again = record[wrong].iloc[0]
+        first = record[resolved == resolved[wrong].iloc[0]].iloc[0]
+        names = f"record {again!r} is named twice" if again == first else f"{first!r} and {again!r} are one recording"
+        raise ValueError(f"{csv}: {names} in column 'record'; keep one row for it.")
+
+
+_real_folder = functools.lru_cache(maxsize=100_000)(os.path.realpath)
+
+
+def _resolved(path: str) -> str:
+    """A recording's one name: its folder without links and dots, its file without the suffix of a WFDB record."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real_folder(folder), re.sub(r"(\.(hea|dat|mat))?(\.gz)?$", "", name, flags=re.IGNORECASE))
+
+
+def _said(csv: str, table: pd.DataFrame, options: dict) -> dict:
+    """What the table's columns, or else the options, say of the recordings' units, rates and leads."""
+    said = {}
+    for name, value in options.items():
+        if name in table:
+            cells = _text(table[name])
+            if value is not None:
+                raise ValueError(
+                    f"{csv} has a column {name!r}, and --{name.replace('_', '-')} is given: leave one out."
+                )
+            said[name] = [cell or None for cell in cells]
+        elif value is not None:
+            text = " ".join(value) if isinstance(value, list) else str(value)
+            said[name] = [text] * len(table)
+    return said
 
 
 def _read_table(path: str, columns: list[str]) -> pd.DataFrame:
@@ -68,10 +122,9 @@ def _read_table(path: str, columns: list[str]) -> pd.DataFrame:
     if suffix == ".parquet":
         table = pd.read_parquet(path)
     elif suffix in (".json", ".jsonl"):
-        table = pd.read_json(path, lines=suffix == ".jsonl", dtype=False)
+        table = pd.read_json(io.StringIO(_decoded(path)), lines=suffix == ".jsonl", dtype=False)
     elif suffix == ".csv":
-        # Only a cell that is not there at all is missing: "" after a comma means "no class".
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=True)
+        table = _read_csv(path)
     else:
         raise ValueError(f"{path}: a table must end in .csv, .json, .jsonl or .parquet.")
     for assignment in columns:
@@ -87,12 +140,50 @@ def _read_table(path: str, columns: list[str]) -> pd.DataFrame:
     return table
 
 
+def _decoded(path: str) -> str:
+    """The text of a table: UTF-8, or UTF-16 with its mark, or else latin-1."""
+    data = Path(path).read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _read_csv(path: str) -> pd.DataFrame:
+    """Cells as they stand; only a cell that is not there at all is missing: "" after a comma means "no class"."""
+    rows = csv_module.reader(io.StringIO(_decoded(path), newline=""))
+    try:
+        header = next((row for row in rows if row), None)
+        if header is None:
+            raise ValueError(f"{path} is empty.")
+        if repeated := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"{path} names the column {repeated[0]!r} twice.")
+        cells = []
+        for row in rows:
+            if row and len(row) != len(header):
+                raise ValueError(f"{path}: line {rows.line_num} has {len(row)} cells, its header has {len(header)}.")
+            if row:
+                cells.append(row)
+    except csv_module.Error as error:
+        raise ValueError(f"{path}: line {rows.line_num}: {error}.") from None
+    return pd.DataFrame(cells, columns=header, dtype=object)
+
+
 def _label_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table if re.fullmatch(r"labels(_\w+)?", name)]
 
 
 def _text(column: pd.Series) -> pd.Series:
-    return column.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+    """Cells as text; numbers that a table made floating (15709.0) as the whole ones that they are."""
+    return column.map(lambda cell: "" if not isinstance(cell, str) and pd.isna(cell) else _plain(cell))
+
+
+def _plain(cell) -> str:
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
 
 
 def _classes(cell) -> list[str] | None:

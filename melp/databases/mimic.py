@@ -23,7 +23,7 @@ import pyarrow.csv
 
 from melp.databases import EcgRecord
 from melp.databases.tables import add_seed, plan_table, required_files, seeded_split
-from melp.databases.wfdb_record import wfdb_item
+from melp.databases.wfdb_record import stored_item
 
 VERSION = 1
 LABEL_SETS: dict[str, list[str]] = {}
@@ -151,4 +151,4 @@ def measure(texts: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def read(item: dict) -> EcgRecord:
-    return wfdb_item(item, EXTRA)
+    return stored_item(item, EXTRA)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
 from melp.databases.tables import label_sets, plan_table, required_files
-from melp.databases.wfdb_record import wfdb_item
+from melp.databases.wfdb_record import stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -100,4 +100,4 @@ def classes_of_statements(statements: pd.DataFrame) -> dict[str, dict[str, str]]
 
 
 def read(item: dict) -> EcgRecord:
-    return wfdb_item(item, EXTRA)
+    return stored_item(item, EXTRA)
