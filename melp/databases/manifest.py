@@ -53,7 +53,7 @@ def plan(
 ) -> pa.Table:
     """One row per recording, in the table's order. Raises ValueError naming the table and the row or column."""
     table = _read_table(csv, column or [])
-    record, patient = _text(table["record"]), _text(table["patient"])
+    record, patient = _text(table["record"]), _identifiers(table["patient"])
     paths = pd.Series([os.path.join(root or "", name) for name in record])  # a record may be an absolute path
     _refuse_repeated(csv, record, paths)
     if (patient == "").any():
@@ -105,12 +105,9 @@ def _said(csv: str, table: pd.DataFrame, options: dict) -> dict:
     said = {}
     for name, value in options.items():
         if name in table:
-            cells = _text(table[name])
             if value is not None:
-                raise ValueError(
-                    f"{csv} has a column {name!r}, and --{name.replace('_', '-')} is given: leave one out."
-                )
-            said[name] = [cell or None for cell in cells]
+                raise ValueError(f"{csv} has a column {name!r}; leave out --{name.replace('_', '-')}, or the column.")
+            said[name] = [cell or None for cell in _text(table[name])]
         elif value is not None:
             text = " ".join(value) if isinstance(value, list) else str(value)
             said[name] = [text] * len(table)
@@ -176,14 +173,12 @@ def _label_columns(table: pd.DataFrame) -> list[str]:
 
 
 def _text(column: pd.Series) -> pd.Series:
-    """Cells as text; numbers that a table made floating (15709.0) as the whole ones that they are."""
-    return column.map(lambda cell: "" if not isinstance(cell, str) and pd.isna(cell) else _plain(cell))
+    return column.map(lambda cell: str(cell).strip() if isinstance(cell, str) or not pd.isna(cell) else "")
 
 
-def _plain(cell) -> str:
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell).strip()
+def _identifiers(column: pd.Series) -> pd.Series:
+    """Patients as text; 15709.0, which tables make of whole numbers beside an empty cell, is 15709."""
+    return _text(column).str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
 
 
 def _classes(cell) -> list[str] | None:

@@ -639,7 +639,8 @@ def test_other_databases_come_as_a_manifest(ecg_data, tmp_path):
 @pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
 def test_manifest_means_the_same_in_every_format(tmp_path, suffix):
     write_record(tmp_path / "raw/one", some_ecg())
-    table = pd.DataFrame({"record": ["one", str(tmp_path / "raw/one.hea")], "patient": [1, 2], "labels": ["a; b", ""]})
+    write_record(tmp_path / "raw/two", some_ecg())
+    table = pd.DataFrame({"record": ["one", str(tmp_path / "raw/two.hea")], "patient": [1, 2], "labels": ["a; b", ""]})
     path = tmp_path / f"table.{suffix}"
     if suffix == "csv":
         table.to_csv(path, index=False)
