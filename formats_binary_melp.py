@@ -498,11 +498,13 @@ def read_dicom(source: Source, request: Request) -> Recording:
         raise ImportError("DICOM waveforms need pydicom: pip install pydicom (or '.[dicom]')") from error
     import io
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote what identifies a patient
+    # pydicom would warn and log what it doubts, quoting what identifies a patient
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
         data = source.all()
         syntax = _transfer_syntax(data)
         dataset = pydicom.dcmread(io.BytesIO(data))
+        _refuse_cut(dataset)
         groups = dataset.get("WaveformSequence") or []
         if not groups:
             raise FormatError("a DICOM object without waveforms; pass the one with the ECG")
@@ -528,6 +530,15 @@ def _transfer_syntax(data: bytes) -> bytes:
     if syntax == _DEFLATED:
         raise FormatError("a deflated DICOM file is not read; save it uncompressed, with dcmconv for instance")
     return syntax
+
+
+def _refuse_cut(dataset):
+    """pydicom takes the end of the file for the end of whatever element it is in."""
+    for tag in dataset.keys():
+        raw = dataset.get_item(tag)
+        value, stated = raw.value, getattr(raw, "length", 0)
+        if isinstance(value, bytes) and stated != 0xFFFFFFFF and len(value) < stated:
+            raise FormatError(f"cut off: {stated} bytes of element {tag} stated, {len(value)} are there")
 
 
 def _dicom_group(groups: list):

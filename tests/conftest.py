@@ -18,6 +18,15 @@ def ecg_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def formats_data() -> Path:
+    """The folder of one ECG in every format; tests that need it are marked `real_data` and skipped without it."""
+    folder = Path(os.environ.get("MELP_FORMATS_DATA", REPO.parent / "shared" / "formats"))
+    if not folder.is_dir():
+        pytest.skip(f"no sample files of the formats at {folder}; set MELP_FORMATS_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def evaluated(tmp_path_factory) -> Path:
     """`model`, `encoder`, `other` (models), `data` (synthetic), `rhythm`: its recordings under PTB-XL's names."""
     import torch
