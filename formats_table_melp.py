@@ -529,15 +529,11 @@ class _Parquet:
 
 
 def _is_list(kind) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return str(kind).startswith(("list<", "large_list<", "fixed_size_list<"))
 
 
 def _number_kind(kind) -> str:
-    import pyarrow as pa
-
-    return "number" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else "other"
+    return "number" if re.fullmatch(r"u?int\d+|halffloat|float|double", str(kind)) else "other"
 
 
 def read_parquet(source: Source, request: Request) -> Recording:

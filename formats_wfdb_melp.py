@@ -7,7 +7,7 @@ grammar (dates in other forms and order, a rate as 5e2, a folder or a dot in a r
 
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ FLAC_FORMATS = {"508": -(2**7), "516": -(2**15), "524": -(2**23)}
 
 @dataclass
 class SignalLine:
-    """One signal of a header: `initial` and `checksum` are None where the line ends before them, or is a stub."""
+    """One signal of a header: `initial` and `checksum` are None where the line ends before them."""
 
     file: str
     format: str
@@ -127,6 +127,9 @@ def parse_header(data: bytes, stem: str) -> Header:
         if len(lines) - 1 != count:
             raise FormatError(f"its header says {count} signals and lists {len(lines) - 1}; correct the header")
         header.signals = [_signal_line(line) for line in lines[1:]]
+        for field_name in ("initial", "checksum"):  # all 0: written by hand, or by a program that filled them in
+            if not any(getattr(line, field_name) for line in header.signals):
+                header.signals = [replace(line, **{field_name: None}) for line in header.signals]
     _read_comments(header, comments)
     return header
 
@@ -175,8 +178,6 @@ def _signal_line(line: bytes) -> SignalLine:
         raise FormatError(f"its header has a line {shown} that is no signal: a file and a format; correct the header")
     integers = [whole(text, "a field of a signal in its header", -(2**40)) for text in parts[3:8]]
     _, zero, initial, checksum, _ = integers + [None] * (5 - len(integers))
-    if not initial and not checksum:  # a header made by hand, or a record without samples
-        initial = checksum = None
     gain, baseline, unit = _gain(parts[2] if len(parts) > 2 else b"0")
     return SignalLine(
         file=text_of(parts[0]),

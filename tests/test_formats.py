@@ -17,6 +17,7 @@ COUNTS = {"sampling_rate": 500, "unit": "2.5 uV"}
 I_II = ((-0.005, -0.005, -0.005, -0.005, -0.0075), (-0.0175,) * 5)
 MUSE = ((-0.00488, -0.00488, -0.00488, -0.00488, -0.00976), (-0.01952,) * 5)
 
+# ruff: noqa: E501 (a table)
 # File -> what has to be said of it, its format's key, rate, samples per lead, first samples of I and II in mV.
 SAMPLES = {
     "aecg/ecgtoolkit_example.xml": ({}, "xml", 500, 5000, *I_II),
