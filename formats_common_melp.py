@@ -147,7 +147,7 @@ class Request:
         if holds:
             return
         if self.verify:
-            raise FormatError(f"{contradiction}; fetch it again, or pass verify=False to accept it")
+            raise FormatError(f"{contradiction}; fetch it again, or accept it (verify=False, --accept-mismatch)")
         done.append(f"accepted: {contradiction}")
 
     @property

@@ -33,7 +33,7 @@ def add_arguments(parser):
     parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="e.g. record=filename_hr")
     parser.add_argument("--unit", metavar="UNIT", help="of files that state none: mV, uV, V, nV, or as '2.5 uV'")
     parser.add_argument("--sampling-rate", type=float, metavar="HZ", help="of files that do not state it")
-    parser.add_argument("--leads", nargs="+", metavar="LEAD", help="of files that do not name them, in their order")
+    parser.add_argument("--leads", metavar="NAMES", help="of files that do not name them, as in 'I II V1', in order")
     add_seed(parser, "of the split by patient (80/10/10), where the table has none")
 
 
@@ -48,7 +48,7 @@ def plan(
     column: list[str] | None = None,
     unit: str | None = None,
     sampling_rate: float | None = None,
-    leads: list[str] | None = None,
+    leads: str | None = None,
     seed: int = 0,
 ) -> pa.Table:
     """One row per recording, in the table's order. Raises ValueError naming the table and the row or column."""
@@ -109,8 +109,7 @@ def _said(csv: str, table: pd.DataFrame, options: dict) -> dict:
                 raise ValueError(f"{csv} has a column {name!r}; leave out --{name.replace('_', '-')}, or the column.")
             said[name] = [cell or None for cell in _text(table[name])]
         elif value is not None:
-            text = " ".join(value) if isinstance(value, list) else str(value)
-            said[name] = [text] * len(table)
+            said[name] = [str(value)] * len(table)
     return said
 
 

@@ -95,7 +95,7 @@ def stored_item(item: dict, extra: Iterable[str] = ()) -> EcgRecord:
     """Reads the recording of one row of a plan: its `path`, and what else the row says that its file may not say."""
     rate, leads = item.get("sampling_rate"), item.get("leads")
     said = {"unit": item.get("unit"), "verify": item.get("verify", True)}
-    said |= {"sampling_rate": rate and float(rate), "leads": tuple(leads.split()) if leads else None}
+    said |= {"sampling_rate": rate and float(rate), "leads": tuple(leads.replace(",", " ").split()) if leads else None}
     return record_of(item, read_stored(item["path"], item["record"], **said), extra)
 
 

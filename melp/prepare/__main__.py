@@ -62,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--max-gap", type=float, default=0.1, metavar="S", help="longest gap to interpolate (0.1)"
         )
+        if name != "synthetic":
+            command.add_argument(
+                "--accept-mismatch",
+                action="store_true",
+                help="read recordings that contradict the checksums or first samples of their headers, too",
+            )
         module.add_arguments(command)
     return parser
 

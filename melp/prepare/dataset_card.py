@@ -101,7 +101,10 @@ def _share(count: int, total: int) -> str:
 
 
 def _command(description: dict) -> str:
-    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in description["options"].items()]
+    options = [
+        (f"--{name.replace('_', '-')}", *([] if value == "True" else [str(value)]))
+        for name, value in description["options"].items()
+    ]
     words = [description["database"], *(word for option in options for word in option)]
     return f"python -m melp.prepare {shlex.join(words)}"
 

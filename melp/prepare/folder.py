@@ -35,6 +35,7 @@ def prepare(
     limit: int | None = None,
     nan: str = "reject",
     max_gap: float = 0.1,
+    accept_mismatch: bool = False,
     **options,
 ) -> Path:
     """Prepares a database into the folder `output`.
@@ -45,6 +46,7 @@ def prepare(
         workers: processes.
         limit: at most this many recordings.
         nan: what becomes of a recording with missing samples: "reject", or "interpolate" gaps of at most `max_gap` s.
+        accept_mismatch: read recordings that contradict the checksums or first samples of their headers, too.
 
     Returns:
         Path of the folder.
@@ -57,6 +59,8 @@ def prepare(
     output = Path(output)
     module = importlib.import_module(DATABASES[database])
     plan = make_plan(module, root, limit, options)
+    if accept_mismatch:
+        plan = plan.append_column("verify", pa.repeat(pa.scalar(False), len(plan)))
     label_sets = module.label_sets(plan) if hasattr(module, "label_sets") else module.LABEL_SETS
     features = stored_features(label_sets, getattr(module, "EXTRA", {}))
     gap = max_gap if nan == "interpolate" else None
@@ -82,7 +86,7 @@ def prepare(
             reasons = "; ".join(f"{row['record']}: {row['reason']}" for row in rejected[:3])
             raise ValueError(f"none of the {planned} recordings could be used ({reasons}).")
         inputs = checksums(module.inputs(root, **options))
-        options |= {"limit": limit, "nan": nan, "max_gap": gap}
+        options |= {"limit": limit, "nan": nan, "max_gap": gap, "accept_mismatch": accept_mismatch or None}
         description = {
             "database": database,
             "fingerprint": fingerprint,

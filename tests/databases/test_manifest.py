@@ -1,0 +1,180 @@
+"""A table of the user's own: every format, records of a stack, what files do not say, tables that are wrong."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from melp.data.prepared import load_prepared
+from melp.databases import manifest
+from melp.databases.wfdb_record import MISSING, read_stored
+from melp.prepare.__main__ import main
+from melp.prepare.folder import prepare
+from signal_melp import LEADS
+
+USUAL_ORDER = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+
+
+def some_ecg(samples=2500, seed=0):
+    """(12, samples) in mV whose limb leads agree, on a grid of 2.5 microvolts."""
+    generator = np.random.default_rng(seed)
+    signal = np.cumsum(generator.integers(-8, 9, (12, samples)), axis=1) * 0.0025
+    signal[2] = signal[1] - signal[0]
+    for row, (first, second) in {3: (-0.5, -0.5), 4: (1, -0.5), 5: (-0.5, 1)}.items():
+        signal[row] = first * signal[0] + second * signal[1]
+    return np.round(signal / 0.0025) * 0.0025
+
+
+def write_wfdb(path, signal, gain=400.0, initial=0, checksum=0, leads=USUAL_ORDER, unit="mV", rate=500):
+    digital = np.rint(signal * gain).astype("<i2")
+    path.with_name(path.name + ".dat").write_bytes(digital.T.tobytes())
+    lines = [f"{path.name} {len(signal)} {rate} {signal.shape[1]}"]
+    for lead, row in zip(leads, digital, strict=True):
+        check = int(row.sum(dtype=np.int64)) % 65536 + checksum
+        lines.append(f"{path.name}.dat 16 {gain}/{unit} 16 0 {row[0] + initial} {check} 0 {lead}")
+    path.with_name(path.name + ".hea").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def planned(tmp_path, lines, **options):
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    return manifest.plan(str(tmp_path), csv=str(tmp_path / "table.csv"), **options)
+
+
+@pytest.fixture
+def stacks(tmp_path):
+    """The same three recordings as an HDF5 stack, a Parquet file of lists, and one .npy file each."""
+    h5py = pytest.importorskip("h5py")
+    signals = np.stack([some_ecg(seed=seed) for seed in range(3)]).astype(np.float32)
+    with h5py.File(tmp_path / "part.hdf5", "w") as file:
+        file["tracings"], file["exam_id"] = signals.swapaxes(1, 2), [11, 12, 13]
+        file["tracings"].attrs["sampling_rate"] = 500
+    columns = {lead: pa.array(list(signals[:, row])) for row, lead in enumerate(USUAL_ORDER)}
+    table = pa.table({"record": ["a", "b", "c"], **columns})
+    pq.write_table(table.replace_schema_metadata({"unit": "mV", "sampling_rate": "500"}), tmp_path / "lists.parquet")
+    for row, signal in enumerate(signals):
+        np.save(tmp_path / f"one{row}.npy", signal)
+    return signals
+
+
+def test_records_of_stacks_and_arrays_are_prepared(tmp_path, stacks):
+    table = pd.DataFrame(
+        [
+            {"record": record, "patient": f"{record[:3]}{row}", "unit": "mV", "rate": rate, "names": names}
+            for row in range(3)
+            for record, rate, names in (
+                (f"part.hdf5#{11 + row}", None, " ".join(USUAL_ORDER)),
+                (f"lists.parquet#{'abc'[row]}", None, None),
+                (f"one{row}.npy", "500", ",".join(USUAL_ORDER)),
+            )
+        ]
+    )
+    table.to_csv(tmp_path / "table.csv", index=False)
+    options = ["--csv", str(tmp_path / "table.csv"), "--root", str(tmp_path), "--output", str(tmp_path / "out")]
+    main(["manifest", *options, "--column", "sampling_rate=rate", "--column", "leads=names"])
+    rows = [row for split in load_prepared(tmp_path / "out").values() for row in split]
+    assert len(rows) == 9
+    for row in rows:
+        name = row["record"]
+        index = int(name[-2:]) - 11 if "#1" in name else "abc".index(name[-1]) if "#" in name else int(name[3])
+        stored = np.frombuffer(row["signal"], "<i2").reshape(12, -1)
+        signal = (stored - np.array(row["baseline"])[:, None]) / np.array(row["gain"])[:, None]
+        expected = stacks[index][[USUAL_ORDER.index(lead) for lead in LEADS]]
+        np.testing.assert_allclose(signal, expected, atol=6e-4)
+
+
+def test_options_say_what_no_file_says(tmp_path, stacks):
+    lines = ["record,patient", "one0.npy,1", "one1.npy,2"]
+    options = {"unit": "mV", "sampling_rate": 500.0, "leads": " ".join(USUAL_ORDER)}
+    plan = planned(tmp_path, lines, **options)
+    record = manifest.read(plan.to_pylist()[1])
+    np.testing.assert_allclose(record.signal / record.gain[:, None], stacks[1], atol=6e-4)
+    assert record.sampling_rate == 500 and record.leads == USUAL_ORDER
+    for missing, message in (("unit", "unit of lead"), ("sampling_rate", "its rate"), ("leads", "has no name")):
+        plan = planned(tmp_path, lines, **{name: value for name, value in options.items() if name != missing})
+        with pytest.raises(ValueError, match=f"^one0.npy: .*{message}"):
+            manifest.read(plan.to_pylist()[0])
+    with pytest.raises(ValueError, match="has a column 'unit'; leave out --unit"):
+        planned(tmp_path, ["record,patient,unit", "one0.npy,1,mV"], unit="uV")
+
+
+def test_stored_samples_are_kept_to_the_bit(tmp_path):
+    signal = some_ecg()
+    path = write_wfdb(tmp_path / "kept", signal)
+    fields = read_stored(path)
+    assert fields["signal"].dtype == np.int16 and fields["gain"].tolist() == [400.0] * 12
+    np.testing.assert_array_equal(fields["signal"], np.rint(signal * 400))
+    assert fields["leads"] == USUAL_ORDER and fields["sampling_rate"] == 500
+    digital = np.rint(signal * 400).astype("<i2")
+    digital[3, 7] = MISSING
+    (tmp_path / "kept.dat").write_bytes(digital.T.tobytes())
+    assert read_stored(path, verify=False)["signal"][3, 7] == MISSING
+
+
+def test_a_record_that_contradicts_its_header_is_rejected_unless_accepted(tmp_path):
+    for name, initial, checksum in (("good", 0, 0), ("first", 1, 0), ("sum", 0, 1)):
+        write_wfdb(tmp_path / name, some_ecg(), initial=initial, checksum=checksum)
+    pd.DataFrame({"record": ["good", "first", "sum"], "patient": [1, 2, 3]}).to_csv(tmp_path / "t.csv", index=False)
+    options = ["manifest", "--csv", str(tmp_path / "t.csv"), "--root", str(tmp_path), "--output"]
+    main([*options, str(tmp_path / "strict")])
+    rejected = pd.read_csv(tmp_path / "strict/rejected.csv").set_index("record")["reason"]
+    assert set(rejected.index) == {"first", "sum"}
+    assert rejected["first"].startswith("header and samples do not belong together: lead I begins with")
+    assert rejected["sum"].startswith("wrong checksum: of lead I")
+    main([*options, str(tmp_path / "lax"), "--accept-mismatch"])
+    assert sum(len(split) for split in load_prepared(tmp_path / "lax").values()) == 3
+    assert "--accept-mismatch`" in (tmp_path / "lax/README.md").read_text().replace("\n", "`")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["record,patient", "a,1,x"], "line 2 has 3 cells, its header has 2"),
+        (["record,patient,report", "a,1,x", "b,2"], "line 3 has 2 cells"),
+        (["record,patient,patient", "a,1,2"], "names the column 'patient' twice"),
+        (["record,patient", "x,1", "./x,2"], "'x' and './x' are one recording"),
+        (["record,patient", "x,1", "x.hea,2"], "'x' and 'x.hea' are one recording"),
+        (["record,patient", "y/../x.dat.gz,1", "x.hea,2"], "are one recording"),
+        (["record,patient", "x,1", "x,2"], "record 'x' is named twice"),
+        (["record,patient", ",1"], "row 1 has an empty column 'record'"),
+        (["record,patient", "x,"], "'x' has no patient"),
+        (["record,patient"], "has no rows"),
+        ([""], "is empty"),
+    ],
+)
+def test_tables_that_are_wrong_are_refused(tmp_path, lines, message):
+    with pytest.raises(ValueError, match=message):
+        planned(tmp_path, lines)
+
+
+def test_a_link_to_a_recording_is_that_recording(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(ValueError, match="are one recording"):
+        planned(tmp_path, ["record,patient", "real/x,1", "link/x,2"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_tables_in_every_encoding(tmp_path, encoding):
+    (tmp_path / "table.csv").write_text("record,patient,report\nx,1,Vorhofflimmern möglich.\n", encoding=encoding)
+    plan = manifest.plan(str(tmp_path), csv=str(tmp_path / "table.csv"))
+    assert plan["report"].to_pylist() == ["Vorhofflimmern möglich."]
+
+
+def test_one_patient_in_two_spellings_is_one_patient(tmp_path):
+    plan = planned(tmp_path, ["record,patient", "x,15709", "y,15709.0", "z, 15709 "])
+    assert plan["patient"].to_pylist() == ["15709"] * 3 and len(set(plan["split"].to_pylist())) == 1
+
+
+def test_two_samples_per_frame_are_twice_the_rate(tmp_path):
+    signal = some_ecg()
+    digital = np.rint(signal * 400).astype("<i2").reshape(12, -1, 2)
+    (tmp_path / "frames.dat").write_bytes(digital.transpose(1, 0, 2).tobytes())
+    lines = ["frames 12 250 1250", *(f"frames.dat 16x2 400/mV 16 0 0 0 0 {lead}" for lead in USUAL_ORDER)]
+    (tmp_path / "frames.hea").write_text("\n".join(lines))
+    pd.DataFrame({"record": ["frames"], "patient": [1]}).to_csv(tmp_path / "t.csv", index=False)
+    folder = prepare("manifest", tmp_path / "out", root=str(tmp_path), csv=str(tmp_path / "t.csv"))
+    (row,) = [row for split in load_prepared(folder).values() for row in split]
+    stored = np.frombuffer(row["signal"], "<i2").reshape(12, -1) / np.array(row["gain"])[:, None]
+    np.testing.assert_allclose(stored, signal[[USUAL_ORDER.index(lead) for lead in LEADS]], atol=1e-6)
