@@ -1,15 +1,45 @@
 """Configuration of MELP (Multi-scale ECG-Language Pretraining; Wang, Xu and Yu, ICML 2025, arXiv 2506.21803)."""
 
 import copy
+import dataclasses
 import json
 import math
+import types
+import typing
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
-class MelpEcgConfig(PreTrainedConfig):
+class _CheckedConfig(PreTrainedConfig):
+    """A configuration whose file is input: a value of another kind than its field's is an error that names both."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """See [`~PreTrainedConfig.from_pretrained`]; a malformed config.json is a ValueError that names its folder."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """See [`~PreTrainedConfig.from_dict`]; what a file may not choose is refused before the caller's choices."""
+        for values in (config_dict, *(config_dict.get(name) for name in cls.sub_configs)):
+            for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+                # The name of a repository there makes transformers run its code.
+                if isinstance(values, dict) and values.get(name) not in (None, *_ATTENTIONS):
+                    raise ValueError(f"{name} is {values[name]!r}; a file may only name {', '.join(_ATTENTIONS)}.")
+        return super().from_dict(config_dict, **kwargs)
+
+    def __post_init__(self, **kwargs):
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_fields(type(self), known | kwargs, "ecg_config." if self.base_config_key else "")
+        super().__post_init__(**kwargs)
+
+
+class MelpEcgConfig(_CheckedConfig):
     r"""
     Configuration of [`MelpEcgModel`], the ECG tower. The defaults are the paper's size (65.1M parameters).
 
@@ -96,7 +126,7 @@ class MelpEcgConfig(PreTrainedConfig):
         )
 
 
-class MelpConfig(PreTrainedConfig):
+class MelpConfig(_CheckedConfig):
     r"""
     Configuration of [`MelpModel`]: ECG tower, text tower and report decoder. The defaults are the paper's size.
 
@@ -157,8 +187,9 @@ class MelpConfig(PreTrainedConfig):
         if isinstance(self.text_config, dict):
             text_config = dict(self.text_config)
             model_type = text_config.pop("model_type", "bert")
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"text_config.model_type is {model_type!r}, which transformers does not know.")
+            if model_type != "bert":
+                raise ValueError(f"The text tower must be a BERT, text_config.model_type is {model_type!r}.")
+            check_fields(CONFIG_MAPPING[model_type], text_config, "text_config.")
             self.text_config = CONFIG_MAPPING[model_type](**text_config)
         # The original reads reports with a BERT run as a causal decoder. The caller's configuration stays as it is.
         self.text_config = copy.deepcopy(self.text_config)
@@ -201,6 +232,26 @@ class MelpConfig(PreTrainedConfig):
         """Width of the space that ECGs and reports share."""
         return self.ecg_config.projection_dim
 
+
+# Implementations of attention that a file may choose: those that transformers has itself.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+# Of fields that every configuration has, for which transformers declares no types or only their names.
+_INHERITED = {
+    **dict.fromkeys(("id2label", "label2id", "auto_map", "quantization_config"), dict | None),
+    **dict.fromkeys(("base_model_tp_plan", "base_model_pp_plan", "task_specific_params"), dict | None),
+    **dict.fromkeys(("return_dict", "output_attentions", "output_hidden_states"), bool | None),
+    **dict.fromkeys(("problem_type", "transformers_version", "tokenizer_class"), str | None),
+    "architectures": list[str] | None,
+    "num_labels": int | None,
+}
+# Bounds of fields that are no sizes, by what their names end with.
+_BOUNDS = {
+    **dict.fromkeys(("dropout", "dropout_prob"), (0.0, 1.0)),
+    **dict.fromkeys(("layer_norm_eps", "initializer_range", "feature_gradient_scale"), (0.0, 1.0)),
+    **dict.fromkeys(("num_frozen_text_layers", "num_labels", "chunk_size_feed_forward"), (0, 2**16)),
+}
 
 # A folder is input: the sizes in its config.json are allocated before a weight is read, so absurd ones are refused.
 _MAX_LAYERS = 1024
@@ -258,6 +309,48 @@ def check_folder(folder: str | Path):
                 file_inside(root, name)
             except ValueError as error:
                 raise ValueError(f"{index} does not fit its folder: {error}") from error
+
+
+def check_fields(config_class: type, values: dict, prefix: str):
+    """Checks the values of a configuration's fields by their declared types and the bounds of their names.
+
+    Raises:
+        ValueError: naming a field, with `prefix`, its value, and what it must be.
+    """
+    declared = {field.name: field.type for field in dataclasses.fields(config_class)}
+    hints = {name: hint for name, hint in declared.items() if not isinstance(hint, str)} | _INHERITED
+    for name, value in values.items():
+        shown = f"{prefix}{name} is {repr(value)[:80]}"
+        if name in ("dtype", "torch_dtype"):
+            if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
+                raise ValueError(f"{shown}; it must be one of {', '.join(_DTYPES)}.")
+        elif name in hints and name not in ("ecg_config", "text_config") and not _fits(value, hints[name]):
+            raise ValueError(f"{shown}; it must be {_WORDS.get(hints[name], hints[name])}.")
+        elif name not in hints and callable(getattr(config_class, name, None)) or name.startswith("__"):
+            raise ValueError(f"{shown}; a configuration has no such field.")
+        low, high = next((bounds for end, bounds in _BOUNDS.items() if name.endswith(end)), (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ValueError(f"{shown}; it must be from {low:g} to {high:g}.")
+    if not all(str(key).isdecimal() for key in values.get("id2label") or ()):
+        raise ValueError(f"{prefix}id2label has a key that is no number.")
+
+
+def _fits(value, hint) -> bool:
+    """Whether a value is of a declared type; a whole number is a number, a truth value or an infinite one is not."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def check_bert(config: PreTrainedConfig, prefix: str):
