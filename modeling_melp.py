@@ -23,31 +23,18 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder
-    from .functional_melp import (
-        ScaleGradient,
-        apply_dropout,
-        cpu_attention_forward,
-        eager_attention_forward,
-        same_convolution,
-    )
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig, check_folder
-    from functional_melp import (
-        ScaleGradient,
-        apply_dropout,
-        cpu_attention_forward,
-        eager_attention_forward,
-        same_convolution,
-    )
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 # transformers' own name of a cache: `past_key_values` in the earlier versions.
@@ -124,11 +111,6 @@ class MelpOutput(ModelOutput):
 # -------------------------------------------------------------------------------------------------------- attention
 
 
-class MelpDropout(nn.Dropout):
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return apply_dropout(hidden_states, self.p, self.training)
-
-
 class MelpAttention(nn.Module):
     """Multi-head attention of `hidden_states` over themselves or over a `context`, with an optional cache."""
 
@@ -186,9 +168,6 @@ class MelpAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if self.training and query.device.type == "cpu" and attention_mask is None and not self.is_causal:
-            # A CPU's fused kernel has no dropout, and its backward pass is slower than the products.
-            attention_interface = cpu_attention_forward
         attn_output, attn_weights = attention_interface(
             self,
             query,
@@ -208,7 +187,7 @@ class MelpMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation = ACT2FN[hidden_act]
-        self.dropout = MelpDropout(activation_dropout)
+        self.dropout = nn.Dropout(activation_dropout)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -235,6 +214,19 @@ class MelpConvLayer(nn.Module):
         return self.activation(self.norm(self.conv(hidden_states)))
 
 
+class ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, hidden_states, scale):
+        ctx.scale = scale
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.scale, None
+
+
 class MelpFeatureExtractorLayers(nn.Module):
     """Four strided convolutions: (batch, leads, samples) -> (batch, frames, channels), 5000 samples -> 312 frames."""
 
@@ -257,7 +249,7 @@ class MelpFeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = MelpDropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.projection(self.layer_norm(hidden_states)))
@@ -282,8 +274,11 @@ class MelpPositionalConvEmbedding(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        positions = same_convolution(hidden_states.transpose(1, 2), self.conv)
-        return self.activation(positions).transpose(1, 2)
+        return self.activation(self.convolve(hidden_states.transpose(1, 2))).transpose(1, 2)
+
+    def convolve(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Convolves (batch, channels, time); the result is cut to the input's length."""
+        return self.conv(inputs)[..., : inputs.shape[2]]
 
 
 class MelpEcgEncoderLayer(GradientCheckpointingLayer):
@@ -294,7 +289,7 @@ class MelpEcgEncoderLayer(GradientCheckpointingLayer):
         self.self_attn = MelpAttention(
             config, config.hidden_size, config.num_attention_heads, dropout=config.attention_dropout
         )
-        self.dropout = MelpDropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MelpMLP(config.hidden_size, config.intermediate_size, config.hidden_act, config.activation_dropout)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -310,7 +305,7 @@ class MelpEcgEncoder(nn.Module):
         super().__init__()
         self.pos_conv_embed = MelpPositionalConvEmbedding(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = MelpDropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(MelpEcgEncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
@@ -830,7 +825,7 @@ class MelpForEcgClassification(MelpPreTrainedModel):
     def __init__(self, config: MelpEcgConfig):
         super().__init__(config)
         self.ecg_model = MelpEcgModel(config)
-        self.dropout = MelpDropout(config.classifier_dropout)
+        self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 

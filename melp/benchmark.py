@@ -31,10 +31,10 @@ from threadpoolctl import threadpool_limits
 
 from configuration_melp import MelpConfig
 from losses_melp import beat_loss
+from melp.training.cpu_kernels import use_cpu_kernels
 from melp.training.device import (
     count_flops,
     device_name,
-    keep_freed_memory,
     matrix_peak,
     peak_memory,
     seconds_a_call,
@@ -90,8 +90,9 @@ def train_case(model: MelpModel, batch: dict, dtype: torch.dtype):
     """Forward, three losses and backward, as `train.py` does them: float32 weights, autocast below float32."""
     model.train()
     model.freeze_text_layers()
-    keep_freed_memory(batch["input_values"].device)
     device_type = batch["input_values"].device.type
+    if device_type == "cpu":
+        use_cpu_kernels(model)
 
     def call():
         with torch.autocast(device_type, dtype, enabled=dtype != torch.float32):

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from tiny import REPORTS, tiny_batch, tiny_config, tiny_model, tiny_processor
 
 from configuration_melp import MelpConfig, MelpEcgConfig
-from functional_melp import DropoutAttention, apply_dropout, fourier_convolution, same_convolution
 from modeling_melp import MelpEcgModel, MelpModel
 
 
@@ -370,77 +369,3 @@ def test_configuration_round_trip(tmp_path):
     assert loaded.to_dict() == config.to_dict() and loaded.ecg_config.num_beat_queries == 3
     assert isinstance(loaded.ecg_config, MelpEcgConfig) and loaded.text_config.is_decoder
     assert MelpEcgModel(loaded.ecg_config).num_parameters() > 0
-
-
-@pytest.mark.parametrize("kernel, length, batch_size", [(16, 62, 3), (15, 40, 2), (128, 312, 2), (8, 3, 2)])
-def test_fourier_convolution_is_a_convolution(kernel, length, batch_size):
-    groups, channels, padding = 4, 16, kernel // 2
-    torch.manual_seed(0)
-    inputs = torch.randn(batch_size, channels, length, requires_grad=True)
-    weight = torch.randn(channels, channels // groups, kernel, requires_grad=True)
-    expected = torch.nn.functional.conv1d(inputs, weight, padding=padding, groups=groups)[..., :length]
-    found = fourier_convolution(inputs, weight, groups, padding)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
-    direction = torch.randn_like(expected)
-    wanted = torch.autograd.grad(expected, (inputs, weight), direction)
-    for ours, theirs in zip(torch.autograd.grad(found, (inputs, weight), direction), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
-
-
-def test_fourier_convolution_learns_after_inference():
-    inputs, weight = torch.randn(2, 16, 41), torch.randn(16, 4, 16, requires_grad=True)
-    with torch.inference_mode():
-        fourier_convolution(inputs, weight, 4, 8)
-    fourier_convolution(inputs, weight, 4, 8).sum().backward()
-    assert weight.grad.isfinite().all() and weight.grad.any()
-
-
-@pytest.mark.parametrize("kernel, length", [(64, 20), (16, 62)])
-def test_same_convolution_in_bfloat16(kernel, length):
-    torch.manual_seed(0)
-    conv = torch.nn.Conv1d(32, 32, kernel, padding=kernel // 2, groups=2)
-    inputs = torch.randn(3, length, 32).transpose(1, 2)
-    expected = conv(inputs)[..., :length]
-    found = same_convolution(inputs.bfloat16(), conv.bfloat16())
-    assert found.shape == expected.shape and found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(dtype):
-    torch.manual_seed(0)
-    ones = torch.ones(1001, 333, dtype=dtype, requires_grad=True)
-    dropped = apply_dropout(ones, 0.1, training=True)
-    zeros = (dropped == 0).double().mean().item()
-    assert zeros == pytest.approx(0.1, abs=0.003)
-    assert dropped.double().mean().item() == pytest.approx(1.0, abs=0.005)
-    dropped.sum().backward()
-    assert torch.equal(ones.grad, dropped)
-    assert apply_dropout(ones, 0.1, training=False) is ones
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_dropout_attention_is_attention_with_dropped_weights(dtype, tolerance, monkeypatch):
-    """Its weights are read off through an identity as values; with these, autograd gives the same gradients."""
-    monkeypatch.setattr(DropoutAttention, "BLOCK", 2 * 2 * 50 * 50)  # two records at a time, and one left over
-    generator = torch.Generator().manual_seed(0)
-    query, key, values = torch.randn(3, 3, 2, 50, 16, generator=generator, dtype=torch.float64).unbind()
-    inputs = [tensor.to(dtype).requires_grad_() for tensor in (query, key, values)]
-
-    def attend(values):
-        torch.manual_seed(1)
-        return DropoutAttention.apply(inputs[0], inputs[1], values, 0.25, 0.2)
-
-    dropped = attend(torch.eye(50, dtype=dtype).expand(3, 2, 50, 50)).double()
-    kept = dropped != 0
-    assert kept.double().mean().item() == pytest.approx(0.8, abs=0.02)
-    query, key, values = (tensor.detach().double().requires_grad_() for tensor in inputs)
-    weights = (0.25 * query @ key.transpose(2, 3)).softmax(dim=-1) * kept / 0.8
-    torch.testing.assert_close(dropped, weights.detach(), atol=max(tolerance, 1e-4), rtol=max(tolerance, 1e-4))
-    direction = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-    expected, found = weights @ values, attend(inputs[2])
-    torch.testing.assert_close(found.double(), expected, atol=max(tolerance, 1e-4), rtol=max(tolerance, 1e-4))
-    wanted = torch.autograd.grad(expected, (query, key, values), direction)
-    for ours, theirs in zip(torch.autograd.grad(found, inputs, direction.to(dtype)), wanted, strict=True):
-        scale = max(tolerance, 1e-4) * theirs.abs().max().item()
-        torch.testing.assert_close(ours.double(), theirs, atol=scale, rtol=0)

@@ -1,31 +1,75 @@
-"""Functions behind MELP's layers: dropout, attention, gradient scaling and a long convolution.
+"""Kernels for training on a CPU, where torch has none worth its name; results are those of torch's own.
 
-Where a CPU has no kernel worth its name, there is one here; the results are those of torch's own.
+`use_cpu_kernels` puts them into a model when its training starts. Inference gains less than a tenth from them and does
+without, so that the files that travel with a model know nothing of devices.
 """
 
+import ctypes
 import math
+import sys
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from modeling_melp import MelpPositionalConvEmbedding
+
+ATTENTION = "melp_cpu"  # the name of `cpu_attention_forward` among transformers' attention functions
 
 
-def apply_dropout(hidden_states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Dropout that costs a CPU a tenth of torch's: 16 random bits an element, four elements a draw, no booleans.
+def use_cpu_kernels(model: nn.Module):
+    """Gives dropout, attention and the positional convolution of a model their CPU kernels, in place.
+
+    Its weights, and their names, stay as they are; in evaluation mode the model computes as before. The process keeps
+    the memory that a step frees.
+    """
+    for module in model.modules():
+        module.__class__ = _KERNELS.get(type(module), type(module))
+    model.set_attn_implementation(ATTENTION)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory():
+    """Lets the allocator reuse what a step frees, instead of giving it back and faulting it in again.
+
+    Every tensor of a step above 32 MB is otherwise mapped anew: 120,000 page faults, a sixth of a step in bfloat16 at
+    the paper's size. glibc's only (mallopt: no mapping of its own for a large block, no trimming).
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- dropout
+
+
+class CpuDropout(nn.Dropout):
+    """Dropout at a tenth of the cost of torch's: 16 random bits per element, four elements a draw, no booleans.
 
     torch draws a CPU mask element by element from one generator and selects by it with a scalar loop.
     """
-    if not training or p == 0.0 or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(hidden_states, p, training)
-    kept, scale = _draw_kept(hidden_states, p)
-    return hidden_states * kept * scale
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0.0 or torch.compiler.is_compiling():
+            return super().forward(hidden_states)
+        kept, scale = _draw_kept(hidden_states, self.p)
+        return hidden_states * kept * scale
 
 
 def _draw_kept(like: torch.Tensor, p: float) -> tuple[torch.Tensor, float]:
-    """A tensor of the same shape and dtype, 1 or, with probability `p`, 0; and the factor that makes up for these."""
+    """Returns a tensor of ones and, with probability `p`, zeros, shaped like another; and the factor for these."""
     bits = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     bits, dropped = bits[: like.numel()].view(like.shape), round(p * 2**16)
     return torch.ge(bits, dropped - 2**15, out=bits).to(like.dtype), 2**16 / (2**16 - dropped)
+
+
+# -------------------------------------------------------------------------------------------------------- attention
 
 
 class DropoutAttention(torch.autograd.Function):
@@ -76,53 +120,44 @@ class DropoutAttention(torch.autograd.Function):
         return [slice(first, first + records) for first in range(0, len(weights), records)]
 
 
-def eager_attention_forward(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-):
-    attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
-        attn_weights = attn_weights + attention_mask
-    with torch.autocast(query.device.type, enabled=False):  # sums in float32 in any dtype
-        attn_weights = attn_weights.softmax(dim=-1)
-    attn_weights = apply_dropout(attn_weights, dropout, module.training)
-    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
-    return attn_output, attn_weights
-
-
 def cpu_attention_forward(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
-    """Of a training step on a CPU, where SDPA's kernel has no dropout and a slow backward pass."""
-    explicit = module.config._attn_implementation == "eager" or torch.compiler.is_compiling()
-    if explicit or dropout == 0.0:
-        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
+    """Computes SDPA's attention; in training without a mask by its own products.
+
+    SDPA's CPU kernel has no dropout, and its backward pass is slower than the products.
+    """
+    if not module.training or attention_mask is not None or getattr(module, "is_causal", False):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if dropout == 0.0 or torch.compiler.is_compiling():
+        return eager_attention_forward(module, query, key, value, None, scaling, dropout)
     return DropoutAttention.apply(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
 
 
-class ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a factor."""
+AttentionInterface.register(ATTENTION, cpu_attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
-    @staticmethod
-    def forward(ctx, hidden_states, scale):
-        ctx.scale = scale
-        return hidden_states.view_as(hidden_states)
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        return grad_output * ctx.scale, None
+# ------------------------------------------------------------------------------------------------------ convolution
+
+
+class CpuPositionalConvEmbedding(MelpPositionalConvEmbedding):
+    """The positional convolution by Fourier transforms, where its kernel is long enough for them."""
+
+    def convolve(self, inputs: torch.Tensor) -> torch.Tensor:
+        conv, length = self.conv, inputs.shape[2]
+        short = conv.kernel_size[0] * conv.in_channels // conv.groups <= 4 * length or len(inputs) == 1
+        if short or not self.training or torch.compiler.is_compiling():
+            return super().convolve(inputs)
+        outputs = fourier_convolution(inputs, conv.weight, conv.groups, conv.padding[0])
+        return outputs + conv.bias.to(outputs.dtype)[:, None]
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # kept for training too, whoever asks first
 def _fourier_matrices(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The real Fourier transform of `size` samples as a matrix (2 frequencies, samples), and its inverse's transpose.
+    """Returns the real Fourier transform of `size` samples and the transpose of its inverse.
 
-    Rows are the real, then the imaginary parts.
+    Matrices (2 frequencies, samples): rows are the real, then the imaginary parts.
     """
     frequency, time = torch.arange(size // 2 + 1)[:, None], torch.arange(size)
     angle = (frequency * time % size).double() * (2 * math.pi / size)
@@ -131,23 +166,8 @@ def _fourier_matrices(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return transform.float(), (transform * torch.cat([weight, weight])).float()
 
 
-def same_convolution(inputs: torch.Tensor, conv: torch.nn.Conv1d) -> torch.Tensor:
-    """`conv(inputs)`, stride 1, cut to the input's length: (batch, channels, time), by the faster way."""
-    (batch_size, _, length), kernel, padding = inputs.shape, conv.kernel_size[0], conv.padding[0]
-    long = kernel * conv.in_channels // conv.groups > 4 * length and batch_size > 1
-    if not long or inputs.device.type != "cpu" or torch.compiler.is_compiling():
-        return conv(inputs)[..., :length]
-    if conv.bias.dtype == torch.float32:
-        outputs = fourier_convolution(inputs, conv.weight, conv.groups, padding)
-        return outputs + conv.bias.to(outputs.dtype)[:, None]
-    # Channels last, a CPU's products are those of short rows of channels: two thirds of the time in bfloat16.
-    inputs, weight = (t.unsqueeze(2).contiguous(memory_format=torch.channels_last) for t in (inputs, conv.weight))
-    outputs = F.conv2d(inputs, weight, conv.bias, padding=(0, padding), groups=conv.groups)
-    return outputs.squeeze(2)[..., :length]
-
-
 def fourier_convolution(inputs: torch.Tensor, weight: torch.Tensor, groups: int, padding: int) -> torch.Tensor:
-    """A grouped convolution with a long kernel, stride 1, by products in the frequency domain, in float32.
+    """Convolves by groups with a long kernel, stride 1, by products in the frequency domain, in float32.
 
     On a CPU this takes a quarter of the time of torch's own in float32, forward and backward: the transforms are
     matrix products, and the products between them a third of the multiplications. Time is cut into overlapping
@@ -179,3 +199,6 @@ def fourier_convolution(inputs: torch.Tensor, weight: torch.Tensor, groups: int,
         outputs = inverse[:, :step].t() @ product.transpose(0, 1).reshape(len(transform), -1)
     outputs = outputs.view(step, groups, batch_size, windows, width).permute(2, 1, 4, 3, 0)
     return outputs.reshape(batch_size, channels, -1)[..., :length].to(dtype)
+
+
+_KERNELS = {nn.Dropout: CpuDropout, MelpPositionalConvEmbedding: CpuPositionalConvEmbedding}
