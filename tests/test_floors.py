@@ -15,7 +15,7 @@ FLOORS = (
         "ground",
         (
             *("melp", "melp.command_line", "melp.files", "melp.markdown", "melp.models", "melp.names"),
-            *("melp.sources", "melp.versions"),
+            *("melp.sources", "melp.versions", "melp.yaml_file"),
         ),
     ),
     ("databases", ("melp.databases", "melp.synthetic")),

@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import load_file
 from tiny import TINY_ECG
 
+from melp.training.checkpoints import newest_checkpoint
 from melp.training.recipe import Recipe
-from melp.training.run_folder import newest_checkpoint
+from melp.training.stages.recipes import MelpRecipe
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -44,17 +45,8 @@ FSDP2 = {
 }
 
 
-def deepspeed(zero_stage: int) -> dict[str, str]:
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero_stage),
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-        "DS_ACCELERATOR": "cpu",
-    }
-
-
-def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
-    return Recipe(
+def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> MelpRecipe:
+    return MelpRecipe(
         **{
             "data": str(corpus),
             "text_model": str(language / "model"),
@@ -76,7 +68,7 @@ def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> Recipe:
 class Launched:
     """`SCRIPT.py ARGUMENTS` on one or more processes; `printed` is what they wrote.
 
-    `settings`: what `accelerate launch` sets in the environment for FSDP and DeepSpeed.
+    `settings`: what `accelerate launch` sets in the environment for FSDP.
     """
 
     def __init__(
@@ -86,7 +78,7 @@ class Launched:
         self.log = folder / "printed.txt"
         os.environ["PYTHONPATH"] = str(REPO)  # for the server, which imports train once
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["train"])
+        context.set_forkserver_preload(["melp.training.run", "melp.training.stages.multiscale", "train"])
         port = _free_port() if processes > 1 else None
         # One process computes on as many threads as the test's own: another number rounds otherwise.
         threads = torch.get_num_threads() if processes == 1 else 1
@@ -137,7 +129,7 @@ def _main(script: str, rank: int, processes: int, threads: int, port: int, log: 
     if settings is None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     else:
-        # Accelerate takes FSDP and DeepSpeed for accelerators' alone: gloo's processes stand in for theirs.
+        # Accelerate takes FSDP for accelerators' alone: gloo's processes stand in for theirs.
         from accelerate.state import DistributedType, PartialState
 
         os.environ.update(settings | {"ACCELERATE_TORCH_DEVICE": "cpu"})

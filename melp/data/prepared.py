@@ -163,9 +163,3 @@ def with_reports(split: Dataset) -> Dataset:
     reports = split.select_columns(["report"])["report"]
     kept = [index for index, report in enumerate(reports) if report and report.strip()]
     return split if len(kept) == len(split) else split.select(kept)
-
-
-def hub_source(source: str | Path) -> tuple[str, str | None]:
-    """Returns id and revision of a name of the Hub; a path as it is."""
-    parsed = parse_source(source)
-    return parsed.repo_id or str(source), parsed.revision

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from melp.training import sharding
-
 COLLAPSE_LINES = 5  # log lines in a row on which a sign of collapse has to stand
 COLLAPSES = {
     "the contrastive loss stays at ln(batch): the towers have collapsed": (
@@ -33,66 +31,72 @@ COLLAPSES = {
 
 
 class Collapse:
-    """Watches the logged metrics after the warm-up; each sign is warned of once, with what to change."""
+    """Watches the logged metrics after the warm-up; each sign is warned of once, with what to change.
 
-    def __init__(self, warmup_steps: int):
-        self.warmup_steps, self.lines, self.warned = warmup_steps, dict.fromkeys(COLLAPSES, 0), set()
+    Args:
+        lines: log lines in a row on which each sign was present, up to the warning; kept with the run's progress, so
+            that a resumed run warns when the uninterrupted one would.
+    """
+
+    def __init__(self, warmup_steps: int, lines: dict[str, int] | None = None):
+        self.warmup_steps, self.lines = warmup_steps, {} if lines is None else lines
 
     def warnings(self, step: int, metrics: dict) -> list[str]:
-        found = []
+        """Returns the warnings of a log line."""
+        texts = []
         for sign, (present, advice) in COLLAPSES.items():
+            count = self.lines.get(sign, 0)
+            if count == COLLAPSE_LINES:  # warned of
+                continue
             try:
-                self.lines[sign] = self.lines[sign] + 1 if step > self.warmup_steps and present(metrics) else 0
+                self.lines[sign] = count + 1 if step > self.warmup_steps and present(metrics) else 0
             except KeyError:  # a metric that this stage does not have
                 continue
-            if self.lines[sign] >= COLLAPSE_LINES and sign not in self.warned:
-                self.warned.add(sign)
-                found.append(f"{sign} (steps up to {step}): {advice}")
-        return found
+            if self.lines[sign] == COLLAPSE_LINES:
+                texts.append(f"{sign} (steps up to {step}): {advice}")
+        return texts
 
 
-class Interrupt:
+class GracefulStop:
     """Ctrl-C and SIGTERM ask the loop to save and leave, instead of ending it in the middle of a step."""
 
-    here = False
+    requested = False
 
-    def __enter__(self):
+    def __enter__(self) -> "GracefulStop":
         self.previous = {name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, *_):
-        self.here = True
+        self.requested = True
 
     def __exit__(self, *_):
         for name, handler in self.previous.items():
             signal.signal(name, handler)
 
 
-class Guard:
+class StepGuard:
     """Leaves out optimizer steps without a finite loss and gradient, and tells all processes of a request to stop.
 
     The decision is made on the device, where AdamW's fused kernel reads it; the host learns of it a step later, so it
     never waits for the step it has just asked for. All processes decide alike.
     """
 
-    def __init__(self, accelerator: Accelerator, optimizer, interrupt: Interrupt):
-        self.accelerator, self.optimizer, self.interrupt = accelerator, optimizer, interrupt
+    def __init__(self, accelerator: Accelerator, optimizer, stop: GracefulStop):
+        self.accelerator, self.optimizer, self.stop = accelerator, optimizer, stop
         self.pending = []  # steps, flags on their way to the host, and the events of their arrival
 
-    def check(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor | None):
-        """Before the optimizer's step, or after it where that is DeepSpeed's, which judges by the gradient alone.
+    def check(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor):
+        """Judges a step before the optimizer takes it.
 
-        So does the scaler of fp16: a gradient that overflows is its to skip, no sickness until the loss is not finite
-        or nothing is left to scale down.
+        Under fp16 a gradient that overflows is the scaler's to skip, no sickness until the loss is not finite or
+        nothing is left to scale down.
         """
         bad, scaler = ~torch.isfinite(loss.detach()), self.accelerator.scaler
-        if sharding.steps_in_backward(self.accelerator):
-            bad = torch.full_like(bad, self.optimizer.step_was_skipped)
-        elif scaler is None:
+        if scaler is None:
             bad = bad | ~torch.isfinite(grad_norm)
         else:
             bad = (bad | (scaler.get_scale() <= 1.0)) & ~torch.isfinite(grad_norm)
-        flags = torch.stack([bad.float(), torch.tensor(float(self.interrupt.here)).to(bad.device, non_blocking=True)])
+        flags = torch.stack([bad.float(), torch.tensor(float(self.stop.requested)).to(bad.device, non_blocking=True)])
         flags = self.accelerator.reduce(flags, "sum")
         if scaler is None:
             inner = self.optimizer.optimizer
@@ -104,9 +108,10 @@ class Guard:
         self.pending.append((step, flags, arrived))
 
     def settle(self, all_steps: bool = False) -> tuple[list[int], bool]:
-        """Which steps were left out, and whether a process was asked to stop; of all checked steps or all but one.
+        """Returns which steps were left out, and whether a process was asked to stop.
 
-        Of all, too, where one was: what is saved then counts every step.
+        Of all checked steps, or all but the last; of all, too, where a stop was asked for: what is saved then counts
+        every step.
         """
         count = len(self.pending) - (not all_steps)
         settled, self.pending = self.pending[:count], self.pending[count:]
@@ -123,10 +128,11 @@ class Guard:
 
 
 def write_skipped(path: Path, step: int, records: list[str]):
+    """Appends a line that names the records of a step that was left out."""
     with open(path, "a") as file:
         file.write(json.dumps({"step": step, "records": records}) + "\n")
 
 
 def finite(metrics: dict) -> dict:
-    """None for what is not finite: JSON has no NaN."""
+    """Returns metrics with None for what is not finite: JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

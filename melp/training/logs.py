@@ -15,13 +15,10 @@ PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"
 
 
 def check_packages(recipe: Recipe):
-    """Raises ValueError naming a package that the recipe's tracker or pictures need and that is not installed."""
-    needed = {f"tracker {recipe.tracker}": PACKAGES[recipe.tracker]} if recipe.tracker in PACKAGES else {}
-    if recipe.sample_pictures:
-        needed["sample_pictures"] = "matplotlib"
-    for what, package in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{what} needs the package {package}: pip install {package}.")
+    """Raises ValueError naming a package that the recipe's tracker needs and that is not installed."""
+    package = PACKAGES.get(recipe.tracker)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ValueError(f"tracker {recipe.tracker} needs the package {package}: pip install {package}.")
 
 
 class RunLog:
@@ -52,7 +49,7 @@ class RunLog:
         """Figures by name: PNG files, and to a tracker."""
         if not self.accelerator.is_main_process:
             return
-        from PIL import Image  # comes with matplotlib
+        from PIL import Image  # a dependency of matplotlib
 
         folder = self.output / "figures"
         folder.mkdir(exist_ok=True)

@@ -1,91 +1,73 @@
 """A run's folder: what it was started with, its checkpoints and its model; nothing in it is ever half written."""
 
-import dataclasses
+import hashlib
 import json
-import math
-import operator
-import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from configuration_melp import read_json
 from melp.data.prepared import about_prepared
-from melp.sources import pin
+from melp.files import recover_folder, replacing_folder, write_atomically
+from melp.sources import parse_source, pin
+from melp.training.checkpoints import (
+    Progress,
+    checksums,
+    file_hash,
+    newest_checkpoint,
+    prune_checkpoints,
+    verify_checkpoint,
+)
 from melp.training.device import device_name
-from melp.training.recipe import SOURCES, Recipe, check_same_run, load_recipe, save_recipe
+from melp.training.recipe import SOURCES, Recipe, check_same_run
+from melp.training.stages.recipes import load_recipe
 from melp.versions import package_versions
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-LOWER_IS_BETTER = ("loss", "val_perplexity", "alignment", "uniformity")  # ends of metrics' names
-
-
-@dataclass
-class Progress:
-    """Where a run stands: with the weights, optimizer and random states, all that a resume needs."""
-
-    step: int = 0
-    hours: float = 0.0  # on the clock, over all starts
-    skipped: int = 0  # steps without a finite loss and gradient
-    best_step: int | None = None
-    best_value: float | None = None
-    validations: list[dict] = field(default_factory=list)
-
-    def note(self, metrics: dict, select_metric: str) -> bool:
-        """Keeps a validation; returns whether it is the best so far.
-
-        Raises:
-            ValueError: naming the metrics there are, where `select_metric` is not among them.
-        """
-        self.validations.append({"step": self.step, **metrics})
-        if select_metric == "last" or not metrics:
-            return False
-        if select_metric not in metrics:
-            raise ValueError(f"select_metric is {select_metric!r}; this stage's validation has {', '.join(metrics)}.")
-        value, best = metrics[select_metric], self.best_value
-        better = operator.lt if select_metric.endswith(LOWER_IS_BETTER) else operator.gt
-        if not math.isfinite(value) or (best is not None and not better(value, best)):
-            return False
-        self.best_step, self.best_value = self.step, value
-        return True
-
-
-# --------------------------------------------------------------------------------------------------------- run folder
+# What a run writes after its recipe.yaml: without this file they are somebody else's.
+WRITTEN = ("model", "checkpoints", "figures", "metrics.jsonl", "skipped.jsonl", "run.json", "fill-in.md")
 
 
 def open_run(recipe: Recipe) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
+    """Returns the checkpoint to continue from, verified, or None for a new run.
 
     Raises:
-        ValueError: when the output holds a run and it is not to be continued, or was run with other settings.
+        ValueError: when the output holds a run that is not to be continued or has other settings, files that no run
+            wrote, or a damaged checkpoint.
     """
     output = Path(recipe.output)
     if not (output / "recipe.yaml").exists():
+        for name in WRITTEN:
+            path = output / name
+            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+                raise ValueError(f"{path} is of no run of train.py, which would replace it: choose another --output.")
         return None
     if recipe.resume != "auto":
-        raise ValueError(f"{output} already holds a run: go on with --resume auto, or choose another --output.")
+        raise ValueError(f"{output} already holds a run: continue it with --resume auto, or choose another --output.")
     check_same_run(recipe, load_recipe(output / "recipe.yaml"))
-    return newest_checkpoint(output / "checkpoints")
+    checkpoint = newest_checkpoint(output / "checkpoints")
+    if checkpoint is not None:
+        verify_checkpoint(checkpoint)
+    return checkpoint
 
 
 def pin_sources(accelerator: Accelerator, recipe: Recipe):
-    """Hub ids in the recipe become `ID@COMMIT`, the same on all processes: what the run started from can be had again.
+    """Turns Hub ids in the recipe into `ID@COMMIT`, the same on all processes, so that the run can be repeated.
 
     Raises:
         ValueError: naming an id that is neither on the Hub nor a folder.
     """
-    named = {name: getattr(recipe, name) for name in SOURCES if getattr(recipe, name)}
-    pinned = []
+    pinned: dict[str, list[str]] = {}
     if accelerator.is_main_process:
-        for name, value in named.items():
-            pinned.append(",".join(pin(part.strip(), SOURCES[name]) for part in value.split(",")))
-    for name, value in zip(named, gather_object(pinned), strict=True):
-        setattr(recipe, name, value)
+        for name, source in recipe.sources():
+            pinned.setdefault(name, []).append(pin(source, SOURCES[name]))
+    for name, sources in gather_object([pinned])[0].items():
+        setattr(recipe, name, ",".join(sources))
 
 
 def check_space(accelerator: Accelerator, recipe: Recipe, model):
@@ -116,32 +98,50 @@ def check_space(accelerator: Accelerator, recipe: Recipe, model):
         )
 
 
-def start_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None):
-    """Run folder, resolved recipe and `run.json`; drops what the logs say about steps that are done again."""
+def start_run(recipe: Recipe, accelerator: Accelerator, progress: Progress, data: Path | None):
+    """Writes the resolved recipe and `run.json`; drops what the logs say about steps that are done again.
+
+    Raises:
+        ValueError: when the run is continued and one of its inputs is no longer what it was.
+    """
     output = Path(recipe.output)
-    for partial in [*(output / "checkpoints").glob(".step-*"), output / ".model"]:
+    for partial in (output / "checkpoints").glob(".step-*"):
         shutil.rmtree(partial, ignore_errors=True)
-    if (output / ".model-before").exists() and not (output / "model").exists():  # killed as one replaced the other
-        os.replace(output / ".model-before", output / "model")
-    _describe_run(recipe, accelerator, step, data)
-    write_atomically(output / "recipe.yaml", lambda path: save_recipe(recipe, path))
+    recover_folder(output / "model")
+    prune_checkpoints(output / "checkpoints", recipe.keep_checkpoints, progress.best_step)
+    run = _describe_run(recipe, accelerator, progress.step, data)
+    recipe.save(output / "recipe.yaml")
+    write_atomically(output / "run.json", json.dumps(run, indent=2))
     for log in (output / "metrics.jsonl", output / "skipped.jsonl"):
         if log.exists():
-            complete = [line for line in log.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
-            text = "".join(line + "\n" for line in complete)
-            write_atomically(log, lambda path, text=text: path.write_text(text))
+            lines = log.read_text(errors="replace").splitlines(keepends=True)
+            write_atomically(log, "".join(line for line in lines if _step_of_line(line) <= progress.step))
 
 
-def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None):
-    """`run.json`: what the data is, and for each start revision, versions, machine and command."""
+def _step_of_line(line: str) -> float:
+    """Returns the step of a log's line; infinity for one that a kill cut off."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None) -> dict:
+    """Returns `run.json`: data, fingerprints of inputs, and of each start revision, versions, machine and command."""
     path = Path(recipe.output) / "run.json"
-    run = json.loads(path.read_text()) if path.exists() else {"data": {}, "starts": []}
-    # The language stage may learn from text files alone.
-    about = about_prepared(data) if data else {"fingerprint": None}
-    if run["data"] and run["data"]["fingerprint"] != about["fingerprint"]:
-        raise ValueError(f"{data} is not the data that {recipe.output} was run with: its fingerprint is another.")
+    run = read_json(path) if path.exists() else {}
+    about = about_prepared(data) if data else {"fingerprint": None}  # the language stage may learn from texts alone
+    inputs = fingerprints(recipe)
+    if recipe.data is None and data:
+        inputs["the synthetic corpus"] = about["fingerprint"]
+    known = run.get("inputs", {})
+    for name, value in inputs.items():
+        if known.get(name, value) != value:
+            raise ValueError(
+                f"{name} is not what it was when {recipe.output} was started (its fingerprint is another): give the "
+                "run its old input back, or choose another --output."
+            )
     kept = ("database", "records", "rejected", "fingerprint")
-    run["data"] = {"path": data and str(data)} | {name: about[name] for name in kept if name in about}
     start = {
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -151,96 +151,56 @@ def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Pat
         "processes": accelerator.num_processes,
         "device": device_name(accelerator.device),
     }
-    run["starts"].append(start)
-    write_atomically(path, lambda path: path.write_text(json.dumps(run, indent=2)))
+    starts = run.get("starts", [])
+    if not isinstance(known, dict) or not isinstance(starts, list):
+        raise ValueError(f"{path} is not a run's: move it away, and --resume auto writes a new one.")
+    return {
+        "data": {"path": data and str(data)} | {name: about[name] for name in kept if name in about},
+        "inputs": inputs,
+        "starts": [*starts, start],
+    }
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Returns a fingerprint of each input of a run, by the name that the recipe gives it.
+
+    Of a prepared folder that of its preparation, of other folders and files the hash of their content; a name on the
+    Hub is pinned to a commit, which is its own.
+    """
+    found = {}
+    for name, source in recipe.sources():
+        path = parse_source(source).path
+        if path is None:
+            found[f"{name} {source}"] = source
+        elif path.is_file():
+            found[f"{name} {source}"] = file_hash(path)
+        else:
+            prepared = about_prepared(path).get("fingerprint") if name == "data" else None
+            content = prepared or hashlib.sha256(json.dumps(checksums(path)).encode()).hexdigest()
+            found[f"{name} {source}"] = content
+    return found
 
 
 def git_revision() -> str | None:
-    """The repository's commit, with `+changes` where files differ from it; None outside a repository."""
-    found = []
+    """Returns the repository's commit, with `+changes` where files differ from it; None outside a clone."""
+    if not (REPOSITORY / ".git").exists():
+        return None  # installed: a repository around it would be another's
+    answers = []
     for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
             result = subprocess.run(["git", "-C", REPOSITORY, *command], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
-        found.append(result.stdout.strip())
-    return found[0] + ("+changes" if found[1] else "")
-
-
-def write_atomically(path: Path, write):
-    """`write(path)` under another name first: a kill leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}")
-    write(partial)
-    os.replace(partial, path)
-
-
-# -------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int):
-    """Everything a resume needs, all or nothing: a folder is named when it is complete.
-
-    Weights, optimizer, scaler and each process's random states by Accelerate; `progress.json` beside them. The newest
-    `keep` stay, and the best one.
-    """
-    partial, final = folder / f".step-{progress.step}", folder / f"step-{progress.step}"
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        state = {"processes": accelerator.num_processes, **dataclasses.asdict(progress)}
-        (partial / "progress.json").write_text(json.dumps(state))
-        _flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in sorted(folder.glob("step-*"), key=_step_of)[:-keep]:
-            if _step_of(old) != progress.best_step:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
-    """Restores weights, optimizer, scaler and random states; returns where the run stands.
-
-    Raises:
-        ValueError: with another number of processes than the checkpoint's.
-    """
-    state = json.loads((folder / "progress.json").read_text())
-    processes = state.pop("processes")
-    if processes != accelerator.num_processes:
-        raise ValueError(f"{folder} was saved by {processes} process(es), not {accelerator.num_processes}.")
-    accelerator.load_state(str(folder))
-    return Progress(**state)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob("step-*"), key=_step_of, default=None)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def _flush(folder: Path):
-    """To the disk: a name must not outlive what it names when the machine loses power."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+        answers.append(result.stdout.strip())
+    return answers[0] + ("+changes" if answers[1] else "")
 
 
 def save_model(accelerator: Accelerator, stage, folder: Path, progress: Progress, select_metric: str):
-    """`model/`, all or nothing, with `training.json` that says which step it is. Called by every process."""
+    """Writes `model/`, all or nothing, with `training.json` that says which step it is. Called by every process."""
     if accelerator.is_main_process:
-        partial, old = folder.with_name(".model"), folder.with_name(".model-before")
-        for left_over in (partial, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        stage.save(partial)
-        chosen_by = "last" if progress.best_step is None else select_metric
-        notes = {"step": progress.step, "select_metric": chosen_by, "value": progress.best_value, **stage.notes()}
-        (partial / "training.json").write_text(json.dumps(notes, indent=2))
-        _flush(partial)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replacing_folder(folder) as partial:
+            stage.save(partial)
+            chosen_by = "last" if progress.best_step is None else select_metric
+            notes = {"step": progress.step, "select_metric": chosen_by, "value": progress.best_value, **stage.notes()}
+            (partial / "training.json").write_text(json.dumps(notes, indent=2))
     accelerator.wait_for_everyone()

@@ -8,7 +8,7 @@ import torch
 from melp.training import sharding
 from melp.training.device import count_flops, matrix_peak, peak_memory
 from melp.training.recipe import Recipe
-from melp.training.rng import as_if_not_run
+from melp.training.rng import preserve_rng
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,7 +28,7 @@ def step_flops(stage, batches: list[dict]) -> int:
     def call():
         stage.accelerator.backward(stage.losses(batches[0])["loss"])
 
-    with as_if_not_run(stage.accelerator.device):
+    with preserve_rng(stage.accelerator.device):
         flops = count_flops(stage.unwrapped, call)
     stage.model.zero_grad(set_to_none=True)
     return flops * len(batches)
@@ -44,7 +44,7 @@ class Meter:
     def measure(self, stage, batches: list[dict], recipe: Recipe):
         """What a step needs and what the device can do, once at the start."""
         self.flops = step_flops(stage, batches)
-        with as_if_not_run(self.device):
+        with preserve_rng(self.device):
             self.peak = device_peak(self.device, DTYPES[recipe.mixed_precision])
         self.restart()
 

@@ -19,14 +19,14 @@ from tiny_runs import TINY_BERT, log, melp_recipe, weights
 from melp.data.batches import StepBatches
 from melp.names import report_hash
 from melp.prepare.folder import prepare
+from melp.training.checkpoints import Progress
 from melp.training.embeddings import embedding_metrics, recall
-from melp.training.health import Collapse, Guard, Interrupt
+from melp.training.health import Collapse, GracefulStop, StepGuard
 from melp.training.logs import PACKAGES
-from melp.training.recipe import Recipe
-from melp.training.run_folder import Progress
-from melp.training.stages import STAGES
+from melp.training.optim import decay_groups, warmup_cosine
 from melp.training.stages.multiscale import MelpStage
-from train import main, parameter_groups, train
+from melp.training.stages.recipes import LanguageRecipe
+from train import main, train
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def corpus(tmp_path_factory) -> Path:
 def language(corpus, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("language") / "run"
     fields = {"config": TINY_BERT, "vocab_size": 300, "max_steps": 1, "batch_size": 8, "measure_peak": False}
-    return train(Recipe(stage="language", data=str(corpus), output=str(output), **fields))
+    return train(LanguageRecipe(data=str(corpus), output=str(output), **fields))
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,13 @@ def test_run_folder_alone_repeats_the_run(measured, corpus, tmp_path):
     assert start["processes"] == 1 and "git_revision" in start
 
 
-def test_a_missing_tracker_is_an_error(corpus, language, tmp_path, monkeypatch):
+def test_a_missing_tracker_is_an_error(corpus, language, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PACKAGES, "trackio", "trackio_absent")
     with pytest.raises(ValueError, match="pip install trackio_absent"):
         train(melp_recipe(corpus, language, tmp_path / "run", tracker="trackio"))
-    with pytest.raises(SystemExit, match="must be one of jsonl"):
+    with pytest.raises(SystemExit):
         main([str(language / "recipe.yaml"), "--tracker", "none"])
+    assert "invalid choice: 'none' (choose from 'jsonl'" in capsys.readouterr().err
 
 
 def test_choosing_by_labels_is_said(corpus, language, tmp_path, capsys):
@@ -156,7 +157,7 @@ class SickStage(MelpStage):
 
 @pytest.fixture
 def sick(monkeypatch):
-    monkeypatch.setitem(STAGES, "melp", SickStage)
+    monkeypatch.setattr("melp.training.stages.multiscale.MelpStage", SickStage)
 
 
 def test_a_step_without_a_finite_loss_is_left_out(sick, corpus, language, tmp_path):
@@ -185,7 +186,7 @@ class ScaledOnCpu(Accelerator):
 @pytest.fixture
 def fp16(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    monkeypatch.setattr("train.Accelerator", ScaledOnCpu)
+    monkeypatch.setattr("melp.training.run.Accelerator", ScaledOnCpu)
     yield {"mixed_precision": "fp16", "select_metric": "last"}
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -220,7 +221,7 @@ def test_a_sick_step_under_fp16_is_left_out_and_counted(fp16, sick, corpus, lang
 
 def test_gradients_that_no_scale_makes_finite_are_counted():
     accelerator = Accelerator(cpu=True)
-    guard = Guard(accelerator, SimpleNamespace(optimizer=SimpleNamespace()), Interrupt())
+    guard = StepGuard(accelerator, SimpleNamespace(optimizer=SimpleNamespace()), GracefulStop())
     for accelerator.scaler, skipped in ((torch.amp.GradScaler("cpu", init_scale=s), s <= 1) for s in (4.0, 1.0)):
         guard.check(7, torch.tensor(1.0), torch.tensor(float("inf")))
         guard.check(8, torch.tensor(math.nan), torch.tensor(1.0))  # the scaler takes this step
@@ -276,18 +277,22 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(corpus, language, tmp_
 # ----------------------------------------------------------------------------------------------------------- options
 
 
-def test_no_decay_leaves_out_norms_biases_scales_and_embeddings(corpus, language, tmp_path):
-    recipe = melp_recipe(corpus, language, tmp_path, no_decay=True)
-    model = MelpStage(recipe, Accelerator(cpu=True)).model
+def test_decay_of_matrices_only_leaves_out_norms_biases_scales_and_embeddings(corpus, language, tmp_path):
+    model = MelpStage(melp_recipe(corpus, language, tmp_path), Accelerator(cpu=True)).model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, free = ({names[id(p)] for p in group["params"]} for group in parameter_groups(recipe, model))
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in decay_groups(model, 0.2, True))
     assert {"lm_head.weight", "ecg_model.feature_extractor.layers.0.conv.weight"} <= decayed
     assert {"logit_scale", "ecg_model.beat_pooler.query", "text_model.embeddings.word_embeddings.weight"} <= free
     assert all(name in free for name in names.values() if name.endswith(".bias") and "layer.0." not in name)
     assert any(name.endswith("original1") for name in decayed) and any(name.endswith("original0") for name in free)
-    recipe.no_decay = False
-    (group,) = parameter_groups(recipe, model)
+    (group,) = decay_groups(model, 0.2, False)
     assert group["weight_decay"] == 0.2 and len(group["params"]) == len(decayed) + len(free)
+
+
+def test_learning_rate_warms_up_and_decays():
+    rates = [warmup_cosine(step, 10, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0 and rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0.0) and max(rates) == 1.0
 
 
 def test_sigmoid_run_saves_the_same_weights_and_goes_on_with_its_bias(measured, corpus, language, tmp_path):

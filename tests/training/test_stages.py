@@ -24,14 +24,13 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import (
 
 from configuration_melp import MelpEcgConfig
 from melp.prepare.folder import prepare
-from melp.training.recipe import Recipe, load_recipe
 from melp.training.stages.ecg import EcgStage, long_enough, patient_id
 from melp.training.stages.language import LanguageStage, load_bert, pack, train_tokenizer
+from melp.training.stages.recipes import EcgRecipe, LanguageRecipe, Pretraining, load_recipe
 from melp.training.stages.wav2vec import (
     EcgPretrainingModel,
     EcgPretrainingOutput,
     GumbelQuantizer,
-    Wav2VecSettings,
     cmsc_correct,
     cmsc_loss,
     contrastive_correct,
@@ -42,7 +41,7 @@ from melp.training.stages.wav2vec import (
     sample_spans,
 )
 from modeling_melp import MelpEcgModel
-from train import main, train
+from train import main
 
 SMALL = {"num_codevectors_per_group": 6, "codevector_dim": 8, "proj_codevector_dim": 8, "num_negatives": 5}
 BERT = {
@@ -92,7 +91,7 @@ def test_negatives_are_other_masked_frames_drawn_evenly():
 def quantizers():
     """Ours and transformers' with the same weights."""
     torch.manual_seed(0)
-    settings = Wav2VecSettings(num_codevectors_per_group=6, codevector_dim=8)
+    settings = Pretraining(num_codevectors_per_group=6, codevector_dim=8)
     ours = GumbelQuantizer(settings, 16)
     config = Wav2Vec2Config(num_codevector_groups=2, num_codevectors_per_group=6, codevector_dim=8, conv_dim=[16] * 7)
     theirs = Wav2Vec2GumbelVectorQuantizer(config)
@@ -140,7 +139,7 @@ def test_losses_are_those_of_wav2vec2_for_pretraining():
         num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, num_negatives=6,
     )  # fmt: skip
     model = Wav2Vec2ForPreTraining(config).eval()
-    ours = GumbelQuantizer(Wav2VecSettings(num_codevectors_per_group=3, codevector_dim=8), 16).eval()
+    ours = GumbelQuantizer(Pretraining(num_codevectors_per_group=3, codevector_dim=8), 16).eval()
     torch.nn.init.normal_(ours.weight_proj.weight)
     model.quantizer.weight_proj.load_state_dict(ours.weight_proj.state_dict())
     audio = torch.randn(3, 1000)
@@ -186,7 +185,7 @@ def test_cmsc_shares_the_target_among_a_patients_recordings():
 def tiny_pretraining() -> EcgPretrainingModel:
     torch.manual_seed(0)
     config = MelpEcgConfig(**ECG, hidden_dropout=0.0, attention_dropout=0.0)
-    return EcgPretrainingModel(MelpEcgModel(config), Wav2VecSettings(**SMALL, mask_time_length=3))
+    return EcgPretrainingModel(MelpEcgModel(config), Pretraining(**SMALL, mask_time_length=3))
 
 
 def test_gradients_reach_all_but_the_poolers_and_bfloat16_agrees():
@@ -222,7 +221,7 @@ def gradient_of_losses(rank: int, world: int, port: int, folder: str):
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == world
     torch.manual_seed(0)
-    records, frames, settings = 4, 30, Wav2VecSettings(**SMALL)
+    records, frames, settings = 4, 30, Pretraining(**SMALL)
     mask = sample_spans(2 * records, frames, 0.5, 4)
     logits, pooled = torch.randn(2 * records, frames, 6), torch.randn(2 * records, 7)
     code_logits, features = torch.randn(2 * records, frames, 2, 6), torch.rand(2 * records, frames, 5)
@@ -280,7 +279,7 @@ def test_a_recording_without_patient_is_its_own():
 def language_stage(tmp_path: Path, **fields) -> LanguageStage:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(REPORTS * 6) + "\n\n")
-    recipe = Recipe(stage="language", text=str(text), config=BERT, vocab_size=60, batch_size=2, **fields)
+    recipe = LanguageRecipe(text=str(text), config=BERT, vocab_size=60, batch_size=2, **fields)
     torch.manual_seed(0)
     return LanguageStage(recipe, Accelerator())
 
@@ -343,9 +342,7 @@ def test_texts_come_from_files_datasets_and_reports(tmp_path):
     DatasetDict(
         train=Dataset.from_dict({"body": notes}), validation=Dataset.from_dict({"body": ["held out."]})
     ).save_to_disk(folder)
-    recipe = Recipe(
-        stage="language", text=f"{tmp_path / 'text.txt'}, {folder}", text_column="body", config=BERT, vocab_size=60
-    )
+    recipe = LanguageRecipe(text=f"{tmp_path / 'text.txt'}, {folder}", text_column="body", config=BERT, vocab_size=60)
     (tmp_path / "text.txt").write_text("\n".join(REPORTS * 10))
     rows, held_out = LanguageStage(recipe, Accelerator()).load_rows()
     assert set(notes) <= set(rows["text"]) and "held out." in held_out["text"]
@@ -367,7 +364,7 @@ def test_a_text_model_of_absurd_sizes_is_refused_before_its_weights_are_read(tmp
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
         with pytest.raises(ValueError, match=message):
             load_bert(str(tmp_path), AutoModel)
-    recipe = Recipe(stage="language", text=str(tmp_path / "text.txt"), config={"hidden_size": 2**40})
+    recipe = LanguageRecipe(text=str(tmp_path / "text.txt"), config={"hidden_size": 2**40})
     (tmp_path / "text.txt").write_text("\n".join(REPORTS * 10))
     with pytest.raises(ValueError, match=r"config\.hidden_size is 1099511627776"):
         LanguageStage(recipe, Accelerator())
@@ -440,7 +437,7 @@ def test_accumulation_in_the_ecg_stage_equals_one_large_batch(chain, tmp_path, m
     config = ECG | {"hidden_dropout": 0.0, "attention_dropout": 0.0}
     fields = {"pretraining": SMALL | {"feat_quantizer_dropout": 0.0}, "lead_dropout": 0.0, "config": config}
     torch.manual_seed(0)
-    stage = EcgStage(Recipe(stage="ecg", data=str(chain / "data"), **fields), Accelerator(cpu=True))
+    stage = EcgStage(EcgRecipe(data=str(chain / "data"), **fields), Accelerator(cpu=True))
     stage.model.train()
     stage.model.quantizer.eval()  # no Gumbel noise
     current, segments = [], stage.segments
@@ -523,7 +520,7 @@ def test_resumed_equals_uninterrupted(chain, tmp_path, stage):
 
 
 def test_wrong_settings_of_the_ecg_stage_are_refused(chain, tmp_path):
-    fields = {"stage": "ecg", "data": str(chain / "data"), "output": str(tmp_path / "run"), "config": ECG}
+    fields = {"data": str(chain / "data"), "output": str(tmp_path / "run"), "config": ECG}
     for pretraining, message in (
         ({"mask_tim_prob": 0.5}, "did you mean 'mask_time_prob'"),
         ({"num_negatives": "many"}, "'pretraining.num_negatives' is 'many'; it must be of type int"),
@@ -531,4 +528,4 @@ def test_wrong_settings_of_the_ecg_stage_are_refused(chain, tmp_path):
         ({"mask_time_length": 1}, "at least 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            train(Recipe(**fields, pretraining=pretraining))
+            EcgRecipe(**fields, pretraining=pretraining)

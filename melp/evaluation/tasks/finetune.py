@@ -23,6 +23,8 @@ from melp.evaluation.results import Results
 from melp.evaluation.settings import Finetune
 from melp.markdown import table
 from melp.models import load_processor, load_whole, read_config
+from melp.training.cpu_kernels import use_cpu_kernels
+from melp.training.optim import matrices, warmup_cosine
 from modeling_melp import MelpForEcgClassification
 
 _WARMUP = 0.1  # share of all steps
@@ -78,10 +80,9 @@ def parameter_groups(
 ) -> list[dict]:
     """Returns optimizer groups: the head at `learning_rate`, each layer below at `layer_decay` of the rate above it.
 
-    From the top: head, pooler, transformer layers, and everything before them. Vectors (norms, biases) do not decay.
+    From the top: head, pooler, transformer layers, and everything before them. Only matrices of weights decay.
     """
-    layers = model.config.num_hidden_layers
-    groups = {}
+    layers, decaying, groups = model.config.num_hidden_layers, matrices(model), {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -91,18 +92,10 @@ def parameter_groups(
             below = layers + 2
         else:
             below = 0 if name.startswith("classifier.") else 1
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        decay = weight_decay if name in decaying else 0.0
         group = {"params": [], "lr": learning_rate * layer_decay**below, "weight_decay": decay}
         groups.setdefault((below, decay), group)["params"].append(parameter)
     return list(groups.values())
-
-
-def rate_at(step: int, steps: int) -> float:
-    """Returns the share of the peak rate: linear warm-up, then a cosine to zero at the last step."""
-    warmup = max(1, round(_WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def predict(task: Task, model, split: str) -> np.ndarray:
@@ -138,16 +131,19 @@ def fit(task: Task, network: MelpForEcgClassification, name: str) -> tuple[MelpF
         accelerator.num_processes,
     )
     groups = parameter_groups(network, settings.learning_rate, settings.layer_decay, settings.weight_decay)
+    if accelerator.device.type == "cpu":
+        use_cpu_kernels(network)
     model, optimizer = accelerator.prepare(network, torch.optim.AdamW(groups))
     peaks = [group["lr"] for group in optimizer.param_groups]
     steps = settings.epochs * batches.steps_per_epoch
+    warmup = max(1, round(_WARMUP * steps))
     set_seed(settings.seed, device_specific=True)
     best, history, loss_sum = (-1.0, 0, None), [], 0.0
     loader = DataLoader(batches, batch_size=None, sampler=range(steps), num_workers=task.runtime.num_workers)
     bar = tqdm(loader, desc=f"finetune ({name})", unit="step", disable=not accelerator.is_main_process)
     for step, batch in enumerate(bar):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * rate_at(step, steps)
+            group["lr"] = peak * warmup_cosine(step, warmup, steps)
         model.train()
         loss = model(**prepare_inputs(batch, accelerator.device, network.config.scaling)).loss
         accelerator.backward(loss)

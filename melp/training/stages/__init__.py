@@ -3,8 +3,12 @@
 The loop in `train.py` knows none of this; it asks a stage for rows, a collate function and a dict of named losses.
 """
 
-from melp.training.stages.ecg import EcgStage
-from melp.training.stages.language import LanguageStage
-from melp.training.stages.multiscale import MelpStage
+import importlib
 
-STAGES = {"language": LanguageStage, "ecg": EcgStage, "melp": MelpStage}
+_CLASSES = {"language": "LanguageStage", "ecg": "EcgStage", "melp": "MelpStage"}
+_MODULES = {"language": "language", "ecg": "ecg", "melp": "multiscale"}
+
+
+def stage_class(stage: str) -> type:
+    """Returns the class of a stage; its module, and torch with it, are imported now."""
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[stage]}"), _CLASSES[stage])

@@ -32,8 +32,7 @@ class Stage:
         """Hands the model and its optimizer to Accelerate."""
         if self.accelerator.is_fsdp2:
             self.sharded = sharding.WholeWeights(self.accelerator, self.model)
-        bf16 = self.recipe.mixed_precision == "bf16"
-        self.model, optimizer = sharding.prepare(self.accelerator, self.model, optimizer, bf16)
+        self.model, optimizer = sharding.prepare(self.accelerator, self.model, optimizer)
         return optimizer
 
     @contextlib.contextmanager
@@ -79,11 +78,9 @@ class Stage:
         """The model without what Accelerate puts around it."""
         return self.gathered or self.accelerator.unwrap_model(self.model)
 
-    def lengths(self) -> list[int]:
-        """What batches of similar length go by: words of each row's report."""
-        if "report" not in getattr(self.rows, "column_names", ()):
-            raise ValueError("bucket_by_length is for stages whose rows have a report: leave it out.")
-        return [len(report.split()) for report in self.rows.select_columns(["report"])["report"]]
+    def lengths(self) -> list[int] | None:
+        """Returns what batches of similar length are made by, per row; None for batches in random order."""
+        return None
 
     def record_names(self, rows: list[int]) -> list[str]:
         """What training rows are called, to name those of a step that went wrong."""
@@ -178,8 +175,8 @@ class Stage:
         """`chance_loss`, the contrastive loss of a collapsed model, and `max_logit_scale`, where a stage has them."""
         return {}
 
-    def pictures(self, count: int) -> dict:
-        """Matplotlib figures of up to `count` held-out rows, by name. Called by every process, after a validation."""
+    def pictures(self) -> dict:
+        """Returns matplotlib figures of held-out rows, by name. Called by every process, after a validation."""
         return {}
 
     def notes(self) -> dict:

@@ -1,7 +1,6 @@
 """ECG stage: self-supervised initialisation of the ECG tower, by wav2vec 2.0 and contrastive multi-segment coding."""
 
 import copy
-import typing
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -11,17 +10,18 @@ from datasets import Dataset
 
 from configuration_melp import MelpEcgConfig
 from melp.data.batches import MelpCollator, drop_leads, prepare_inputs
-from melp.data.prepared import get_split, hub_source
+from melp.data.prepared import get_split
 from melp.data.stored import STORED_RATE
+from melp.models import load_whole
 from melp.names import name_hash
-from melp.training.recipe import Recipe, check_names, check_type, load_recipe
+from melp.training.recipe import check_names
 from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather
 from melp.training.stages.language import recipe_for_width
+from melp.training.stages.recipes import EcgRecipe
 from melp.training.stages.wav2vec import (
     EcgPretrainingModel,
     EcgPretrainingOutput,
-    Wav2VecSettings,
     cmsc_correct,
     cmsc_logits,
     cmsc_loss,
@@ -39,16 +39,12 @@ class EcgStage(JointStage):
     Leaves a `MelpEcgModel` folder, of which the poolers are as they were: no loss of this stage reaches them.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator):
-        hints = typing.get_type_hints(Wav2VecSettings)
-        check_names(recipe.pretraining, hints, "pretraining")
-        settings = {name: check_type(f"pretraining.{name}", v, hints[name]) for name, v in recipe.pretraining.items()}
-        self.settings = Wav2VecSettings(**settings)
+    def __init__(self, recipe: EcgRecipe, accelerator: Accelerator):
+        self.settings = recipe.pretraining_settings()
         if recipe.ecg_model is not None:
             if recipe.config:
                 raise ValueError("config has no effect beside ecg_model, whose sizes are given: leave one out.")
-            name, revision = hub_source(recipe.ecg_model)
-            ecg_model = MelpEcgModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+            ecg_model = load_whole(MelpEcgModel, recipe.ecg_model)
         else:
             check_names(recipe.config, MelpEcgConfig().to_dict(), "the ECG tower's configuration")
             ecg_model = MelpEcgModel(MelpEcgConfig(**recipe.config))
@@ -200,8 +196,9 @@ class EcgStage(JointStage):
         self.extractor.save_pretrained(folder)
 
     @staticmethod
-    def next_command(output: Path) -> str:
-        data = Stage.data_folder(load_recipe(output / "recipe.yaml"))
+    def next_command(output: Path, recipe: EcgRecipe) -> str:
+        """Returns the command of the multi-scale stage."""
+        data = Stage.data_folder(recipe)
         return (
             f"accelerate launch train.py {recipe_for_width(output / 'model')} --ecg-model {output / 'model'} "
             f"--text-model BERT_DIR_OR_ID --data {data}"

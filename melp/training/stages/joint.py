@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from melp.training.rng import random_state, set_random_state
+from melp.training.rng import rng_state, set_rng_state
 from melp.training.stages.base import Stage
 
 
@@ -108,7 +108,7 @@ class JointStage(Stage, ABC):
         device, states, found = self.accelerator.device, [], []
         with torch.no_grad():
             for batch in batches:
-                states.append(random_state(device))
+                states.append(rng_state(device))
                 found.append(self.embed(batch))
         parts, facts = ([part[index] for part in found] for index in (0, 1))
         embeddings = {name: value.requires_grad_() for name, value in join(parts).items()}
@@ -121,7 +121,7 @@ class JointStage(Stage, ABC):
         shares = self.shares([fact["targets"][0] for fact in facts])
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            set_random_state(states[index], device)
+            set_rng_state(states[index], device)
             with self.synchronised(last):
                 outputs, _ = self.forward(batch, self.model)
                 own = self.own_losses(outputs, shares[index], 1 / len(batches))

@@ -21,10 +21,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from configuration_melp import check_bert, check_folder
-from melp.data.prepared import get_split, hub_source
-from melp.training.recipe import Recipe, check_names, load_recipe
+from configuration_melp import check_bert
+from melp.data.prepared import get_split
+from melp.files import write_atomically
+from melp.models import load_whole, model_folder
+from melp.sources import fetch, parse_source
+from melp.training.recipe import check_names
 from melp.training.stages.base import Stage
+from melp.training.stages.recipes import LanguageRecipe
 from processing_melp import with_bos
 
 PAPER_WIDTH = 768  # of both towers
@@ -60,16 +64,19 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def load_bert(source: str, kind, **options) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A text tower to start from: `kind` of model in float32, and its tokenizer, its vocabulary extended by [BOS].
+    """Loads a text tower: `kind` of model in float32, and its tokenizer, its vocabulary extended by [BOS].
+
+    Args:
+        options: of `load_whole`.
 
     Raises:
-        ValueError: where the folder or Hub id is malformed, no BERT or of absurd sizes; no weight is then read.
+        ValueError: where the folder or Hub id is malformed, no BERT or of absurd sizes (no weight is then read), or
+            lacks weights.
     """
-    name, revision = hub_source(source)
-    check_folder(name)
-    check_bert(AutoConfig.from_pretrained(name, revision=revision), f"{source}: ")
-    tokenizer = with_bos(AutoTokenizer.from_pretrained(name, revision=revision))
-    model = kind.from_pretrained(name, revision=revision, dtype=torch.float32, **options)
+    folder = model_folder(source)
+    check_bert(AutoConfig.from_pretrained(folder), f"{source}: ")
+    tokenizer = with_bos(AutoTokenizer.from_pretrained(folder))
+    model = load_whole(kind, source, **options)
     model.resize_token_embeddings(len(tokenizer))
     return model, tokenizer
 
@@ -81,14 +88,14 @@ class LanguageStage(Stage):
     as if it stood alone: packing saves the padding and changes nothing else.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator):
+    def __init__(self, recipe: LanguageRecipe, accelerator: Accelerator):
         super().__init__(recipe, accelerator)
         if recipe.text_model is not None:
             if recipe.config:
                 raise ValueError(
                     "config has no effect beside text_model, whose sizes are given: leave one of them out."
                 )
-            self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM)
+            self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM, drawn=("cls.",))
         else:
             check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
             self.tokenizer = train_tokenizer(self.rows["text"], recipe.vocab_size)
@@ -186,7 +193,7 @@ class LanguageStage(Stage):
         self.unwrapped.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         table = self.fill_in_table()
-        (Path(self.recipe.output) / "fill-in.md").write_text(table)
+        write_atomically(Path(self.recipe.output) / "fill-in.md", table)
         print("\n" + table)
 
     @torch.no_grad()
@@ -226,10 +233,9 @@ class LanguageStage(Stage):
         return [i for i in whole if self.tokenizer.convert_ids_to_tokens(ids[i]).isalpha()]
 
     @staticmethod
-    def next_command(output: Path) -> str:
-        """Of the multi-scale stage, and of the ECG stage, which can stand between."""
+    def next_command(output: Path, recipe: LanguageRecipe) -> str:
+        """Returns the command of the multi-scale stage, and that of the ECG stage, which can come between."""
         model = output / "model"
-        recipe = load_recipe(output / "recipe.yaml")
         data = f" --data {Stage.data_folder(recipe)}" if recipe.data or not recipe.text else " --data DIR"
         melp = recipe_for_width(model)
         ecg = melp.replace("melp.yaml", "ecg.yaml").replace("demo.yaml", "demo-ecg.yaml")
@@ -251,15 +257,16 @@ def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
     Raises:
         ValueError: where it holds no document, or no such column.
     """
-    path = Path(source)
-    if path.is_file():
+    parsed = parse_source(source)
+    path = fetch(source, "dataset") if parsed.file else parsed.path
+    if path is not None and path.is_file():
         documents = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         splits = {"train": Dataset.from_dict({"text": documents})}
         column = "text"
     else:
-        stored = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-        name, revision = hub_source(source)
-        splits = load_from_disk(source) if stored else load_dataset(name, revision=revision)
+        stored = path and any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+        name = parsed.repo_id if path is None else str(path)
+        splits = load_from_disk(name) if stored else load_dataset(name, revision=parsed.revision)
         splits = {"train": splits} if isinstance(splits, Dataset) else splits
     train = get_split(splits, "train", source)
     if column not in train.column_names:

@@ -14,16 +14,17 @@ from transformers import AutoModel
 from configuration_melp import MelpConfig
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
 from melp.data.batches import MelpCollator, prepare_inputs
-from melp.data.prepared import hub_source, label_matrix, label_sets
+from melp.data.prepared import label_matrix, label_sets
 from melp.evaluation.metrics import macro, rankme, score_classes
 from melp.evaluation.prompts import PROMPTS, class_embeddings, load_prompts
+from melp.models import load_processor, load_whole
 from melp.names import report_hash
-from melp.training import sharding
 from melp.training.embeddings import embedding_metrics, recall
-from melp.training.recipe import Recipe, check_names, load_recipe
+from melp.training.recipe import check_names
 from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather, pad_second
 from melp.training.stages.language import load_bert
+from melp.training.stages.recipes import MelpRecipe
 from modeling_melp import MelpAttention, MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences
 
@@ -74,7 +75,7 @@ class MelpStage(JointStage):
 
     loss_names = ["caption_loss", "contrastive_loss", "local_loss", "loss"]
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator):
+    def __init__(self, recipe: MelpRecipe, accelerator: Accelerator):
         super().__init__(recipe, accelerator)
         self.labelled = self.held_out
         if recipe.select_metric == "val_auroc":
@@ -89,9 +90,7 @@ class MelpStage(JointStage):
         if recipe.model is not None:
             if recipe.config or recipe.text_model or recipe.ecg_model:
                 raise ValueError("config, text_model and ecg_model have no effect beside model: leave them out.")
-            name, revision = hub_source(recipe.model)
-            self.model = MelpModel.from_pretrained(name, revision=revision, dtype=torch.float32)
-            self.processor = MelpProcessor.from_pretrained(name, revision=revision)
+            self.model, self.processor = load_whole(MelpModel, recipe.model), load_processor(recipe.model)
         elif recipe.text_model is not None:
             self.model, self.processor = new_model(recipe)
         else:
@@ -109,6 +108,12 @@ class MelpStage(JointStage):
 
     def describe(self) -> str:
         return f"{len(self.rows):,} pairs, {self.unwrapped.num_parameters():,} parameters"
+
+    def lengths(self) -> list[int] | None:
+        """Returns the words of each report, where batches are to be of similar length."""
+        if not self.recipe.bucket_by_length:
+            return None
+        return [len(report.split()) for report in self.rows.select_columns(["report"])["report"]]
 
     def compile(self):
         self.unwrapped.ecg_model.compile()  # reports differ in length, ECGs do not
@@ -194,7 +199,6 @@ class MelpStage(JointStage):
 
     def after_step(self):
         self.unwrapped.clamp_logit_scale()
-        sharding.keep_value(self.accelerator, self.unwrapped.logit_scale)
 
     def extra_metrics(self) -> dict[str, float]:
         metrics = {"logit_scale": self.unwrapped.logit_scale.exp().item()}
@@ -258,11 +262,13 @@ class MelpStage(JointStage):
         return sum(values) / len(values)
 
     @torch.no_grad()
-    def pictures(self, count: int) -> dict:
-        """The first held-out ECGs with their reports, drafts and attended beats."""
+    def pictures(self) -> dict:
+        """Draws the first held-out ECGs with their reports, drafts and attended beats."""
+        if not self.recipe.sample_pictures:
+            return {}
         from melp.training.pictures import ecg_picture  # needs matplotlib, which training without pictures does not
 
-        rows = list(self.held_out.select(range(min(count, len(self.held_out)))))
+        rows = list(self.held_out.select(range(min(self.recipe.sample_pictures, len(self.held_out)))))
         if not rows:
             return {}
         collated = self.eval_collate(rows)
@@ -302,27 +308,29 @@ class MelpStage(JointStage):
         return {"logit_bias": self.unwrapped.logit_bias.item()} if self.recipe.contrastive == "sigmoid" else {}
 
     @staticmethod
-    def next_command(output: Path) -> str:
-        data = Stage.data_folder(load_recipe(output / "recipe.yaml"))
+    def next_command(output: Path, recipe: MelpRecipe) -> str:
+        """Returns the command of an evaluation."""
+        data = Stage.data_folder(recipe)
         return f"python evaluate.py zero-shot --model {output / 'model'} --data {data}"
 
 
-def new_model(recipe: Recipe) -> tuple[MelpModel, MelpProcessor]:
+def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
     """A model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
     check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
     text_model, tokenizer = load_bert(recipe.text_model, AutoModel, add_pooling_layer=False)
     text_config = text_model.config.to_dict()
     del text_config["dtype"]  # the whole model has one
-    sizes = dict(recipe.config)
+    sizes, width = dict(recipe.config), {"token_dim": text_config["hidden_size"]}
     ecg_model = None
     if recipe.ecg_model is not None:
         if "ecg_config" in sizes:
             raise ValueError("config's ecg_config has no effect beside ecg_model, whose sizes are given.")
-        name, revision = hub_source(recipe.ecg_model)
-        ecg_model = MelpEcgModel.from_pretrained(name, revision=revision, dtype=torch.float32)
-        sizes["ecg_config"] = ecg_model.config.to_dict() | {"token_dim": text_config["hidden_size"]}
+        ecg_model = load_whole(MelpEcgModel, recipe.ecg_model)
+        sizes["ecg_config"] = ecg_model.config.to_dict() | width
         for name in ("dtype", "architectures", "auto_map"):  # the whole model's are its own
             sizes["ecg_config"].pop(name, None)
+    else:
+        sizes["ecg_config"] = width | sizes.get("ecg_config", {})
     config = MelpConfig(
         **sizes,
         text_config=text_config,

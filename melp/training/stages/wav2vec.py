@@ -5,48 +5,14 @@ local and global representations of electrocardiogram", CHIL 2022, arXiv 2203.06
 arXiv 2408.05178. Names are those of transformers' Wav2Vec2, against which the tests compare.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from melp.training.stages.recipes import Pretraining
 from modeling_melp import MelpEcgModel
-
-
-@dataclass
-class Wav2VecSettings:
-    """The published settings; the recipe's `pretraining` changes any of them."""
-
-    mask_time_prob: float = 0.65  # upper bound of the share of masked frames: spans overlap
-    mask_time_length: int = 10  # frames a span
-    num_codevector_groups: int = 2
-    num_codevectors_per_group: int = 320
-    codevector_dim: int = 256
-    proj_codevector_dim: int = 256
-    feat_quantizer_dropout: float = 0.1
-    gumbel_temperature: float = 2.0
-    min_gumbel_temperature: float = 0.5
-    gumbel_temperature_decay: float = 0.999995  # a step
-    num_negatives: int = 100
-    contrastive_logits_temperature: float = 0.1
-    cmsc_temperature: float = 0.1
-    diversity_loss_weight: float = 0.1
-    feature_penalty_weight: float = 10.0
-    cmsc_loss_weight: float = 1.0
-
-    def __post_init__(self):
-        if self.codevector_dim % self.num_codevector_groups:
-            raise ValueError(
-                f"pretraining: codevector_dim ({self.codevector_dim}) is not a multiple of num_codevector_groups "
-                f"({self.num_codevector_groups})."
-            )
-        if self.mask_time_length < 2 or not 0 < self.mask_time_prob < 1 or self.num_negatives < 1:
-            raise ValueError(
-                "pretraining: mask_time_length must be at least 2 (negatives are other masked frames), "
-                "mask_time_prob between 0 and 1, num_negatives at least 1."
-            )
 
 
 def sample_spans(batch: int, frames: int, prob: float, length: int, device=None) -> torch.Tensor:
@@ -87,7 +53,7 @@ class GumbelQuantizer(nn.Module):
     As transformers' Wav2Vec2GumbelVectorQuantizer, whose (frames, all code vectors, dim) product it does not make.
     """
 
-    def __init__(self, settings: Wav2VecSettings, hidden_size: int):
+    def __init__(self, settings: Pretraining, hidden_size: int):
         super().__init__()
         self.settings = settings
         groups, choices = settings.num_codevector_groups, settings.num_codevectors_per_group
@@ -207,7 +173,7 @@ class EcgPretrainingModel(nn.Module):
 
     _no_split_modules = ["MelpEcgEncoderLayer"]  # what FSDP gathers at a time, by Accelerate's transformer-based wrap
 
-    def __init__(self, ecg_model: MelpEcgModel, settings: Wav2VecSettings):
+    def __init__(self, ecg_model: MelpEcgModel, settings: Pretraining):
         super().__init__()
         self.config = config = ecg_model.config
         self.ecg_model, self.settings = ecg_model, settings

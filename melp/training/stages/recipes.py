@@ -1,0 +1,233 @@
+"""The recipe of each stage, and how recipes are read: YAML file and command line, by one set of dataclasses."""
+
+import argparse
+import copy
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from melp.training.recipe import Recipe, check_names, check_type, setting
+from melp.yaml_file import read_yaml
+
+TEXT_MODEL = "BERT for the text tower: folder, ID or ID@REVISION"
+ECG_MODEL = "ECG tower to start from: folder, ID or ID@REVISION"
+LEAD_DROPOUT = "probability of zeroing a lead in training"
+
+
+@dataclass(kw_only=True)
+class LanguageRecipe(Recipe):
+    """The settings of the language stage."""
+
+    stage: Literal["language"] = "language"
+    text_model: str | None = setting(TEXT_MODEL, None)
+    text: str | None = setting("text files (a document per line), datasets folders or Hub ids, by commas", None)
+    text_column: str = setting("of the datasets in --text", "text")
+    vocab_size: int = setting("of a tokenizer trained on the texts", 30522)
+    sequence_length: int = setting("tokens that texts are packed to", 128)
+    mlm_probability: float = setting("share of tokens masked", 0.15)
+    whole_word_mask: bool = setting("mask whole words", False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.push_to_hub is not None:
+            raise ValueError("push_to_hub is for MELP models; push the language stage's BERT with `hf upload`.")
+
+    @classmethod
+    def for_new_model(cls, values: dict, overrides: dict) -> dict:
+        return _without_config(values) if overrides.get("text_model") else values
+
+
+@dataclass(kw_only=True)
+class Pretraining:
+    """The published masks, heads and weights of the ecg stage; names are those of transformers' Wav2Vec2Config."""
+
+    mask_time_prob: float = 0.65  # upper bound of the share of masked frames: spans overlap
+    mask_time_length: int = 10  # frames per span
+    num_codevector_groups: int = 2
+    num_codevectors_per_group: int = 320
+    codevector_dim: int = 256
+    proj_codevector_dim: int = 256
+    feat_quantizer_dropout: float = 0.1
+    gumbel_temperature: float = 2.0
+    min_gumbel_temperature: float = 0.5
+    gumbel_temperature_decay: float = 0.999995  # per step
+    num_negatives: int = 100
+    contrastive_logits_temperature: float = 0.1
+    cmsc_temperature: float = 0.1
+    diversity_loss_weight: float = 0.1
+    feature_penalty_weight: float = 10.0
+    cmsc_loss_weight: float = 1.0
+
+    def __post_init__(self):
+        for name, hint in typing.get_type_hints(type(self)).items():
+            setattr(self, name, check_type(f"pretraining.{name}", getattr(self, name), hint))
+        if self.codevector_dim % self.num_codevector_groups:
+            raise ValueError(
+                f"pretraining: codevector_dim ({self.codevector_dim}) is not a multiple of num_codevector_groups "
+                f"({self.num_codevector_groups})."
+            )
+        if self.mask_time_length < 2 or not 0 < self.mask_time_prob < 1 or self.num_negatives < 1:
+            raise ValueError(
+                "pretraining: mask_time_length must be at least 2 (negatives are other masked frames), "
+                "mask_time_prob between 0 and 1, num_negatives at least 1."
+            )
+
+
+@dataclass(kw_only=True)
+class EcgRecipe(Recipe):
+    """The settings of the ecg stage."""
+
+    stage: Literal["ecg"] = "ecg"
+    ecg_model: str | None = setting(ECG_MODEL, None)
+    lead_dropout: float = setting(LEAD_DROPOUT, 0.5)
+    pretraining: dict = setting("masks, heads and weights of the losses", {}, metavar="YAML")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.pretraining_settings()
+
+    def pretraining_settings(self) -> Pretraining:
+        """Returns `pretraining` with its defaults; raises ValueError naming what is wrong in it."""
+        check_names(self.pretraining, typing.get_type_hints(Pretraining), "pretraining")
+        return Pretraining(**self.pretraining)
+
+    @classmethod
+    def for_new_model(cls, values: dict, overrides: dict) -> dict:
+        return _without_config(values) if overrides.get("ecg_model") else values
+
+
+@dataclass(kw_only=True)
+class MelpRecipe(Recipe):
+    """The settings of the multi-scale stage."""
+
+    stage: Literal["melp"] = "melp"
+    model: str | None = setting("MELP model to continue from: folder, ID or ID@REVISION", None)
+    text_model: str | None = setting(TEXT_MODEL, None)
+    ecg_model: str | None = setting(ECG_MODEL, None)
+    lead_dropout: float = setting(LEAD_DROPOUT, 0.5)
+    sentence_augmentation: float = setting(
+        "share of reports of which a random number of sentences is read, in random order", 0.0
+    )
+    shared_positives: bool = setting("pairs whose reports say the same are positives of each other", False)
+    contrastive: Literal["softmax", "sigmoid"] = setting(
+        "rhythm loss: softmax (the paper's) or sigmoid (SigLIP)", "softmax"
+    )
+    local_loss_gather: bool = setting("beat loss over the pairs of all processes, not of each alone", True)
+    bucket_by_length: bool = setting("batches of reports of similar length", False)
+    sample_pictures: int = setting("held-out ECGs drawn at each validation", 0)
+
+    @classmethod
+    def for_new_model(cls, values: dict, overrides: dict) -> dict:
+        if overrides.get("model"):
+            return _without_config(values)
+        if overrides.get("ecg_model") and values.get("config"):
+            return values | {"config": {key: of for key, of in values["config"].items() if key != "ecg_config"}}
+        return values
+
+
+RECIPES: dict[str, type[Recipe]] = {"language": LanguageRecipe, "ecg": EcgRecipe, "melp": MelpRecipe}
+
+
+def _without_config(values: dict) -> dict:
+    return {name: value for name, value in values.items() if name != "config"}
+
+
+def load_recipe(path: str | Path, overrides: dict | None = None) -> Recipe:
+    """Reads a recipe from a YAML file and values that take precedence.
+
+    Raises:
+        ValueError: on a file that is not a mapping, an unknown field, one of another stage, or a wrong value.
+    """
+    values, overrides = read_yaml(path), overrides or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must hold `field: value` lines.")
+    stage = (values | overrides).get("stage", "melp")
+    if stage not in RECIPES:
+        raise ValueError(f"recipe {path}: stage is {stage!r}; it must be one of {', '.join(RECIPES)}.")
+    kind = RECIPES[stage]
+    check_stage(values, kind, f"recipe {path}")
+    check_stage(overrides, kind, "the command line")
+    if "config" not in overrides:
+        values = kind.for_new_model(values, overrides)
+    return kind(**(values | overrides))
+
+
+def check_stage(values: dict, kind: type[Recipe], where: str):
+    """Raises ValueError for a field that the stage's recipe lacks, naming the stages that have it, or the nearest."""
+    for name in values:
+        if stages := [] if name in _fields(kind) else [stage for stage in RECIPES if name in _fields(RECIPES[stage])]:
+            raise ValueError(
+                f"{where}: {name} is a setting of the stage {' and the stage '.join(stages)}, not of the stage "
+                f"{kind.stage}: leave it out."
+            )
+    check_names(values, _fields(kind), where)
+
+
+def _fields(kind: type[Recipe]) -> list[str]:
+    return [info.name for info in dataclasses.fields(kind)]
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def recipe_parser(**options) -> argparse.ArgumentParser:
+    """Returns a parser with an option for each field of any stage, in groups by stage; what is not given is absent."""
+    from transformers import HfArgumentParser
+
+    groups: dict[str, list[tuple]] = {}
+    for name, (hint, info) in _all_fields().items():
+        stages = [stage for stage, kind in RECIPES.items() if name in _fields(kind)]
+        title = "settings of every stage" if len(stages) == len(RECIPES) else f"settings of {' and '.join(stages)}"
+        groups.setdefault(title, []).append((name, hint, info))
+    kinds = [
+        dataclasses.make_dataclass(f"Group{number}", fields, namespace={"_argument_group_name": title}, kw_only=True)
+        for number, (title, fields) in enumerate(groups.items())
+    ]
+    parser = HfArgumentParser(kinds, allow_abbrev=False, **options)
+    for action in parser._actions:
+        if action.dest == "help":
+            continue
+        if action.nargs is None and action.choices is None:
+            action.metavar = action.metavar or {int: "N", float: "X"}.get(action.type)
+        if action.type is dict:
+            action.type = _mapping
+        if action.default not in (None, False, {}) and action.nargs != 0:
+            action.help += f" (default: {action.default})"
+        action.default, action.required = argparse.SUPPRESS, False
+    return parser
+
+
+def _all_fields() -> dict[str, tuple]:
+    """Returns the type and the field of every name, `stage` with all stages."""
+    found = {}
+    for kind in RECIPES.values():
+        hints = typing.get_type_hints(kind)
+        for info in dataclasses.fields(kind):
+            found.setdefault(info.name, (hints[info.name], copy.copy(info)))
+    hint = typing.get_type_hints(Recipe)["stage"]
+    found["stage"] = (hint, setting("which stage a recipe without one is of", "melp"))
+    return found
+
+
+def _mapping(text: str) -> dict:
+    import yaml
+
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mapping such as {{hidden_size: 256}}")
+    return value
+
+
+def parse_recipe_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict:
+    """Returns what was given on the command line; an unknown option ends the program, proposing the nearest."""
+    options, unknown = parser.parse_known_args(arguments)
+    for option in unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        nearest = difflib.get_close_matches(option.partition("=")[0], known, n=1)
+        parser.error(
+            f"there is no option {option}" + (f": did you mean {nearest[0].replace('_', '-')}?" if nearest else ".")
+        )
+    return vars(options)

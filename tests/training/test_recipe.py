@@ -1,0 +1,145 @@
+"""Recipes: YAML file and command line become one dataclass; a mistake in either is named before anything starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from melp.training.stages.recipes import (
+    EcgRecipe,
+    LanguageRecipe,
+    MelpRecipe,
+    load_recipe,
+    parse_recipe_options,
+    recipe_parser,
+)
+from melp.yaml_file import read_yaml
+
+REPO = Path(__file__).resolve().parent.parent.parent
+
+
+def written(path: Path, **values) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"learning_rat": 1e-4}, "did you mean 'learning_rate'"),
+        ({"batch_size": "many"}, "'batch_size' is 'many'; it must be of type int"),
+        ({"batch_size": True}, "must be of type int"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"config": 3}, "must be of type dict"),
+        ({"stage": "ecgs"}, "stage is 'ecgs'; it must be one of language, ecg, melp"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; it must be one of no, bf16, fp16"),
+        ({"resume": "yes"}, "resume is 'yes'; it must be one of auto"),
+        ({"vocab_size": 300}, "vocab_size is a setting of the stage language, not of the stage melp"),
+        ({"pretraining": {}}, "pretraining is a setting of the stage ecg, not of the stage melp"),
+        ({"stage": "language", "lead_dropout": 0.1}, "of the stage ecg and the stage melp, not of the stage language"),
+        ({"stage": "language", "push_to_hub": "me/bert"}, "push_to_hub is for MELP models"),
+        ({"stage": "ecg", "pretraining": {"mask_tim_prob": 0.5}}, "did you mean 'mask_time_prob'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(written(tmp_path / "recipe.yaml", **values))
+
+
+@pytest.mark.parametrize("stage, kind", [("language", LanguageRecipe), ("ecg", EcgRecipe), ("melp", MelpRecipe)])
+def test_a_recipe_has_the_fields_of_its_stage_and_repeats_itself(tmp_path, stage, kind):
+    recipe = load_recipe(written(tmp_path / "recipe.yaml", stage=stage, learning_rate="1e-5", resume="auto"))
+    assert type(recipe) is kind and recipe.learning_rate == 1e-5 and recipe.stage == stage
+    recipe.save(tmp_path / "saved.yaml")
+    again = load_recipe(tmp_path / "saved.yaml")
+    assert again.resume is None and vars(again) == vars(recipe) | {"resume": None}
+
+
+def test_recipes_of_the_repository_are_valid():
+    for path in (REPO / "recipes").glob("*.yaml"):
+        assert load_recipe(path, {"max_steps": 7}).max_steps == 7
+
+
+def test_options_take_precedence_and_have_the_types_of_the_fields():
+    command = "recipe.yaml --shared-positives --contrastive sigmoid --accumulation-steps 4 --learning-rate 1e-3"
+    command += " --no-local-loss-gather --measure-peak false --data a,b --seed=2"
+    parser = recipe_parser()
+    parser.add_argument("recipe", nargs="?")
+    values = parse_recipe_options(parser, [*command.split(), "--config", "{ecg_config: {hidden_size: 8}}"])
+    assert values == {
+        "recipe": "recipe.yaml", "shared_positives": True, "contrastive": "sigmoid", "accumulation_steps": 4,
+        "learning_rate": 1e-3, "local_loss_gather": False, "measure_peak": False, "data": "a,b", "seed": 2,
+        "config": {"ecg_config": {"hidden_size": 8}},
+    }  # fmt: skip
+
+
+def test_sizes_of_a_recipe_are_for_a_new_model(tmp_path):
+    config = {"decoder_num_hidden_layers": 1, "ecg_config": {"hidden_size": 8}}
+    path = written(tmp_path / "recipe.yaml", config=config)
+    assert load_recipe(path).config == config
+    assert load_recipe(path, {"model": "some/model"}).config == {}
+    assert load_recipe(path, {"ecg_model": "some/tower"}).config == {"decoder_num_hidden_layers": 1}
+    assert load_recipe(path, {"model": "some/model", "config": {"a": 1}}).config == {"a": 1}
+
+
+RUN = """
+import json, sys
+import train
+try:
+    train.main(sys.argv[1:])
+except SystemExit as end:
+    print(json.dumps(["torch" in sys.modules, str(end)]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--help"], "settings of language and melp"),
+        (["--learning-rat", "1"], "there is no option --learning-rat: did you mean --learning-rate?"),
+        (["recipes/melp.yaml", "--batch-size", "many"], "invalid int value: 'many'"),
+        (["recipes/melp.yaml", "--batch-size", "-1"], "batch_size is -1; it must be at least 1"),
+        (["recipes/melp.yaml", "--config", "3"], "'3' is no mapping"),
+        (["recipes/ecg.yaml", "--text-model", "me/bert"], "text_model is a setting of the stage language and"),
+        (["recipes/melp.yaml", "--data", "./nowhere"], "./nowhere is neither on this disk nor a Hub id"),
+        (["recipes/nowhere.yaml"], "recipes/nowhere.yaml does not exist"),
+        (["recipes"], "recipes is no file"),
+    ],
+)
+def test_help_and_wrong_arguments_do_not_wait_for_torch(arguments, message):
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", RUN, *arguments]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
+    with_torch, ended = json.loads(done.stdout.splitlines()[-1])
+    assert not with_torch and message in done.stdout + done.stderr + ended
+
+
+# -------------------------------------------------------------------------------------------------------- YAML files
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 10_000 + "]" * 10_000, "nested more than 50 levels deep"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"has an alias \(\*a\)"),
+        ("a: !!python/object/apply:os.system [true]", "cannot be read as YAML"),
+        ("a: [1", "cannot be read as YAML"),
+        (b"\xff\xfe\x00", "cannot be read as YAML"),
+        ("#" * 2_000_000, "at most 1,000,000 are read"),
+    ],
+)
+def test_a_malicious_yaml_file_is_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"{path}.*{message}"):
+        read_yaml(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ValueError, match="pipe.yaml is no file"):
+        read_yaml(tmp_path / "pipe.yaml")
