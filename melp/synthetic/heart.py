@@ -1,27 +1,35 @@
-"""A physiological simulator of 12-lead ECGs: 10 s at 500 Hz, in millivolts.
+"""One heartbeat in eight leads, and what disease does to it.
 
-The heart is one moving dipole: P, the parts of QRS, ST and T are smooth lobes of compact support, each with its own
-direction in Frank's axes (x to the left, y to the feet, z to the back). The dipole is projected on the leads by a
-torso matrix around Dower's (Dower, Machado, Osborne 1980, "On deriving the electrocardiogram from vectorcardiographic
-leads"). Noise arises at the nine electrodes, so noise and signal obey Einthoven's law alike.
+A `Beat` is P, QRS and ST-T in the eight independent leads (I, II, V1 to V6), each wave a row of cubic B-splines over
+its own duration. A healthy beat is drawn from a Gaussian over those coefficients, fitted to the averaged beats of 930
+normal recordings of PTB-XL's folds 1 to 8 (`melp.synthetic.fit`, `normal_beat.csv`: means and covariance, no
+recording), so amplitudes by lead, axes, R progression and T shapes have the spread of real ones. Each disease is a
+function that changes a beat by the criteria stated in its docstring. Sources, by their letters there:
 
-Because every lobe starts and ends at a stated time, the PR, QRS and QT intervals are true by construction; axis,
-voltages, ST and T levels are measured on the noiseless dominant beat (`Truth`). The wave shapes are textbook ones
-(Surawicz and Knilans, Chou's Electrocardiography; Wagner, Marriott's Practical Electrocardiography) put into vectors
-by hand. It is a source of test data, not a validated model of any disease.
+- [M] Marriott's Practical Electrocardiography (Wagner, Strauss), [C] Chou's Electrocardiography (Surawicz, Knilans);
+- [S1..S6] AHA/ACCF/HRS recommendations for the standardisation and interpretation of the ECG, parts I to VI (2007 to
+  2009: III conduction, IV ST-T-U and QT, V hypertrophy, VI ischaemia and infarction);
+- [U] Fourth Universal Definition of Myocardial Infarction (Thygesen 2018); [D] Dower 1980, the lead matrix.
+
+Nothing here is medically validated. Times are in seconds, voltages in mV, angles in degrees.
 """
 
-from dataclasses import dataclass, field
-from functools import cache
+import csv
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from importlib import resources
 
 import numpy as np
 
 SAMPLING_RATE = 500
 SAMPLES = 5000
 LEADS = ["I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6"]
-ELECTRODES = ["RA", "LA", "LL", "V1", "V2", "V3", "V4", "V5", "V6"]
-
-# Rows I, II, V1..V6 from x, y, z (Dower 1980).
+EIGHT = ["I", "II", "V1", "V2", "V3", "V4", "V5", "V6"]
+# The twelve stored leads from the eight independent ones, in the order of LEADS.
+TWELVE_FROM_EIGHT = np.zeros((12, 8))
+TWELVE_FROM_EIGHT[:6, :2] = [[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [-0.5, 1], [1, -0.5]]
+TWELVE_FROM_EIGHT[6:, 2:] = np.eye(6)
+# I, II, V1..V6 from x (left), y (feet), z (back): [D].
 DOWER = np.array(
     [
         [0.632, -0.235, 0.059],
@@ -34,168 +42,644 @@ DOWER = np.array(
         [0.831, 0.076, 0.230],
     ]
 )
-# The twelve stored leads from the eight independent ones, in the order of LEADS.
-TWELVE_FROM_EIGHT = np.zeros((12, 8))
-TWELVE_FROM_EIGHT[:6, :2] = [[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [-0.5, 1], [1, -0.5]]
-TWELVE_FROM_EIGHT[6:, 2:] = np.eye(6)
-# The eight independent leads from the electrodes: I = LA - RA, II = LL - RA, Vn against Wilson's terminal.
-EIGHT_FROM_ELECTRODES = np.zeros((8, 9))
-EIGHT_FROM_ELECTRODES[0, :3] = [-1, 1, 0]
-EIGHT_FROM_ELECTRODES[1, :3] = [-1, 0, 1]
-EIGHT_FROM_ELECTRODES[2:, :3] = -1 / 3
-EIGHT_FROM_ELECTRODES[2:, 3:] = np.eye(6)
-TWELVE_FROM_ELECTRODES = TWELVE_FROM_EIGHT @ EIGHT_FROM_ELECTRODES
-
 # Lead chains in anatomical order: two neighbours in a chain are "contiguous". The third limb lead is -aVR (Cabrera).
 _LIMB_CHAIN = [(LEADS.index("aVL"), 1), (0, 1), (LEADS.index("aVR"), -1), (1, 1), (LEADS.index("aVF"), 1), (2, 1)]
 _CHEST_CHAIN = [(lead, 1) for lead in range(6, 12)]
 
-# The rendered time reaches beyond the record on both sides, so that no wave is cut off at its ends.
-_BEFORE, _AFTER = 750, 750
+_KNOTS = {"qrs": 13, "stt": 9, "p": 6}
+P_WINDOW = 0.168  # the P splines' span: a P of ordinary duration fills its middle
+_EARLY = 0.008  # ST-T splines begin this long before the J point
+# How ST and T fill the splines from J to the end of T: the plateau of injury, the normal asymmetric T wave (measured),
+# the symmetric T of ischaemia, and the sag of digitalis.
+ST_SHAPE = np.array([0.55, 1.0, 1.0, 0.9, 0.65, 0.35, 0.12, 0.0, 0.0])
+T_SHAPE = np.array([0.0, 0.05, 0.10, 0.2, 0.40, 0.75, 1.0, 0.72, 0.25])
+T_SYMMETRIC = np.array([0.0, 0.0, 0.0, 0.12, 0.5, 1.0, 1.0, 0.45, 0.1])
+SAG_SHAPE = np.array([0.25, 0.6, 0.9, 1.0, 0.7, 0.15, -0.15, -0.1, 0.0])
 
-# QRS by type of conduction. One row a lobe: onset, peak, offset (fractions of the QRS duration), x, y, z, and whether
-# the lobe turns with the frontal axis (1) or keeps its direction (0).
-_QRS = {
-    "normal": [
-        (0.00, 0.16, 0.34, -0.12, 0.02, -0.30, 0),  # septum: r in V1, q in I and V6
-        (0.12, 0.44, 0.74, 1.05, 0.85, 0.08, 1),  # free walls: the R of I, II, V4 to V6
-        (0.38, 0.63, 0.90, 0.25, 0.12, 0.72, 1),  # left ventricle turning back: the S of V1 to V3
-        (0.64, 0.82, 1.00, -0.22, -0.14, 0.22, 1),  # base
-    ],
-    "rbbb": [
-        (0.00, 0.11, 0.24, -0.12, 0.02, -0.32, 0),
-        (0.08, 0.28, 0.48, 1.05, 0.85, 0.10, 1),
-        (0.24, 0.36, 0.52, 0.20, 0.10, 0.26, 1),
-        (0.36, 0.66, 1.00, -0.52, 0.08, -0.72, 0),  # late right ventricle: R' in V1, slurred S in I and V6
-    ],
-    "lbbb": [
-        (0.00, 0.24, 0.50, 0.50, 0.30, 0.35, 1),  # no septal q
-        (0.16, 0.42, 0.68, 0.50, 0.35, 0.95, 1),
-        (0.36, 0.68, 1.00, 0.65, 0.25, 0.85, 1),  # notch, then late left ventricle
-    ],
-    "preexcited": [
-        (0.28, 0.38, 0.50, -0.05, 0.02, -0.20, 0),
-        (0.34, 0.58, 0.82, 1.00, 0.80, 0.08, 1),
-        (0.54, 0.72, 0.92, 0.22, 0.10, 0.60, 1),
-        (0.72, 0.88, 1.00, -0.20, -0.12, 0.20, 1),
-    ],
-    "paced": [  # from the apex of the right ventricle: upwards, to the left and to the back
-        (0.00, 0.28, 0.56, 0.35, -0.55, 0.40, 1),
-        (0.18, 0.46, 0.76, 0.45, -0.80, 0.75, 1),
-        (0.44, 0.72, 1.00, 0.30, -0.55, 0.55, 1),
-    ],
-    "ectopic right": [  # premature complex from the right ventricle
-        (0.00, 0.30, 0.60, 0.45, 0.60, 0.55, 1),
-        (0.25, 0.52, 0.80, 0.55, 0.90, 0.75, 1),
-        (0.52, 0.78, 1.00, 0.20, 0.30, 0.40, 1),
-    ],
-    "ectopic left": [  # premature complex from the left ventricle
-        (0.00, 0.30, 0.60, -0.20, -0.55, -0.70, 1),
-        (0.25, 0.52, 0.80, -0.30, -0.85, -0.85, 1),
-        (0.52, 0.78, 1.00, -0.45, -0.35, -0.30, 1),
-    ],
-}
-# Delta wave by site of the accessory pathway.
-DELTA = {
-    "left lateral": (-0.18, 0.32, -0.42),
-    "right": (0.42, 0.15, 0.25),
-    "posteroseptal": (0.30, -0.34, -0.36),
-}
-_SEPTUM_IN_FASCICULAR_BLOCK = (-0.14, 0.34, -0.20)
+
+def leads8(**values: float) -> np.ndarray:
+    """Returns (8,) weights of I, II, V1 to V6 from keywords, 0 where none is given."""
+    return np.array([values.get(lead, 0.0) for lead in EIGHT])
+
+
+def frontal(x: float, y: float, **chest: float) -> np.ndarray:
+    """Returns (8,) leads of a frontal vector (x to the left, y to the feet) and the chest leads given."""
+    return leads8(I=x, II=0.5 * x + 0.866 * y, **chest)
+
+
+@lru_cache(maxsize=4096)
+def splines(knots: int, samples: int, shift: float = 0.0) -> np.ndarray:
+    """Returns (knots, samples) cubic B-splines over the unit interval, sampled from `shift` samples on."""
+    spacing = 1 / (knots + 1)
+    times = (np.arange(samples) + shift) / max(samples - 1, 1)
+    distance = np.abs(times[None] - (np.arange(knots) + 1)[:, None] * spacing) / spacing
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    return np.where(distance < 1, near, np.clip(2 - distance, 0, None) ** 3 / 6)
 
 
 @dataclass
-class Noise:
-    """Noise of one recording, in mV at one electrode: root mean squares, and the mains' amplitude."""
+class Layer:
+    """One part of a QRS: spline coefficients (8, knots) over `duration` from `onset` after the QRS onset."""
 
-    muscle: float = 0.008
-    wander: float = 0.04
-    mains: float = 0.003
-    mains_frequency: int = 60
-    burst: bool = False
-    motion: bool = False
+    coefficients: np.ndarray
+    duration: float
+    onset: float = 0.0
 
 
 @dataclass
-class Heart:
-    """Everything that determines the noiseless signal of one recording, but for the beat times.
+class Beat:
+    """P, QRS and ST-T of a beat in eight leads.
 
-    Times are in seconds, voltages in mV, angles in degrees. `torso` is the (12, 3) lead matrix in the order of
-    `LEADS`; `jitter` (6, 3) perturbs the QRS lobes, the same in all recordings of one patient.
+    `qrs` layers add up; `st_t` (8, 9) runs from the J point to the end of T, `p` (8, 6) over `P_WINDOW` around the
+    middle of P, stretched as `p_duration` against the ordinary 0.1 s. `width` is the QRS duration, `qt` the interval.
     """
 
-    torso: np.ndarray
-    jitter: np.ndarray
-    rhythm: str = "sinus"  # sinus, fibrillation, flutter, reentry, paced
-    rate: float = 70.0
-    breathing: float = 0.25  # Hz
-    arrhythmia: float = 0.02  # respiratory change of RR, as a fraction of RR
-    irregularity: float = 0.2  # fibrillation: standard deviation of log RR
-    flutter_rate: float = 300.0
-    flutter_ratio: int = 2  # 0: variable
-    atrial_voltage: float = 0.08  # f or F waves
-    pr: float | None = 0.16
-    p_voltage: float = 1.0
-    atrial_enlargement: bool = False
-    retrograde_p: bool = False
-    conduction: str = "normal"
-    delta: str = "right"
-    fascicular_block: bool = False
-    qrs: float = 0.09
-    axis: float = 45.0
-    turn: float = 0.0  # about the body's long axis: moves the transition zone
-    limb_voltage: float = 1.2  # largest peak-to-peak QRS in a limb lead
-    sokolow: float | None = None  # SV1 + larger R of V5 and V6 to reach; sets the voltage instead of limb_voltage
-    infarcts: frozenset[str] = frozenset()
-    q_depth: float = 0.5
+    qrs: list[Layer]
+    st_t: np.ndarray
+    p: np.ndarray
+    width: float = 0.092
     qt: float = 0.38
-    t_vector: tuple[float, float, float] = (0.30, 0.20, -0.18)
-    st_vector: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    ectopy: str = ""  # "", atrial, ventricular, bigeminy
-    ectopic_site: str = "ectopic right"
-    ectopic_voltage: float = 1.1
-    coupling: float = 0.62  # premature interval as a fraction of RR
-    spike: float = 0.0
-    noise: Noise = field(default_factory=Noise)
+    p_duration: float = 0.10
+    u_wave: float = 0.0
+    delta: float = 0.0  # how much of PR a delta wave takes
+
+    def copy(self) -> "Beat":
+        """Returns a beat whose arrays can be changed without changing this one's."""
+        layers = [replace(layer, coefficients=layer.coefficients.copy()) for layer in self.qrs]
+        return replace(self, qrs=layers, st_t=self.st_t.copy(), p=self.p.copy())
+
+    def area(self) -> np.ndarray:
+        """Returns (8,) the QRS area in each lead, in mV s."""
+        return sum(layer.coefficients.sum(1) * layer.duration / (layer.coefficients.shape[1] + 1) for layer in self.qrs)
+
+    def axis(self) -> float:
+        """Returns the frontal axis of the QRS area in degrees."""
+        one, two = self.area()[:2]
+        return float(np.degrees(np.arctan2((2 * two - one) / np.sqrt(3), one)))
 
 
-@dataclass
-class Truth:
-    """What is true of a recording by construction, or measured on its noiseless dominant beat.
+@cache
+def _normal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (208,), residual deviation (208,) and components (24, 208) of normal beats in mV."""
+    with (resources.files("melp.synthetic") / "normal_beat.csv").open() as file:
+        rows = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]) / 1000
+    return rows[0], rows[1], rows[2:]
 
-    Intervals in ms, voltages in mV, `st` and `t` (12,) in the order of `LEADS`: the level 40 ms after the J point and
-    the extreme of the T wave, both against the level before the QRS.
+
+def normal_beat(rng: np.random.Generator, spread: float = 1.0) -> Beat:
+    """Draws a healthy adult's beat; `spread` scales its distance from the mean one."""
+    mean, residual, components = _normal()
+    scores = np.clip(rng.standard_normal(len(components)), -2.7, 2.7)
+    values = mean + spread * (scores @ components + residual * rng.standard_normal(len(mean)))
+    ends = np.cumsum([8 * _KNOTS["qrs"], 8 * _KNOTS["stt"]])
+    qrs, st_t, p = (part.reshape(8, -1) for part in np.split(values, ends))
+    width = float(np.clip(rng.normal(0.092, 0.008), 0.076, 0.110))
+    return Beat([Layer(qrs, width + 0.010, -0.005)], st_t, p, width=width)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing
+
+
+def qrst(beat: Beat) -> np.ndarray:
+    """Returns QRS, ST, T and U in eight leads, (8, samples), from 10 ms before the QRS onset on."""
+    lead_in = 5
+    u_end = 0.26 if beat.u_wave else 0.0
+    canvas = np.zeros((8, lead_in + round((beat.qt + u_end + 0.03) * SAMPLING_RATE) + 2))
+    for layer in beat.qrs:
+        start, size = lead_in + round(layer.onset * SAMPLING_RATE), round(layer.duration * SAMPLING_RATE) + 1
+        drawn = layer.coefficients @ splines(layer.coefficients.shape[1], size)
+        end = min(start + size, canvas.shape[1])
+        canvas[:, max(start, 0) : end] += drawn[:, max(-start, 0) : end - start]
+    j_point = beat.width - _EARLY
+    start, size = lead_in + round(j_point * SAMPLING_RATE), round((beat.qt - j_point + 0.024) * SAMPLING_RATE) + 1
+    size = min(size, canvas.shape[1] - start)
+    canvas[:, start : start + size] += beat.st_t @ splines(beat.st_t.shape[1], size)
+    if beat.u_wave:
+        size = round(0.18 * SAMPLING_RATE)
+        start = min(lead_in + round((beat.qt + 0.015) * SAMPLING_RATE), canvas.shape[1] - size)
+        direction = leads8(I=0.3, II=0.7, V1=0.2, V2=1.0, V3=1.0, V4=0.8, V5=0.6, V6=0.5)
+        canvas[:, start : start + size] += beat.u_wave * direction[:, None] * np.hanning(size)
+    return canvas
+
+
+def p_wave(beat: Beat) -> np.ndarray:
+    """Returns the P wave in eight leads, (8, samples); its middle is the P wave's."""
+    size = round(P_WINDOW * beat.p_duration / 0.10 * SAMPLING_RATE) | 1
+    return beat.p @ splines(beat.p.shape[1], size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tools of the conditions
+
+
+def _positions(layer: Layer) -> np.ndarray:
+    """Where in the QRS the layer's knots lie, 0 at its start and 1 at its end."""
+    knots = layer.coefficients.shape[1]
+    return (np.arange(knots) + 1) / (knots + 1)
+
+
+def turn(beat: Beat, degrees: np.ndarray | float, layers: list[Layer] | None = None) -> None:
+    """Turns the QRS in the frontal plane, by one angle or one per knot; the lower chest leads follow a little."""
+    for layer in beat.qrs if layers is None else layers:
+        angle = np.radians(np.broadcast_to(degrees, layer.coefficients.shape[1]))
+        one, two = layer.coefficients[:2]
+        x, y = one, (2 * two - one) / np.sqrt(3)
+        x2, y2 = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+        layer.coefficients[0], layer.coefficients[1] = x2, 0.5 * x2 + 0.866 * y2
+        layer.coefficients[2:] += 0.14 * np.array([0.3, 0.5, 0.8, 1.2, 1.8, 2.0])[:, None] * (y2 - y)
+
+
+def turn_to(beat: Beat, axis: float) -> None:
+    """Turns the whole QRS in the frontal plane to an axis."""
+    turn(beat, (axis - beat.axis() + 180) % 360 - 180)
+
+
+def _bump(positions: np.ndarray, centre: float, half_width: float) -> np.ndarray:
+    """Smooth bump over knot positions, 1 in its centre."""
+    return np.cos(np.pi / 2 * np.clip((positions - centre) / half_width, -1, 1)) ** 2
+
+
+def lobe(beat: Beat, weights: np.ndarray, centre: float, half_width: float) -> None:
+    """Adds a lobe of `weights` (8,) mV to the first QRS layer; times are fractions of it."""
+    layer = beat.qrs[0]
+    layer.coefficients += weights[:, None] * _bump(_positions(layer), centre, half_width)
+
+
+def add_st(beat: Beat, weights: np.ndarray, shape: np.ndarray = ST_SHAPE) -> None:
+    """Adds `weights` (8,) mV times a shape (9,) to ST-T."""
+    beat.st_t += weights[:, None] * shape
+
+
+def scale_t(beat: Beat, factor: np.ndarray | float) -> None:
+    """Scales ST-T, all leads alike or one by one."""
+    beat.st_t *= np.broadcast_to(factor, 8)[:, None]
+
+
+def _lobes(rows: list[tuple], width: float, knots: int = 18, onset: float = 0.0) -> Layer:
+    """A layer of lobes: rows of centre, half-width (fractions) and eight voltages."""
+    at = (np.arange(knots) + 1) / (knots + 1)
+    values = sum(_bump(at, row[0], row[1]) * np.array(row[2])[:, None] for row in rows)
+    return Layer(values, width, onset)
+
+
+def _varied(rng: np.random.Generator, weights: np.ndarray, spread: float = 0.2) -> np.ndarray:
+    """Weights with each lead's size perturbed."""
+    return weights * np.exp(spread * rng.standard_normal(8))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conduction
+
+
+def right_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: bool = True) -> None:
+    """QRS of 120 ms or more (incomplete: 100 to 119), R' in V1 or V2, wide S in I and V6, T against R' [S3].
+
+    The left ventricle's forces keep their time; the right ventricle's come late, to the right and to the front.
     """
+    early = beat.qrs[0]
+    size = rng.uniform(0.55, 1.5) if complete else rng.uniform(0.2, 0.9)
+    beat.width = rng.uniform(0.122, 0.160) if complete else rng.uniform(0.096, 0.119)
+    late = _bump(_positions(early), 0.85, 0.55)
+    early.coefficients[2:4] *= 1 - (rng.uniform(0.4, 0.95) if complete else rng.uniform(0.1, 0.7)) * late
+    weights = _varied(rng, leads8(I=-0.32, II=-0.18, V1=0.85, V2=0.62, V3=0.22, V4=-0.15, V5=-0.42, V6=-0.38), 0.3)
+    weights[1] += 0.2 * rng.standard_normal()  # the terminal vector points up or down
+    if not complete:
+        weights *= leads8(I=0.7, II=0.7, V1=0.75, V2=rng.uniform(-0.2, 0.6), V3=0.2, V4=0.5, V5=0.7, V6=0.7)
+    start = 0.42 * early.duration
+    span = beat.width - start + 0.006
+    centre = rng.uniform(0.45, 0.6)
+    beat.qrs.append(_lobes([(centre, min(centre, 1 - centre) * 1.05, size * weights)], span, 10, start))
+    against = leads8(V1=-0.30, V2=-0.30, V3=-0.15, I=0.04, V6=0.03) * size
+    add_st(beat, (1.0 if complete else 0.4) * _varied(rng, against), T_SHAPE)
+    add_st(beat, (0.2 if complete else 0.05) * against)
 
-    beats: np.ndarray
-    premature: np.ndarray
-    heart_rate: float
-    pr_interval: float | None
-    qrs_duration: float
-    qt_interval: float
-    qtc_interval: float
-    qrs_axis: float
-    limb_voltage: float
-    sokolow: float
-    rr_range: float
-    st: np.ndarray
-    t: np.ndarray
+
+def left_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: bool = True) -> None:
+    """QRS of 120 ms or more (incomplete: 110 to 119), broad notched R without q in I, aVL, V5 and V6, rS or QS in V1
+    to V3, ST and T against QRS [S3].
+    """
+    size = np.exp(0.25 * rng.standard_normal())
+    first = leads8(I=0.30, II=0.20, V1=-0.35, V2=-0.55, V3=-0.15, V4=0.15, V5=0.40, V6=0.45)
+    peak = leads8(I=0.62, II=0.40, V1=-1.45, V2=-2.4, V3=-1.75, V4=-0.35, V5=0.72, V6=0.85)
+    notch = leads8(I=0.60, II=0.16, V1=-1.0, V2=-1.6, V3=-1.35, V4=-0.50, V5=0.48, V6=0.72)
+    small_r = leads8(V1=0.18, V2=0.28, V3=0.30, V4=0.25, V5=0.1) * rng.uniform(0, 1.6)
+    strength = size if complete else 0.75 * size
+    rows = [(0.10, 0.12, _varied(rng, small_r)), (0.22, 0.24, _varied(rng, first)),
+            (rng.uniform(0.38, 0.46), 0.30, _varied(rng, peak)), (rng.uniform(0.62, 0.72), 0.33, _varied(rng, notch))]
+    beat.width = rng.uniform(0.128, 0.176) if complete else rng.uniform(0.106, 0.119)
+    layer = _lobes([(c, w, strength * row) for c, w, row in rows], beat.width + 0.012, onset=-0.004)
+    if not complete:  # between the normal beat and the block
+        layer.coefficients *= 0.62
+        normal = beat.qrs[0]
+        normal.coefficients *= 0.45
+        normal.coefficients[[0, 6, 7], :4] = np.maximum(normal.coefficients[[0, 6, 7], :4], 0)  # no septal q
+        normal.duration = beat.width + 0.010
+        beat.qrs = [normal, layer]
+    else:
+        beat.qrs = [layer]
+    turn_to(beat, rng.normal(-8, 26))
+    area = beat.area() / beat.width
+    scale_t(beat, rng.uniform(0.1, 0.4) if complete else rng.uniform(0.3, 0.7))
+    add_st(beat, -(0.55 if complete else 0.35) * _varied(rng, area), T_SHAPE)
+    add_st(beat, -0.20 * area)
 
 
-def torso_matrix(rng: np.random.Generator, spread: float = 0.08) -> np.ndarray:
-    """One patient's (12, 3) lead matrix: Dower's, with every coefficient and every chest lead's gain perturbed."""
-    eight = DOWER * (1 + spread * rng.standard_normal((8, 3))) + 0.3 * spread * rng.standard_normal((8, 3))
-    eight[2:] *= np.exp(1.2 * spread * rng.standard_normal((6, 1)))
-    return TWELVE_FROM_EIGHT @ eight
+def intraventricular_delay(beat: Beat, rng: np.random.Generator) -> None:
+    """QRS above 110 ms without the form of a bundle branch block [S3]: stretched, slurred or notched."""
+    layer = beat.qrs[0]
+    beat.width = rng.uniform(0.111, 0.142)
+    layer.duration = beat.width + 0.010
+    layer.coefficients *= rng.uniform(0.75, 1.0)
+    for _ in range(rng.integers(2, 5)):
+        size = 0.16 * rng.standard_normal() * np.abs(layer.coefficients).max(1)
+        lobe(beat, size * rng.choice([-1, 1], 8), rng.uniform(0.45, 0.92), rng.uniform(0.08, 0.16))
+    late = np.sign(layer.coefficients.sum(1)) * np.abs(layer.coefficients).max(1)
+    lobe(beat, rng.uniform(0.1, 0.35) * late, rng.uniform(0.68, 0.82), 0.25)
+    scale_t(beat, rng.uniform(0.3, 0.8))
+    add_st(beat, -rng.uniform(0.05, 0.3) * beat.area() / beat.width, T_SHAPE)
+
+
+def left_anterior_fascicular_block(beat: Beat, rng: np.random.Generator) -> None:
+    """Axis of -45 to -90 degrees (here -35 on, as readers call it), qR in aVL, rS in II, III, aVF [S3].
+
+    The heart is activated from below: the first forces point down and to the right, the rest up and to the left.
+    """
+    for layer in beat.qrs[:1]:
+        ramp = np.clip((_positions(layer) - 0.18) / 0.25, 0, 1)
+        turn(beat, rng.uniform(10, 40) * (1 - ramp), [layer])
+        target = rng.uniform(-80, -38)
+        for _ in range(2):
+            turn(beat, ramp * ((target - beat.axis() + 180) % 360 - 180), [layer])
+    lobe(beat, frontal(-0.05, 0.10), 0.16, 0.14)
+    lobe(beat, leads8(V4=-0.2, V5=-0.32, V6=-0.3) * rng.uniform(0.3, 1.6), 0.72, 0.25)
+    beat.width += rng.uniform(0, 0.012)
+    beat.qrs[0].duration = max(beat.qrs[0].duration, 0.090 + rng.uniform(0.008, 0.02))
+
+
+def left_posterior_fascicular_block(beat: Beat, rng: np.random.Generator) -> None:
+    """Axis of 90 to 180 degrees, rS in I and aVL, qR in III and aVF [S3]."""
+    layer = beat.qrs[0]
+    ramp = np.clip((_positions(layer) - 0.18) / 0.25, 0, 1)
+    target = rng.uniform(92, 145)
+    for _ in range(2):
+        turn(beat, ramp * ((target - beat.axis() + 180) % 360 - 180), [layer])
+    lobe(beat, frontal(0.10, -0.10), 0.16, 0.14)
+
+
+PATHWAYS = {  # delta wave by site of the accessory pathway, in mV
+    "left lateral": leads8(I=-0.10, II=0.22, V1=0.35, V2=0.45, V3=0.45, V4=0.35, V5=0.10, V6=-0.02),
+    "right": leads8(I=0.35, II=0.15, V1=-0.20, V2=-0.10, V3=0.15, V4=0.35, V5=0.40, V6=0.35),
+    "posteroseptal": leads8(I=0.25, II=-0.15, V1=0.05, V2=0.40, V3=0.45, V4=0.40, V5=0.30, V6=0.22),
+}
+
+
+def preexcitation(beat: Beat, rng: np.random.Generator) -> None:
+    """PR below 120 ms, delta wave, QRS above 110 ms (120 in adults), secondary ST-T [S3]."""
+    site = list(PATHWAYS)[rng.integers(len(PATHWAYS))]
+    delta = _varied(rng, PATHWAYS[site]) * rng.uniform(0.8, 1.6)
+    beat.delta = rng.uniform(0.028, 0.055)
+    layer = beat.qrs[0]
+    layer.onset += beat.delta
+    layer.coefficients[[0, 6, 7], :4] = np.maximum(layer.coefficients[[0, 6, 7], :4], 0)
+    beat.width += beat.delta
+    # after its peak the delta wave fades into the QRS
+    beat.qrs.append(_lobes([(0.55, 0.55, delta)], 2 * beat.delta + 0.03, 8))
+    add_st(beat, -0.55 * delta, T_SHAPE)
+    add_st(beat, -0.18 * delta)
+
+
+def _wide(beat: Beat, rows: list[tuple], width: float, rng: np.random.Generator) -> Beat:
+    """A beat that spreads through muscle: wide lobes, T against QRS."""
+    layer = _lobes([(c, w, _varied(rng, v, 0.15)) for c, w, v in rows], width + 0.008, onset=-0.002)
+    wide = replace(beat, qrs=[layer], st_t=beat.st_t.copy(), width=width, qt=max(beat.qt, width + 0.24), delta=0.0)
+    area = wide.area() / width
+    scale_t(wide, 0.15)
+    add_st(wide, -rng.uniform(0.45, 0.75) * area, T_SHAPE)
+    add_st(wide, -rng.uniform(0.12, 0.28) * area)
+    return wide
+
+
+def paced_beat(beat: Beat, rng: np.random.Generator) -> Beat:
+    """Stimulated in the right ventricle's apex: form of a left bundle branch block with a superior axis [M]."""
+    size = np.exp(0.25 * rng.standard_normal())
+    a = leads8(I=0.35, II=-0.55, V1=-0.7, V2=-1.1, V3=-1.0, V4=-0.7, V5=-0.35, V6=-0.05) * size
+    b = leads8(I=0.65, II=-0.75, V1=-0.8, V2=-1.5, V3=-1.6, V4=-1.3, V5=-0.8, V6=-0.25) * size
+    wide = _wide(beat, [(0.32, 0.32, a), (0.60, 0.38, b)], rng.uniform(0.136, 0.185), rng)
+    turn_to(wide, rng.uniform(-95, -40) if rng.random() < 0.8 else rng.uniform(-30, 80))
+    return wide
+
+
+def ventricular_ectopic(beat: Beat, rng: np.random.Generator) -> Beat:
+    """A complex from one of the ventricles: 120 ms or more, T against QRS [M]."""
+    size = 1.1 * np.exp(0.3 * rng.standard_normal())
+    if rng.random() < 0.5:  # from the right ventricle: form of a left bundle branch block
+        v = leads8(I=0.5, II=0.6, V1=-0.7, V2=-1.1, V3=-0.7, V4=0.2, V5=0.7, V6=0.75)
+    else:
+        v = leads8(I=-0.45, II=0.4, V1=1.0, V2=1.3, V3=1.2, V4=0.8, V5=0.2, V6=-0.3)
+    v = v + 0.3 * rng.standard_normal(8)
+    w = v + 0.4 * rng.standard_normal(8)
+    width = rng.uniform(0.124, 0.175)
+    wide = _wide(beat, [(rng.uniform(0.28, 0.4), 0.30, size * v), (rng.uniform(0.55, 0.66), 0.34, size * w)], width, rng)
+    turn(wide, rng.uniform(-120, 120))
+    return wide
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chambers
+
+
+def left_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator, strain: float = 0.0) -> None:
+    """SV1 + larger R of V5 and V6 of 3.5 mV or more (Sokolow and Lyon 1949), or R in aVL of 1.1 mV, or Cornell's
+    RaVL + SV3 above 2.8 mV (men) or 2.0 mV (women) [S5]; `strain`: ST sagging into an inverted T over the left
+    ventricle.
+    """
+    layer = beat.qrs[0]
+    if rng.random() < 0.7:
+        gains = leads8(I=1.15, II=1.05, V1=1.2, V2=1.25, V3=1.15, V4=1.2, V5=1.4, V6=1.4)
+    else:  # to the left and upwards: limb leads tell it
+        gains = leads8(I=1.6, II=1.0, V1=1.2, V2=1.2, V3=1.3, V4=1.0, V5=1.05, V6=1.1)
+        turn(beat, -rng.uniform(15, 50))
+    gains = _varied(rng, gains, 0.08)
+    layer.coefficients *= gains[:, None]
+    reached = max(sokolow(beat) / 3.5, cornell(beat) / 2.4, (layer.coefficients[0] - 0.5 * layer.coefficients[1]).max() / 1.1)
+    wanted = rng.uniform(1.0, 1.45)
+    if reached < wanted:
+        layer.coefficients *= min(wanted / reached, 2.2)
+    beat.width += rng.uniform(0, 0.014)
+    layer.duration += rng.uniform(0, 0.014)
+    if strain:
+        scale_t(beat, leads8(I=0.6, II=0.7, V1=0.9, V2=1.0, V3=0.9, V4=0.8, V5=0.6, V6=0.5) - 0.2 * strain)
+        st = leads8(I=-0.05, II=-0.03, V1=0.05, V2=0.06, V3=0.03, V4=-0.03, V5=-0.07, V6=-0.07)
+        t = leads8(I=-0.20, II=-0.10, V1=0.08, V2=0.05, V3=-0.0, V4=-0.12, V5=-0.28, V6=-0.26)
+        add_st(beat, strain * _varied(rng, st))
+        add_st(beat, strain * _varied(rng, t), T_SHAPE)
+
+
+def right_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
+    """Axis of 90 degrees or more, R in V1 tall (above 0.6 mV, or R above S), deep S in V5 and V6, T inverted in V1 to
+    V3 [S5].
+    """
+    turn_to(beat, rng.uniform(88, 140))
+    layer = beat.qrs[0]
+    size = rng.uniform(0.5, 1.4)
+    layer.coefficients[2:4] *= rng.uniform(0.2, 0.7)
+    layer.coefficients[6:] *= rng.uniform(0.5, 0.9)
+    lobe(beat, size * _varied(rng, leads8(V1=0.75, V2=0.6, V3=0.3)), rng.uniform(0.42, 0.66), 0.28)
+    lobe(beat, size * _varied(rng, leads8(I=-0.25, V4=-0.25, V5=-0.5, V6=-0.45)), 0.66, 0.26)
+    add_st(beat, size * _varied(rng, leads8(II=-0.03, V1=-0.22, V2=-0.28, V3=-0.18, V4=-0.05)), T_SHAPE)
+    add_st(beat, size * leads8(V1=-0.03, V2=-0.04, V3=-0.02))
+
+
+def septal_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
+    """Deep narrow q in I, aVL, V5, V6 or inferior leads, tall R in V1 and V2 [C, hypertrophic cardiomyopathy]."""
+    weights = leads8(I=-0.20, II=-0.22, V1=0.35, V2=0.45, V3=0.25, V4=-0.25, V5=-0.40, V6=-0.38)
+    lobe(beat, rng.uniform(0.7, 1.5) * _varied(rng, weights, 0.3), 0.22, 0.17)
+    beat.qrs[0].coefficients[4:] *= rng.uniform(1.0, 1.5)
+
+
+def left_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
+    """P of 120 ms or more, notched, and a negative end in V1 of at least 0.1 mV or 40 ms [S5]."""
+    beat.p_duration = rng.uniform(0.118, 0.140)
+    at = np.arange(6)
+    late = _bump(at, 4.1, 1.7)
+    size = rng.uniform(0.7, 1.7)
+    beat.p += size * late * leads8(I=0.055, II=0.06, V1=-0.085, V2=-0.035, V3=0.01, V4=0.02, V5=0.035, V6=0.035)[:, None]
+    beat.p[:, 2:4] *= rng.uniform(0.65, 0.95)
+
+
+def right_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
+    """Peaked P above 0.25 mV in II, or above 0.15 mV in V1 [S5]."""
+    wanted = rng.uniform(0.22, 0.38)
+    high = beat.p[1].max()
+    add = max(wanted - high, 0.06) * _bump(np.arange(6), 2.4, 2.0)
+    beat.p += add * leads8(I=0.12, II=1.0, V1=0.45, V2=0.45, V3=0.4, V4=0.4, V5=0.35, V6=0.3)[:, None]
+    beat.p_duration = rng.uniform(0.088, 0.105)
+
+
+def low_voltage(beat: Beat, rng: np.random.Generator) -> None:
+    """No limb lead's QRS reaches 0.5 mV from peak to peak, nor any chest lead's 1.0 mV [S5]; or limb leads alone."""
+    limbs = limb_voltage(beat)
+    factor = rng.uniform(0.28, 0.49) / max(limbs, 0.1)
+    chest = rng.uniform(0.45, 1.0)
+    for layer in beat.qrs:
+        layer.coefficients[:2] *= min(factor, 1)
+        layer.coefficients[2:] *= chest
+    beat.st_t[:2] *= rng.uniform(0.45, 0.8)
+    beat.st_t[2:] *= rng.uniform(0.5, 1.0)
+    beat.p *= rng.uniform(0.6, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Infarction, injury, ischaemia
+
+# Per wall: Q wave (mV), loss of R (share), both in eight leads, and the ST vector of injury. Territories as in [S6, U].
+WALLS = {
+    "inferior": (frontal(0.10, -0.40), leads8(II=0.55), frontal(-0.03, 0.22, V1=-0.03, V2=-0.08, V3=-0.05)),
+    "septal": (leads8(V1=-0.40, V2=-0.40), leads8(V1=1.0, V2=0.8), leads8(V1=0.15, V2=0.25, V3=0.10)),
+    "anteroseptal": (
+        leads8(V1=-0.28, V2=-0.45, V3=-0.35, V4=-0.05),
+        leads8(V1=0.75, V2=0.9, V3=0.88, V4=0.6, V5=0.25, V6=0.1),
+        leads8(II=-0.03, V1=0.12, V2=0.26, V3=0.24, V4=0.10),
+    ),
+    "anterior": (
+        leads8(V1=-0.12, V2=-0.40, V3=-0.42, V4=-0.25),
+        leads8(V1=0.6, V2=0.85, V3=0.8, V4=0.6, V5=0.2),
+        leads8(I=0.03, II=-0.04, V1=0.05, V2=0.22, V3=0.28, V4=0.20, V5=0.08),
+    ),
+    "anterolateral": (
+        leads8(I=-0.15, II=0.02, V3=-0.30, V4=-0.50, V5=-0.32, V6=-0.15),
+        leads8(I=0.45, II=0.2, V2=0.4, V3=0.75, V4=0.8, V5=0.75, V6=0.5),
+        leads8(I=0.12, II=-0.02, V2=0.08, V3=0.18, V4=0.24, V5=0.20, V6=0.12),
+    ),
+    "lateral": (
+        leads8(I=-0.24, II=0.02, V5=-0.14, V6=-0.16),
+        leads8(I=0.6, V4=0.15, V5=0.4, V6=0.45),
+        leads8(I=0.14, II=0.0, V5=0.12, V6=0.13, V1=-0.03, V2=-0.05),
+    ),
+    "inferolateral": (
+        frontal(0.02, -0.36, V4=-0.05, V5=-0.18, V6=-0.20),
+        leads8(I=0.2, II=0.55, V4=0.25, V5=0.45, V6=0.5),
+        frontal(0.02, 0.18, V1=-0.05, V2=-0.08, V5=0.08, V6=0.11),
+    ),
+    "posterior": (
+        leads8(V1=0.30, V2=0.50, V3=0.35),
+        leads8(V1=-0.5, V2=-0.4, V3=-0.2),
+        leads8(V1=-0.09, V2=-0.15, V3=-0.12),
+    ),
+}
+
+
+def infarction(beat: Beat, wall: str, stage: str, depth: float, rng: np.random.Generator) -> None:
+    """Pathological Q (30 ms and 0.1 mV) or loss of R in the wall's leads; posterior: R in V1 and V2 of 40 ms [U].
+
+    `stage`: acute adds ST elevation (0.1 mV; 0.2 in V2 and V3) and a tall T, recent a T inversion, old neither, but a
+    flatter T.
+    """
+    q, loss, injury = WALLS[wall]
+    layer = beat.qrs[0]
+    at = _positions(layer)
+    share = np.clip(np.abs(loss) * (0.55 + 0.45 * depth), 0, 1)
+    gain = np.where(loss >= 0, 1 - share, 1 + share)[:, None] * np.ones(len(at))
+    window = _bump(at, 0.30, 0.55)
+    positive = layer.coefficients > 0
+    changed = layer.coefficients * (1 + (gain - 1) * np.maximum(window, (at < 0.3)))
+    keep = layer.coefficients.copy()
+    layer.coefficients[:] = np.where(positive, changed, keep)
+    lobe(beat, depth * _varied(rng, q, 0.25), rng.uniform(0.22, 0.30), rng.uniform(0.20, 0.30))
+    if wall in ("inferior", "inferolateral"):
+        turn(beat, -rng.uniform(5, 40) * np.clip((at - 0.2) / 0.3, 0, 1), [layer])
+    scale_t(beat, 1 - rng.uniform(0.1, 0.65) * (1 if wall != "posterior" else 0.3))
+    size = rng.uniform(0.6, 1.6)
+    if stage == "acute":
+        add_st(beat, size * _varied(rng, injury))
+        add_st(beat, 0.9 * size * injury, T_SHAPE)
+    elif stage == "recent":
+        add_st(beat, -size * 0.9 * _varied(rng, injury) - leads8() * 0, T_SYMMETRIC)
+        add_st(beat, rng.uniform(0, 0.45) * injury)
+    else:
+        add_st(beat, -rng.uniform(0, 0.6) * _varied(rng, injury), T_SHAPE)
+        add_st(beat, rng.uniform(0, 0.22) * injury)
+
+
+def aneurysm(beat: Beat, rng: np.random.Generator) -> None:
+    """QS with lasting ST elevation in V1 to V4 [C]."""
+    infarction(beat, "anteroseptal", "old", rng.uniform(1.2, 2.2), rng)
+    turn(beat, -rng.uniform(20, 60))
+    add_st(beat, rng.uniform(0.6, 1.2) * leads8(V1=0.10, V2=0.22, V3=0.26, V4=0.15, V5=0.03))
+
+
+TERRITORIES = {  # leads of a territory: how much of an ST-T change each shows
+    "anterior": leads8(V1=0.2, V2=0.8, V3=1.0, V4=0.9, V5=0.3),
+    "anteroseptal": leads8(V1=0.6, V2=1.0, V3=1.0, V4=0.6),
+    "anterolateral": leads8(I=0.5, II=0.2, V2=0.3, V3=0.7, V4=1.0, V5=1.0, V6=0.8),
+    "lateral": leads8(I=0.6, II=0.1, V4=0.4, V5=0.9, V6=1.0),
+    "inferior": frontal(0.0, 0.85, V6=0.2),
+    "inferolateral": frontal(0.15, 0.75, V4=0.3, V5=0.7, V6=0.9),
+    "diffuse": leads8(I=0.6, II=0.7, V2=0.3, V3=0.6, V4=0.9, V5=1.0, V6=0.8),
+}
+
+
+def ischaemia(beat: Beat, territory: str, rng: np.random.Generator, inverted: float | None = None) -> None:
+    """T inverted by 0.1 mV or more, symmetric, or ST depressed by 0.05 mV in the territory's leads [S6]."""
+    weights = _varied(rng, TERRITORIES[territory])
+    inverted = rng.uniform(0.05, 0.35) if inverted is None else inverted
+    scale_t(beat, np.clip(1 - rng.uniform(0.75, 1.1) * np.abs(weights), 0.0, 1) * rng.uniform(0.6, 1.0))
+    add_st(beat, -inverted * weights, T_SYMMETRIC)
+    add_st(beat, -rng.uniform(0, 0.07) * weights)
+
+
+def subendocardial_injury(beat: Beat, territory: str, rng: np.random.Generator) -> None:
+    """ST depressed by 0.1 mV or more, level or falling, in the territory's leads [S6]."""
+    weights = _varied(rng, TERRITORIES[territory])
+    scale_t(beat, np.clip(1 - 0.9 * np.abs(weights), 0.0, 1))
+    add_st(beat, -rng.uniform(0.07, 0.22) * weights)
+    add_st(beat, -rng.uniform(0.0, 0.30) * weights, T_SYMMETRIC)
+
+
+def nonspecific_st(beat: Beat, rng: np.random.Generator) -> None:
+    """ST lowered by 0.02 to 0.07 mV, level, in two or more regions, T low [S4]."""
+    scale_t(beat, rng.uniform(0.35, 0.75))
+    weights = _varied(rng, leads8(I=0.7, II=0.8, V1=-0.2, V2=0.1, V3=0.5, V4=0.8, V5=1.0, V6=0.9), 0.3)
+    add_st(beat, -rng.uniform(0.025, 0.075) * weights)
+
+
+def flat_t(beat: Beat, rng: np.random.Generator, low: float = 0.15, high: float = 0.5) -> None:
+    """T below a tenth of R in I, II, V4 to V6: low, flat or two-phased [S4]."""
+    scale_t(beat, rng.uniform(low, high))
+    sag = leads8(I=0.6, II=0.6, V3=0.3, V4=0.6, V5=1.0, V6=1.0)
+    add_st(beat, -rng.uniform(-0.01, 0.06) * _varied(rng, sag, 0.4), T_SHAPE)
+
+
+def st_depression(beat: Beat, rng: np.random.Generator) -> None:
+    """ST depressed by 0.05 mV or more in two contiguous leads [U]."""
+    weights = _varied(rng, TERRITORIES[rng.choice(["lateral", "anterolateral", "diffuse", "inferolateral"])])
+    scale_t(beat, rng.uniform(0.3, 0.9))
+    add_st(beat, -rng.uniform(0.06, 0.20) * weights, ST_SHAPE if rng.random() < 0.6 else SAG_SHAPE)
+
+
+def st_elevation(beat: Beat, rng: np.random.Generator) -> str:
+    """ST raised by 0.1 mV (0.2 in V2 and V3) in two contiguous leads [U]; returns the wall."""
+    wall = str(rng.choice(["inferior", "anterior", "anteroseptal", "lateral", "anterolateral", "inferolateral"]))
+    size = rng.uniform(0.7, 1.6)
+    add_st(beat, size * _varied(rng, WALLS[wall][2]))
+    add_st(beat, rng.uniform(0.2, 1.0) * size * WALLS[wall][2], T_SHAPE)
+    return wall
+
+
+def early_repolarisation(beat: Beat, rng: np.random.Generator) -> None:
+    """J point raised by 0.1 mV or more, notched or slurred, concave ST, tall T; a variant of the healthy [M]."""
+    weights = leads8(I=0.3, II=0.7, V2=0.8, V3=1.0, V4=1.0, V5=0.8, V6=0.5) * rng.uniform(0.09, 0.22)
+    add_st(beat, _varied(rng, weights))
+    scale_t(beat, rng.uniform(1.1, 1.5))
+    lobe(beat, weights * np.array([0.5, 1, 0, 0, 0.3, 1, 1, 1]), 0.92, 0.14)
+
+
+def digitalis(beat: Beat, rng: np.random.Generator) -> None:
+    """ST sagging like a trough, T low or two-phased, QT short [S4]."""
+    weights = _varied(rng, leads8(I=0.6, II=0.8, V1=-0.2, V3=0.4, V4=0.8, V5=1.0, V6=0.9))
+    scale_t(beat, rng.uniform(0.3, 0.7))
+    add_st(beat, -rng.uniform(0.06, 0.18) * weights, SAG_SHAPE)
+    beat.qt *= rng.uniform(0.88, 0.96)
+
+
+def hypokalaemia(beat: Beat, rng: np.random.Generator) -> None:
+    """Low T, sagging ST, U as high as T or higher [S4]."""
+    flat_t(beat, rng, 0.1, 0.4)
+    add_st(beat, -rng.uniform(0.01, 0.06) * TERRITORIES["diffuse"], SAG_SHAPE)
+    beat.u_wave = rng.uniform(0.07, 0.22)
+
+
+def hyperkalaemia(beat: Beat, rng: np.random.Generator) -> None:
+    """Tall, narrow, pointed T [S4]."""
+    scale_t(beat, 0.5)
+    peaked = np.array([0, 0, 0, 0, 0.15, 0.75, 1.2, 0.5, 0.0])
+    size = rng.uniform(0.25, 0.8)
+    add_st(beat, size * _varied(rng, leads8(I=0.35, II=0.8, V1=0.2, V2=1.0, V3=1.4, V4=1.3, V5=0.9, V6=0.6)), peaked)
+    beat.p *= rng.uniform(0.5, 1.0)
+
+
+def hypocalcaemia(beat: Beat, rng: np.random.Generator) -> None:
+    """ST long and level before a T of ordinary width, so that QT is long [S4]."""
+    beat.qt += rng.uniform(0.05, 0.10)
+    profile = np.array([0.0, 0.0, 0.0, 0.0, 0.08, 0.5, 1.0, 0.7, 0.2])
+    peaks = beat.st_t[:, 5:8].mean(1)
+    beat.st_t = 0.25 * beat.st_t + peaks[:, None] * profile * 0.9
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measurements
+
+
+def measure_qrs(beat: Beat) -> np.ndarray:
+    """Returns the noiseless QRS in twelve leads, (12, samples)."""
+    return TWELVE_FROM_EIGHT @ qrst(beat)[:, 5 : 6 + round(beat.width * SAMPLING_RATE)]
+
+
+def limb_voltage(beat: Beat) -> float:
+    """Returns the largest peak-to-peak QRS of a limb lead."""
+    return float(np.ptp(measure_qrs(beat)[:6], axis=1).max())
+
+
+def sokolow(beat: Beat) -> float:
+    """Returns SV1 + the larger R of V5 and V6."""
+    leads = measure_qrs(beat)
+    return float(-leads[6].min() + max(leads[10].max(), leads[11].max()))
+
+
+def cornell(beat: Beat) -> float:
+    """Returns RaVL + SV3."""
+    leads = measure_qrs(beat)
+    return float(leads[5].max() - leads[8].min())
 
 
 def fridericia(qt: float, rr: float) -> float:
-    """Rate-corrected QT in the unit of `qt`; `rr` in seconds (Fridericia 1920)."""
+    """Returns the rate-corrected QT in the unit of `qt`; `rr` in seconds (Fridericia 1920)."""
     return qt / rr ** (1 / 3)
 
 
 def contiguous(levels: np.ndarray, thresholds: np.ndarray, allowed: frozenset[str] | None = None) -> bool:
-    """Whether `levels` (12,) reach `thresholds` (12,) in two neighbouring leads; `allowed` limits the leads."""
+    """Returns whether `levels` (12,) reach `thresholds` (12,) in two neighbouring leads; `allowed` limits the leads."""
     for chain in (_LIMB_CHAIN, _CHEST_CHAIN):
         hits = [
             sign * levels[lead] >= thresholds[lead] and (allowed is None or LEADS[lead] in allowed)
@@ -204,399 +688,3 @@ def contiguous(levels: np.ndarray, thresholds: np.ndarray, allowed: frozenset[st
         if any(a and b for a, b in zip(hits, hits[1:], strict=False)):
             return True
     return False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One beat
-
-
-def _render(waves: np.ndarray, start: float = 0.0) -> np.ndarray:
-    """Dipole (3, samples) of `waves` (lobes, 7: onset, peak, end of plateau, offset in s, x, y, z) from `start` on."""
-    onset, peak, hold, offset = waves[:, :4].T[:, :, None]
-    times = start + np.arange(round((waves[:, 3].max() - start) * SAMPLING_RATE) + 1) / SAMPLING_RATE
-    rise = np.clip((times - onset) / (peak - onset), 0, 1)
-    fall = np.clip((offset - times) / (offset - hold), 0, 1)
-    # min() is their product wherever one of the two is 1, which is everywhere; it saves one sine
-    return waves[:, 4:].T @ (np.sin(np.pi / 2 * np.minimum(rise, fall)) ** 2)
-
-
-def _turned(vectors: np.ndarray, degrees: float, first: int, second: int) -> np.ndarray:
-    """`vectors` (n, 3) turned by `degrees` in the plane of the axes `first` and `second`."""
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turned = vectors.copy()
-    turned[:, first] = cosine * vectors[:, first] - sine * vectors[:, second]
-    turned[:, second] = sine * vectors[:, first] + cosine * vectors[:, second]
-    return turned
-
-
-def _axis(torso: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Frontal axis in degrees of dipoles (n, 3), from leads I and aVF."""
-    lead_one, lead_avf = torso[[0, 4]] @ vectors.T
-    return np.degrees(np.arctan2(2 / np.sqrt(3) * lead_avf, lead_one))
-
-
-def _area(waves: np.ndarray) -> np.ndarray:
-    """Twice the time integral of lobes (n, 7) without a plateau, each (n, 3)."""
-    return (waves[:, 3] - waves[:, 0])[:, None] * waves[:, 4:]
-
-
-def _to_axis(heart: Heart, waves: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """QRS lobes turned in the frontal plane until the axis of the QRS area is `heart.axis`, as nearly as can be."""
-    area = _area(waves)
-    fixed, (x, y, z) = area[~turns].sum(0), area[turns].sum(0)
-    # Tried one by one: the leads stretch the frontal plane, and steps towards the target swing around it.
-    degrees = np.arange(-170, 171, 2)
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    trials = fixed + np.stack([cosine * x - sine * y, sine * x + cosine * y, np.full(len(degrees), z)], axis=1)
-    miss = np.abs((_axis(heart.torso, trials) - heart.axis + 180) % 360 - 180)
-    waves[turns, 4:] = _turned(waves[turns, 4:], degrees[miss.argmin()], 0, 1)
-    return waves
-
-
-def _qrs_waves(heart: Heart) -> np.ndarray:
-    """QRS lobes of the dominant beat, (lobes, 7), at the voltages of the table."""
-    table = np.array(_QRS[heart.conduction])
-    vectors, turns = table[:, 3:6], table[:, 6] > 0
-    vectors += heart.jitter[: len(table)] * np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = _turned(vectors, heart.turn, 0, 2)
-    if heart.sokolow is not None:  # a thick left ventricle pulls to the left and to the back
-        vectors *= (1.1, 0.7, 1.25)
-    times = table[:, :3]
-    if heart.fascicular_block:
-        vectors[0] = _SEPTUM_IN_FASCICULAR_BLOCK
-    extra = []
-    if heart.conduction == "preexcited":
-        extra.append((0.0, 0.40, 0.66, *DELTA[heart.delta]))
-    if "anterior" in heart.infarcts:  # lost anterior forces: the dipole starts to the back and to the right
-        vectors[0] = (-0.05, 0.05, 0.12)
-        depth = heart.q_depth
-        extra.append((0.0, 0.32, 0.62, -0.50 * depth, 0.05, 1.3 * depth))
-        vectors[1] *= (0.75, 0.9, 1.0)
-    if "inferior" in heart.infarcts:  # lost inferior forces: the dipole starts upwards
-        vectors[0] *= (0.8, 0.0, 0.8)
-        extra.append((0.0, 0.24, 0.50, 0.10, -1.5 * heart.q_depth, -0.05))
-    if extra:
-        rows = np.array(extra)
-        times, vectors = np.vstack([times, rows[:, :3]]), np.vstack([vectors, rows[:, 3:]])
-        turns = np.append(turns, np.zeros(len(rows), bool))
-    scaled = times * heart.qrs
-    waves = np.column_stack([scaled[:, :2], scaled[:, 1], scaled[:, 2], vectors])
-    return _to_axis(heart, waves, turns)
-
-
-def _repolarisation(qrs: float, qt: float, t_vector: np.ndarray, st_vector: np.ndarray) -> np.ndarray:
-    """ST and T lobes, (2, 7): T ends at `qt` and falls faster than it rises; ST bridges J and T."""
-    fall = 0.24 * qt
-    peak = qt - fall
-    rise = min(1.6 * fall, peak - qrs + 0.01)
-    plateau = min(qrs + 0.08, peak)
-    return np.array(
-        [
-            (peak - rise, peak, peak, qt, *t_vector),
-            (qrs - 0.03, qrs + 0.005, plateau, qt - 0.3 * fall, *st_vector),
-        ]
-    )
-
-
-def _secondary(heart: Heart, waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """T and ST vectors: the heart's own, turned against the late QRS where conduction is abnormal."""
-    t_vector, st_vector = np.array(heart.t_vector), np.array(heart.st_vector)
-    area = _area(waves).sum(0) / heart.qrs
-    if heart.conduction in ("lbbb", "paced"):
-        return -0.45 * area + 0.15 * t_vector, -0.12 * area
-    if heart.conduction == "preexcited":
-        delta = np.array(DELTA[heart.delta])
-        return 0.7 * t_vector - 0.45 * delta, st_vector - 0.12 * delta
-    if heart.conduction == "rbbb":
-        return t_vector + (0.02, 0.0, 0.30), st_vector
-    return t_vector, st_vector
-
-
-@dataclass
-class _Beat:
-    """The dominant beat: P and QRS-T as dipoles (3, samples), and the measurements that hold for the record."""
-
-    p: np.ndarray
-    qrst: np.ndarray
-    voltage: float
-    axis: float
-    limb_voltage: float
-    sokolow: float
-    st: np.ndarray
-    t: np.ndarray
-
-
-def _p_waves(heart: Heart) -> np.ndarray:
-    """P lobes (2, 7), from P onset on: the right atrium to the front, the left one later and to the back."""
-    size = heart.p_voltage
-    if heart.atrial_enlargement:  # broad and notched, with a deep terminal part in V1
-        rows = [(0, 0.042, 0.042, 0.085, 0.03, 0.085, -0.05), (0.050, 0.094, 0.094, 0.136, 0.115, 0.10, 0.145)]
-    else:
-        rows = [(0, 0.038, 0.038, 0.078, 0.03, 0.080, -0.055), (0.026, 0.062, 0.062, 0.102, 0.055, 0.055, 0.025)]
-    waves = np.array(rows)
-    waves[:, 4:] *= size
-    return waves
-
-
-def _voltage(heart: Heart, leads: np.ndarray) -> float:
-    """Factor that brings the QRS in `leads` (12, samples) to the voltage asked for."""
-    sokolow = -leads[6].min() + max(leads[10].max(), leads[11].max())
-    if heart.sokolow is not None:
-        return heart.sokolow / max(sokolow, 0.1)
-    factor = heart.limb_voltage / np.ptp(leads[:6], axis=1).max()
-    # without hypertrophy, chest leads that would pass the voltage criterion are brought below it
-    return min(factor, 3.2 / max(sokolow, 0.1))
-
-
-def _dominant_beat(heart: Heart) -> _Beat:
-    """Render the dominant beat and measure it."""
-    waves = _qrs_waves(heart)
-    factor = _voltage(heart, heart.torso @ _render(waves))
-    waves[:, 4:] *= factor
-    t_vector, st_vector = _secondary(heart, waves)
-    everything = np.vstack([waves, _repolarisation(heart.qrs, heart.qt, t_vector, st_vector)])
-    qrst = _render(everything)
-    leads = heart.torso @ qrst
-    j_point = round(heart.qrs * SAMPLING_RATE)
-    t_part = leads[:, round((0.62 * heart.qt) * SAMPLING_RATE) :]
-    strongest = np.abs(t_part).argmax(axis=1)
-    depolarisation = leads[:, : j_point + 1]
-    return _Beat(
-        p=_render(_p_waves(heart)),
-        qrst=qrst,
-        voltage=factor,
-        axis=float(_axis(heart.torso, _area(waves).sum(0)[None])[0]),
-        limb_voltage=float(np.ptp(depolarisation[:6], axis=1).max()),
-        sokolow=float(-depolarisation[6].min() + max(depolarisation[10].max(), depolarisation[11].max())),
-        st=leads[:, j_point + round(0.04 * SAMPLING_RATE)],
-        t=t_part[np.arange(12), strongest],
-    )
-
-
-def _ectopic_beat(heart: Heart, voltage: float) -> np.ndarray:
-    """QRS-T dipole (3, samples) of a premature ventricular complex: wide, with the T wave against it."""
-    table = np.array(_QRS[heart.ectopic_site])
-    qrs, qt = 0.155, max(heart.qt + 0.04, 0.36)
-    times = table[:, :3] * qrs
-    vectors = table[:, 3:6] * heart.ectopic_voltage * voltage
-    waves = np.column_stack([times[:, :2], times[:, 1], times[:, 2], vectors])
-    area = _area(waves).sum(0) / qrs
-    return _render(np.vstack([waves, _repolarisation(qrs, qt, -0.5 * area, -0.10 * area)]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Beat times
-
-
-def _intervals(heart: Heart, rng: np.random.Generator) -> np.ndarray:
-    """RR intervals in s, enough for the record, before ectopy."""
-    rr = 60 / heart.rate
-    count = int(13.5 / rr * 1.3) + 6
-    if heart.rhythm == "fibrillation":
-        logs = heart.irregularity * rng.standard_normal(count)
-        return np.maximum(rr * np.exp(logs - heart.irregularity**2 / 2), 0.29)
-    if heart.rhythm == "flutter":
-        ratios = np.full(count, heart.flutter_ratio)
-        if heart.flutter_ratio == 0:
-            ratios = rng.choice([2, 3, 4], size=count, p=[0.4, 0.25, 0.35])
-        return ratios * 60 / heart.flutter_rate
-    jitter = 0.002 if heart.rhythm == "reentry" else 0.007
-    times = np.arange(count) * rr
-    phase = rng.uniform(0, 2 * np.pi, 2)
-    wave = heart.arrhythmia * np.sin(2 * np.pi * heart.breathing * times + phase[0])
-    wave += 0.4 * heart.arrhythmia * np.sin(2 * np.pi * 0.1 * times + phase[1])
-    return rr * (1 + wave + jitter * rng.standard_normal(count))
-
-
-def _schedule(heart: Heart, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """QRS onsets in s (from -1 on), which of them are premature, and the P onset expected for each (NaN: none)."""
-    rr = _intervals(heart, rng)
-    premature = np.zeros(len(rr), bool)
-    first = int(1.3 * heart.rate / 60) + 1
-    inside = int(9.0 * heart.rate / 60)
-    if heart.ectopy == "bigeminy":
-        premature[rng.integers(0, 2) :: 2] = True
-    elif heart.ectopy:
-        count = min(int(rng.integers(1, 4)), max(1, inside // 4))
-        # at least three beats apart, so that each has its pause and a normal neighbour
-        starts = first + np.sort(rng.choice(max(inside - 3 * count, count), size=count, replace=False))
-        premature[starts + 3 * np.arange(count)] = True
-    early = rr[premature]
-    following = np.flatnonzero(premature) + 1
-    following = following[following < len(rr)]
-    rr[premature] *= heart.coupling
-    if heart.ectopy in ("ventricular", "bigeminy") and heart.rhythm == "sinus":
-        # the sinus node is not reset: the pause is fully compensatory
-        rr[following] += (1 - heart.coupling) * early[: len(following)]
-    elif heart.ectopy == "atrial":
-        rr[following] *= 1.08
-    # the first RR is cut at random, so that records do not all start alike
-    onsets = -1.0 - rng.uniform(0, 1) * rr[0] + np.cumsum(rr)
-    p_onsets = np.full(len(rr), np.nan)
-    if heart.pr is not None:
-        p_onsets = onsets - heart.pr
-        if heart.ectopy in ("ventricular", "bigeminy"):  # the sinus P falls into the premature complex
-            p_onsets[premature] += (1 / heart.coupling - 1) * rr[premature]
-    keep = onsets < SAMPLES / SAMPLING_RATE + 0.4
-    return onsets[keep], premature[keep], p_onsets[keep]
-
-
-def _add(canvas: np.ndarray, dipole: np.ndarray, onset: float) -> None:
-    """Add a dipole (3, n) to the canvas at `onset` seconds of the record."""
-    start = _BEFORE + round(onset * SAMPLING_RATE)
-    if start < 0:
-        dipole, start = dipole[:, -start:], 0
-    end = min(start + dipole.shape[1], canvas.shape[1])
-    if end > start:
-        canvas[:, start:end] += dipole[:, : end - start]
-
-
-def _draw_beats(heart: Heart, beat: _Beat, canvas: np.ndarray, schedule: tuple) -> None:
-    """Place P waves, QRS-T and pacing spikes on the canvas (3, samples)."""
-    ectopic_p = beat.p * np.array([[0.5], [-0.8], [0.9]])
-    retrograde = beat.p * np.array([[0.1], [-1.0], [0.6]])
-    ectopic = _ectopic_beat(heart, beat.voltage) if heart.ectopy in ("ventricular", "bigeminy") else None
-    spike = heart.spike * np.array([[0.25, -0.02], [-0.75, 0.06], [0.45, -0.04]])
-    for onset, premature, p_onset in zip(*schedule, strict=True):
-        _add(canvas, ectopic if premature and ectopic is not None else beat.qrst, onset)
-        if heart.spike:
-            _add(canvas, spike, onset - 0.006)
-        if p_onset == p_onset:
-            _add(canvas, ectopic_p if premature and ectopic is None else beat.p, p_onset)
-        if heart.retrograde_p:
-            _add(canvas, retrograde, onset + heart.qrs - 0.01)
-
-
-def _draw_atria(heart: Heart, canvas: np.ndarray, phase_reference: float, rng: np.random.Generator) -> None:
-    """Add fibrillatory or flutter waves to the canvas (3, samples)."""
-    times = (np.arange(canvas.shape[1]) - _BEFORE) / SAMPLING_RATE
-    if heart.rhythm == "flutter":
-        phase = 2 * np.pi * heart.flutter_rate / 60 * (times - phase_reference - 0.12)
-        wave = np.sin(phase) + 0.42 * np.sin(2 * phase) + 0.18 * np.sin(3 * phase)
-        direction = np.array([0.12, -1.0, -0.45])
-    else:
-        slow = rng.uniform(0, 2 * np.pi, 4)
-        frequency = rng.uniform(5.0, 8.0)
-        phase = 2 * np.pi * frequency * times + 1.6 * np.sin(2 * np.pi * 0.45 * times + slow[0])
-        phase += 1.1 * np.sin(2 * np.pi * 1.3 * times + slow[1])
-        wave = (0.75 + 0.35 * np.sin(2 * np.pi * 0.6 * times + slow[2])) * np.sin(phase)
-        wave += 0.35 * np.sin(1.9 * phase + slow[3])
-        direction = np.array([-0.25, 0.65, -0.75])
-    canvas += (heart.atrial_voltage * direction)[:, None] * wave
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Noise
-
-
-@cache
-def _wander_basis() -> np.ndarray:
-    """Slow waves (28, samples): cosine and sine of 0.05, 0.10 ... 0.70 Hz."""
-    frequencies = 0.05 * np.arange(1, 15)
-    angle = 2 * np.pi * frequencies[:, None] * np.arange(SAMPLES) / SAMPLING_RATE
-    return np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)
-
-
-@cache
-def _mains_basis(frequency: int) -> np.ndarray:
-    """Cosine and sine of the mains, (2, samples)."""
-    angle = 2 * np.pi * frequency * np.arange(SAMPLES) / SAMPLING_RATE
-    return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
-
-
-def _muscle(noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    """Muscle noise at the electrodes, (9, samples) float32: noise rolled off towards the cart's 150 Hz."""
-    white = rng.standard_normal((9, SAMPLES + 2), dtype=np.float32)
-    smooth = white[:, 1:-1] + 0.5 * (white[:, :-2] + white[:, 2:])
-    smooth *= (noise.muscle / 1.225 * rng.uniform(0.6, 1.5, 9)).astype(np.float32)[:, None]
-    if noise.burst:
-        start, length = int(rng.integers(0, SAMPLES - 1500)), int(rng.integers(500, 1500))
-        smooth[:, start : start + length] *= np.hanning(length).astype(np.float32) * np.float32(2.0) + 1
-    if noise.motion:
-        start = int(rng.integers(0, SAMPLES - 1000))
-        tail = np.exp(-np.arange(SAMPLES - start) / rng.uniform(100, 500))
-        tail *= 1 - np.exp(-np.arange(SAMPLES - start) / 40)
-        size = rng.choice([-1, 1]) * rng.uniform(0.1, 0.35)
-        smooth[rng.integers(0, 9), start:] += (size * tail).astype(np.float32)
-    return smooth
-
-
-def _slow_weights(noise: Noise, breathing: float, rng: np.random.Generator) -> np.ndarray:
-    """Weights (9, 30) of the wander and mains bases at the electrodes."""
-    frequencies = 0.05 * np.arange(1, 15)
-    # a 1/f background with a hump at the breathing frequency
-    size = 0.5 / (1 + (frequencies / 0.1) ** 2) + np.exp(-(((frequencies - breathing) / 0.05) ** 2))
-    size /= np.sqrt((size**2).sum())
-    wander = noise.wander * np.tile(size, 2) * (rng.standard_normal((9, 28)) + rng.standard_normal(28)) / 1.4
-    phase = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.4, 9)
-    mains = noise.mains * rng.uniform(0.3, 1.7, 9)
-    return np.column_stack([wander, mains * np.cos(phase), mains * np.sin(phase)])
-
-
-def noise_in_leads(noise: Noise, rng: np.random.Generator, breathing: float = 0.25) -> np.ndarray:
-    """The noise alone, (12, 5000) float32 in mV in the order of `LEADS`: to be added to another recording."""
-    slow = TWELVE_FROM_ELECTRODES @ _slow_weights(noise, breathing, rng)
-    bases = np.concatenate([_wander_basis(), _mains_basis(noise.mains_frequency)])
-    return (TWELVE_FROM_ELECTRODES @ _muscle(noise, rng) + slow @ bases).astype(np.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The recording
-
-
-def simulate(heart: Heart, rng: np.random.Generator) -> tuple[np.ndarray, Truth]:
-    """One recording.
-
-    Returns:
-        Signal (12, 5000) float32 in mV in the order of `LEADS`, and the `Truth` about it.
-
-    Raises:
-        KeyError: for a `conduction`, `delta` or `ectopic_site` that has no table.
-    """
-    beat = _dominant_beat(heart)
-    schedule = _schedule(heart, rng)
-    canvas = np.zeros((3, _BEFORE + SAMPLES + _AFTER))
-    _draw_beats(heart, beat, canvas, schedule)
-    if heart.rhythm in ("fibrillation", "flutter"):
-        _draw_atria(heart, canvas, float(schedule[0][0]), rng)
-    dipole = canvas[:, _BEFORE : _BEFORE + SAMPLES]
-    # breathing turns and stretches the heart a little: a few degrees, a few percent
-    breath = np.sin(2 * np.pi * heart.breathing / SAMPLING_RATE * np.arange(SAMPLES) + rng.uniform(0, 6.28))
-    turn = np.radians(rng.uniform(0.5, 4)) * breath
-    dipole = (1 + rng.uniform(0, 0.05) * breath) * np.stack(
-        [dipole[0] - turn * dipole[1], dipole[1] + turn * dipole[0], dipole[2]]
-    )
-    sources = np.concatenate(
-        [
-            dipole.astype(np.float32),
-            _muscle(heart.noise, rng),
-            _wander_basis(),
-            _mains_basis(heart.noise.mains_frequency),
-        ]
-    )
-    slow = TWELVE_FROM_ELECTRODES @ _slow_weights(heart.noise, heart.breathing, rng)
-    weights = np.concatenate([heart.torso, TWELVE_FROM_ELECTRODES, slow], axis=1).astype(np.float32)
-    return weights @ sources, _truth(heart, beat, schedule)
-
-
-def _truth(heart: Heart, beat: _Beat, schedule: tuple) -> Truth:
-    """Collect what is true of the recording."""
-    onsets, premature, _ = schedule
-    inside = (onsets >= 0) & (onsets < SAMPLES / SAMPLING_RATE - 0.1)
-    rr = np.diff(onsets[inside])
-    mean_rr = float(rr.mean())
-    return Truth(
-        beats=onsets[inside],
-        premature=premature[inside],
-        heart_rate=60 / mean_rr,
-        pr_interval=None if heart.pr is None else 1000 * heart.pr,
-        qrs_duration=1000 * heart.qrs,
-        qt_interval=1000 * heart.qt,
-        qtc_interval=fridericia(1000 * heart.qt, mean_rr),
-        qrs_axis=beat.axis,
-        limb_voltage=beat.limb_voltage,
-        sokolow=beat.sokolow,
-        rr_range=float(np.ptp(rr)),
-        st=beat.st,
-        t=beat.t,
-    )

@@ -1,0 +1,169 @@
+"""Words for what a recording shows: `wordings.yaml`, drawn and filled in."""
+
+import re
+from functools import cache
+from importlib import resources
+
+import numpy as np
+import yaml
+
+from melp.synthetic.findings import FINDINGS
+from melp.synthetic.heart import LEADS
+from melp.synthetic.patients import Recording
+from melp.synthetic.simulator import Truth
+
+
+@cache
+def wordings() -> dict:
+    """Returns the table of `wordings.yaml`."""
+    return yaml.safe_load((resources.files("melp.synthetic") / "wordings.yaml").read_text())
+
+
+@cache
+def general_findings() -> dict[str, frozenset[str]]:
+    """Returns `{family: findings that make its sentence true}`; a family may be named by its `Finding.family`."""
+    families = {}
+    for name, entry in wordings()["general"].items():
+        named = set(entry["findings"])
+        named |= {finding for finding, about in FINDINGS.items() if about.family in named}
+        families[name] = frozenset(named - {"abnormal qrs", "abnormal q waves", "u waves", "early repolarisation"})
+    return families
+
+
+def _draw(rng: np.random.Generator, texts: list[str], first: float = 1.6) -> str:
+    """One of the texts, the first ones more often."""
+    return texts[int(len(texts) * rng.random() ** first)]
+
+
+def _where(levels: np.ndarray, threshold: float) -> str:
+    """Name of the region whose `levels` (12,) reach the threshold."""
+    high = {lead for lead, level in zip(LEADS, levels, strict=True) if level >= threshold}
+    inferior, anterior = len(high & {"II", "III", "aVF"}) > 1, len(high & {"V1", "V2", "V3", "V4"}) > 1
+    lateral = len(high & {"I", "aVL", "V5", "V6"}) > 1
+    if anterior and lateral:
+        return "diffuse" if inferior else "anterolateral"
+    if inferior and lateral:
+        return "inferolateral"
+    return "inferior" if inferior else "anterior" if anterior else "lateral"
+
+
+def _fill(name: str, wording: str, recording: Recording, truth: Truth, rng: np.random.Generator) -> str:
+    """A wording with its placeholders filled in."""
+    if "{" not in wording:
+        return wording
+    rate = truth.heart_rate
+    response = "rapid" if rate > 100 else "slow" if rate < 60 else "controlled"
+    ratio = f"{recording.ratio}:1" if recording.ratio else "variable"
+    level, threshold = {
+        "st elevation": (truth.st, 0.1),
+        "st depression": (-truth.st, 0.05),
+    }.get(name, (-truth.t, 0.1))
+    wall = name.removesuffix(" infarction")
+    stage = recording.stages.get(wall, "old")
+    strain = recording.findings & {"nonspecific ischaemia", "st depression", "t wave inversion"}
+    few = int(truth.premature.sum()) < 3
+    return wording.format(
+        where=_where(level, threshold) if "{where}" in wording else "",
+        response=f" with {response} ventricular response",
+        conduction=f" with {ratio} a-v block",
+        few=("occasional" if few else "frequent"),
+        strain=" with secondary repolarization abnormality" if strain else "",
+        stage=_draw(rng, wordings()["stages"][stage], 1.5),
+        rate=f"{rate:.0f}",
+        pr=f"{(truth.pr_interval or 0) / 1000:.2f}",
+        qtc=f"{truth.qtc_interval / 1000:.2f}",
+        qrs=f"{truth.qrs_duration:.0f}",
+    )
+
+
+def _statements(recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator) -> list[str]:
+    """Sentences for the findings: each in its own words, now and then a family's, now and then left out."""
+    table = wordings()
+    several = sum(not FINDINGS[name].primary for name in labels) > 1
+    measured = {"left axis deviation", "right axis deviation", "clockwise rotation", "counterclockwise rotation"}
+    measured |= {"poor r wave progression", "st depression", "t wave inversion"}
+    crowded = len(labels) > 4
+    sentences = []
+    for name in labels:
+        finding = FINDINGS[name]
+        omitted = 0.45 if name in measured and crowded else 0.10
+        if several and not finding.primary and rng.random() < omitted:
+            continue
+        text = _fill(name, _draw(rng, table["findings"][name]), recording, truth, rng)
+        if finding.family not in ("rhythm", "normal") and rng.random() < 0.10:
+            text = f"{_draw(rng, table['hedges'])} {text}"
+        sentences.append(text)
+    for name, members in general_findings().items():
+        if members & set(labels) and rng.random() < 0.22:
+            entry = table["general"][name]["wordings"]
+            sentences.append(_fill(name, _draw(rng, entry), recording, truth, rng))
+    return sentences
+
+
+def _absent(labels: list[str], rng: np.random.Generator) -> list[str]:
+    """Sentences about what is not there, and what is there no longer."""
+    table, present = wordings(), set(labels)
+    sentences = []
+    draw = rng.random()
+    if draw < 0.16:
+        families = general_findings()
+        candidates = [
+            name
+            for name in table["negated"]
+            if not families.get(name, frozenset([name])) & present
+            and not (name in ("st elevation", "st depression", "t wave inversion") and _near(name, present))
+        ]
+        if candidates:
+            name = candidates[rng.integers(len(candidates))]
+            sentences.append(_draw(rng, table["negated"][name]))
+    elif draw < 0.22:
+        names = [name for name in FINDINGS if name not in present and FINDINGS[name].family != "normal"]
+        name = names[rng.integers(len(names))]
+        plain = [text for text in table["findings"][name] if "{" not in text and "," not in text]
+        if plain and FINDINGS[name].family in ("rhythm", "conduction", "repolarisation"):
+            template = table["earlier"][rng.integers(len(table["earlier"]))]
+            sentences.append(template.format(finding=plain[0]))
+    return sentences
+
+
+def _near(name: str, present: set[str]) -> bool:
+    """Whether something that is present goes with the finding, so that nobody would deny it."""
+    families = {FINDINGS[finding].family for finding in present}
+    return bool(families & {"repolarisation", "infarction"})
+
+
+def _summary(labels: list[str], rng: np.random.Generator) -> str:
+    """The closing sentence, or "" where the report has none."""
+    closing = wordings()["closing"]
+    if all(FINDINGS[name].minor for name in labels):
+        return closing["minor"][int(np.searchsorted([0.35, 0.6, 0.75], rng.random()))]
+    return closing["abnormal"][int(np.searchsorted([0.4, 0.55, 0.62], rng.random()))]
+
+
+def report(recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator) -> str:
+    """Returns a report of one to six sentences in lower-case ASCII."""
+    table = wordings()
+    sentences = _statements(recording, truth, labels, rng)
+    if len(sentences) > 5:  # a reader of many findings names the most important
+        keep = np.sort(rng.permutation(len(sentences))[:5])
+        sentences = [sentences[index] for index in keep]
+    if len(sentences) > 1 and sentences[1].startswith("with "):
+        sentences[:2] = [f"{sentences[0]} {sentences[1]}"]
+    sentences = [re.sub(r"^with ", "", sentence) for sentence in sentences]
+    if rng.random() < 0.2:
+        rng.shuffle(sentences)
+    sentences += _absent(labels, rng)
+    noise = recording.recorder.noise
+    noisy = noise.burst or noise.motion or noise.wander > 0.07
+    if rng.random() < (0.3 if noisy else 0.01):
+        artefact = table["artefacts"][rng.integers(len(table["artefacts"]))]
+        sentences.append(artefact.format(lead=LEADS[rng.integers(6, 12)].lower()))
+    sentences = sentences[:5]
+    summary = "" if "normal ecg" in labels else _summary(labels, rng)
+    closing = [summary] if summary else []
+    if len(sentences) + len(closing) < 6 and rng.random() < 0.08:
+        closing.insert(rng.integers(len(closing) + 1), table["distractors"][rng.integers(len(table["distractors"]))])
+    text = ". ".join(sentences + closing) + "."
+    if len(text.split()) >= 4:
+        return text
+    return f"{text[:-1]}. {'ventricular rate' if summary else 'rate'} {truth.heart_rate:.0f} bpm."
