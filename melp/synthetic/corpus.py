@@ -19,11 +19,22 @@ from melp.databases import EcgRecord
 from melp.databases.tables import label_sets, plan_table
 from melp.synthetic.findings import FINDINGS, LABEL_SETS, TEXTBOOK, labels_of
 from melp.synthetic.heart import LEADS, SAMPLING_RATE
-from melp.synthetic.patients import VARIETIES, draw_patient, draw_recording
+from melp.synthetic import patients, textbook
 from melp.synthetic.reports import report
 from melp.synthetic.simulator import Truth, simulate
 
-__all__ = ["EXTRA", "FINDINGS", "LABEL_SETS", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
+__all__ = [
+    "EXTRA",
+    "FINDINGS",
+    "LABEL_SETS",
+    "SOURCE",
+    "VERSION",
+    "add_arguments",
+    "inputs",
+    "label_sets",
+    "plan",
+    "read",
+]
 
 VERSION = 2  # raise it with any change of what is simulated: corpora already made are then made anew
 SOURCE = {
@@ -44,6 +55,7 @@ EXTRA = {
     "qrs_axis": "float32",
 }
 UNITS_PER_MV = 1000
+VARIETIES = ("full", "textbook")  # every finding in all degrees; the 28 of the demo, plainly drawn
 # Streams of random numbers: SeedSequence([seed, stream, ...]).
 _PLAN, _PATIENT, _RECORDING = 0, 1, 2
 # Probability of one, two, ... recordings of a patient.
@@ -70,9 +82,7 @@ def inputs(root: str | None = None, **_) -> list:
     return []
 
 
-def plan(
-    root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "full"
-) -> pa.Table:
+def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "full") -> pa.Table:
     """The first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten tests.
 
     Raises:
@@ -105,12 +115,13 @@ def plan(
 
 def simulated(item: dict) -> tuple[np.ndarray, Truth, EcgRecord]:
     """Returns one item of `plan`: the signal (12, 5000) in mV, what is true of it by construction, and the record."""
-    seed, index, number, textbook = (item[key] for key in ("seed", "patient_index", "recording_index", "textbook"))
-    patient = draw_patient(np.random.default_rng([seed, _PATIENT, index]), textbook)
+    seed, index, number, plain = (item[key] for key in ("seed", "patient_index", "recording_index", "textbook"))
+    world = textbook if plain else patients
+    patient = world.draw_patient(np.random.default_rng([seed, _PATIENT, index]))
     rng = np.random.default_rng([seed, _RECORDING, index, number])
-    recording = draw_recording(patient, rng, textbook)
+    recording = world.draw_recording(patient, rng)
     signal, truth = simulate(recording, rng)
-    labels = [name for name in (TEXTBOOK if textbook else FINDINGS) if name in recording.findings]
+    labels = [name for name in (TEXTBOOK if plain else FINDINGS) if name in recording.findings]
     extra = {
         "age": patient.age,
         "sex": patient.sex,
@@ -129,8 +140,8 @@ def simulated(item: dict) -> tuple[np.ndarray, Truth, EcgRecord]:
         sampling_rate=SAMPLING_RATE,
         gain=np.full(12, float(UNITS_PER_MV)),
         baseline=np.zeros(12),
-        report=report(recording, truth, labels, rng),
-        labels={"findings": labels} if textbook else labels_of(labels),
+        report=report(recording, truth, labels, rng, plain),
+        labels={"findings": labels} if plain else labels_of(labels),
         extra=extra,
     )
     return signal, truth, record

@@ -110,7 +110,9 @@ class Beat:
 
     def area(self) -> np.ndarray:
         """Returns (8,) the QRS area in each lead, in mV s."""
-        return sum(layer.coefficients.sum(1) * layer.duration / (layer.coefficients.shape[1] + 1) for layer in self.qrs)
+        return sum(
+            layer.coefficients.sum(1) * layer.duration / (layer.coefficients.shape[1] + 1) for layer in self.qrs
+        )
 
     def axis(self) -> float:
         """Returns the frontal axis of the QRS area in degrees."""
@@ -133,7 +135,7 @@ def normal_beat(rng: np.random.Generator, spread: float = 1.0) -> Beat:
     values = mean + spread * (scores @ components + residual * rng.standard_normal(len(mean)))
     ends = np.cumsum([8 * _KNOTS["qrs"], 8 * _KNOTS["stt"]])
     qrs, st_t, p = (part.reshape(8, -1) for part in np.split(values, ends))
-    width = float(np.clip(rng.normal(0.092, 0.008), 0.076, 0.110))
+    width = float(np.clip(rng.normal(0.088, 0.008), 0.072, 0.108))
     return Beat([Layer(qrs, width + 0.010, -0.005)], st_t, p, width=width)
 
 
@@ -265,8 +267,12 @@ def left_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: boo
     notch = leads8(I=0.60, II=0.16, V1=-1.0, V2=-1.6, V3=-1.35, V4=-0.50, V5=0.48, V6=0.72)
     small_r = leads8(V1=0.18, V2=0.28, V3=0.30, V4=0.25, V5=0.1) * rng.uniform(0, 1.6)
     strength = size if complete else 0.75 * size
-    rows = [(0.10, 0.12, _varied(rng, small_r)), (0.22, 0.24, _varied(rng, first)),
-            (rng.uniform(0.38, 0.46), 0.30, _varied(rng, peak)), (rng.uniform(0.62, 0.72), 0.33, _varied(rng, notch))]
+    rows = [
+        (0.10, 0.12, _varied(rng, small_r)),
+        (0.22, 0.24, _varied(rng, first)),
+        (rng.uniform(0.38, 0.46), 0.30, _varied(rng, peak)),
+        (rng.uniform(0.62, 0.72), 0.33, _varied(rng, notch)),
+    ]
     beat.width = rng.uniform(0.128, 0.176) if complete else rng.uniform(0.106, 0.119)
     layer = _lobes([(c, w, strength * row) for c, w, row in rows], beat.width + 0.012, onset=-0.004)
     if not complete:  # between the normal beat and the block
@@ -380,7 +386,9 @@ def ventricular_ectopic(beat: Beat, rng: np.random.Generator) -> Beat:
     v = v + 0.3 * rng.standard_normal(8)
     w = v + 0.4 * rng.standard_normal(8)
     width = rng.uniform(0.124, 0.175)
-    wide = _wide(beat, [(rng.uniform(0.28, 0.4), 0.30, size * v), (rng.uniform(0.55, 0.66), 0.34, size * w)], width, rng)
+    wide = _wide(
+        beat, [(rng.uniform(0.28, 0.4), 0.30, size * v), (rng.uniform(0.55, 0.66), 0.34, size * w)], width, rng
+    )
     turn(wide, rng.uniform(-120, 120))
     return wide
 
@@ -395,17 +403,16 @@ def left_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator, strain: f
     ventricle.
     """
     layer = beat.qrs[0]
-    if rng.random() < 0.7:
+    chest = rng.random() < 0.8
+    if chest:
         gains = leads8(I=1.15, II=1.05, V1=1.2, V2=1.25, V3=1.15, V4=1.2, V5=1.4, V6=1.4)
     else:  # to the left and upwards: limb leads tell it
         gains = leads8(I=1.6, II=1.0, V1=1.2, V2=1.2, V3=1.3, V4=1.0, V5=1.05, V6=1.1)
         turn(beat, -rng.uniform(15, 50))
-    gains = _varied(rng, gains, 0.08)
-    layer.coefficients *= gains[:, None]
-    reached = max(sokolow(beat) / 3.5, cornell(beat) / 2.4, (layer.coefficients[0] - 0.5 * layer.coefficients[1]).max() / 1.1)
-    wanted = rng.uniform(1.0, 1.45)
-    if reached < wanted:
-        layer.coefficients *= min(wanted / reached, 2.2)
+    layer.coefficients *= _varied(rng, gains, 0.08)[:, None]
+    avl = (layer.coefficients[0] - 0.5 * layer.coefficients[1]).max()
+    reached = sokolow(beat) / 3.5 if chest else max(cornell(beat) / 2.4, avl / 1.1)
+    layer.coefficients *= np.clip(rng.uniform(0.98, 1.45) / reached, 1.0, 2.2)
     beat.width += rng.uniform(0, 0.014)
     layer.duration += rng.uniform(0, 0.014)
     if strain:
@@ -414,6 +421,14 @@ def left_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator, strain: f
         t = leads8(I=-0.20, II=-0.10, V1=0.08, V2=0.05, V3=-0.0, V4=-0.12, V5=-0.28, V6=-0.26)
         add_st(beat, strain * _varied(rng, st))
         add_st(beat, strain * _varied(rng, t), T_SHAPE)
+
+
+def high_voltage(beat: Beat, rng: np.random.Generator) -> None:
+    """Tall QRS and T everywhere, as in the young and the slim: voltage without hypertrophy [M]."""
+    size = rng.uniform(1.3, 1.75)
+    beat.qrs[0].coefficients *= size
+    scale_t(beat, rng.uniform(1.0, size))
+    turn(beat, -rng.uniform(0, 40))
 
 
 def right_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
@@ -444,7 +459,9 @@ def left_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
     at = np.arange(6)
     late = _bump(at, 4.1, 1.7)
     size = rng.uniform(0.7, 1.7)
-    beat.p += size * late * leads8(I=0.055, II=0.06, V1=-0.085, V2=-0.035, V3=0.01, V4=0.02, V5=0.035, V6=0.035)[:, None]
+    beat.p += (
+        size * late * leads8(I=0.055, II=0.06, V1=-0.085, V2=-0.035, V3=0.01, V4=0.02, V5=0.035, V6=0.035)[:, None]
+    )
     beat.p[:, 2:4] *= rng.uniform(0.65, 0.95)
 
 

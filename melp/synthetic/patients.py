@@ -4,9 +4,6 @@ A patient is drawn first (age, sex, the healthy beat, chronic conditions), then 
 complexes, acute changes, device). Families of conditions are drawn independently, so that rare findings meet each
 other and a text is told apart by what it says, not by its company. Findings by measurement are added at the end, on
 the noiseless beat (`measured`). A patient's `health` decides whether any disease is drawn at all.
-
-Two varieties: "full" has every finding of `findings.FINDINGS` in all degrees, "textbook" the 28 of
-`findings.TEXTBOOK`, plainly drawn and little disturbed.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +13,8 @@ import numpy as np
 from melp.synthetic import heart, rhythm
 from melp.synthetic.findings import FINDINGS
 from melp.synthetic.heart import LEADS, TWELVE_FROM_EIGHT, Beat
-from melp.synthetic.recorder import Noise, Recorder, draw_recorder
+from melp.synthetic.recorder import Recorder, draw_recorder
 from melp.synthetic.rhythm import Schedule
-
-VARIETIES = ("full", "textbook")
 
 
 @dataclass
@@ -46,12 +41,12 @@ class Recording:
     """One recording before it is rendered: beats by kind, the schedule, the device, and what is to be said."""
 
     beat: Beat
-    beats: dict[int, Beat]
-    schedule: Schedule
     recorder: Recorder
     findings: set[str]
     rate: float
     breathing: float
+    beats: dict[int, Beat] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
     atrial_voltage: float = 0.07
     spike: float = 0.0
     ratio: int = 0  # of conducted flutter waves, 0 where it changes
@@ -105,10 +100,8 @@ _TENDENCY = {
 }
 
 
-def draw_patient(rng: np.random.Generator, textbook: bool = False) -> Patient:
+def draw_patient(rng: np.random.Generator) -> Patient:
     """Draws a patient."""
-    if textbook:
-        return _textbook_patient(rng)
     age = int(np.clip(rng.normal(60, 17), 18, 96))
     healthy = bool(rng.random() < 0.40 + 0.004 * (60 - age))
     beat = heart.normal_beat(rng, rng.uniform(0.85, 1.15))
@@ -120,7 +113,7 @@ def draw_patient(rng: np.random.Generator, textbook: bool = False) -> Patient:
         beat=beat,
         rate=float(np.clip(rng.normal(70, 9), 50, 98)),
         pr=float(np.clip(rng.normal(0.158, 0.020), 0.122, 0.199)),
-        qtc=float(np.clip(rng.normal(0.408, 0.016), 0.370, 0.442)),
+        qtc=float(np.clip(rng.normal(0.398, 0.018), 0.355, 0.440)),
     )
     if healthy:
         if rng.random() < 0.06 and age < 60:
@@ -130,7 +123,7 @@ def draw_patient(rng: np.random.Generator, textbook: bool = False) -> Patient:
             _incomplete_right(patient, rng)
         return patient
     # illness that no single finding names: T lower, heart faster
-    heart.scale_t(beat, rng.uniform(0.5, 1.0))
+    heart.scale_t(beat, rng.uniform(0.6, 1.05))
     patient.rate += max(rng.normal(4, 6), -6)
     _chronic(patient, rng)
     return patient
@@ -193,10 +186,10 @@ def _infarctions(patient: Patient, rng: np.random.Generator) -> None:
             findings.add("acute infarction")
         if rng.random() < 0.45:
             findings.add("abnormal qrs")
-        if rng.random() < 0.3 and wall != "posterior":
+        if rng.random() < (0.2 if wall.startswith("infero") or wall == "inferior" else 0.08):
             findings.add("abnormal q waves")
-    if not patient.walls and rng.random() < 0.04:  # Q waves of which nobody says infarction
-        wall = str(rng.choice(["inferior", "anteroseptal", "lateral"]))
+    if not patient.walls and rng.random() < 0.06:  # Q waves of which nobody says infarction
+        wall = str(rng.choice(["inferior", "anteroseptal", "lateral"], p=[0.7, 0.15, 0.15]))
         heart.infarction(beat, wall, "old", rng.uniform(0.35, 0.9), rng)
         findings.add("abnormal q waves")
     if not patient.walls and rng.random() < 0.02:
@@ -231,14 +224,17 @@ def _chambers(patient: Patient, conduction: str, rng: np.random.Generator) -> No
             patient.strain = rng.uniform(0.35, 1.6) if rng.random() < 0.65 else 0.0
             heart.left_ventricular_hypertrophy(beat, rng, patient.strain)
             findings.add("left ventricular hypertrophy")
-            if rng.random() < 0.3:
+            if rng.random() < 0.45 and heart.sokolow(beat) >= 3.5:
                 findings.add("voltage criteria for left ventricular hypertrophy")
             if patient.strain and rng.random() < 0.7:
                 findings.add("nonspecific ischaemia")
         elif draw < 0.235:
-            heart.left_ventricular_hypertrophy(beat, rng)
-            only_high = rng.random() < 0.35
-            findings.add("high voltage" if only_high else "voltage criteria for left ventricular hypertrophy")
+            if rng.random() < 0.3:
+                heart.high_voltage(beat, rng)
+                findings.add("high voltage")
+            else:
+                heart.left_ventricular_hypertrophy(beat, rng)
+                findings.add("voltage criteria for left ventricular hypertrophy")
         elif draw < 0.275:
             heart.right_ventricular_hypertrophy(beat, rng)
             findings.add("right ventricular hypertrophy")
@@ -279,30 +275,40 @@ _REPOLARISATION = {
 _PRIMARY_ST_T_NEEDS_NARROW = 0.12
 
 
-def draw_recording(patient: Patient, rng: np.random.Generator, textbook: bool = False) -> Recording:
+def draw_recording(patient: Patient, rng: np.random.Generator) -> Recording:
     """Draws one recording of a patient, with all its findings."""
     beat, findings = patient.beat.copy(), set(patient.findings)
-    rate = patient.rate + 5 * rng.standard_normal()
-    qtc = patient.qtc + rng.normal(0, 0.006)
-    qtc = _repolarisation(patient, beat, findings, qtc, rng, textbook)
+    qtc = _repolarisation(patient, beat, findings, patient.qtc + rng.normal(0, 0.006), rng)
     tendency = patient.tendency if rng.random() < patient.persistence else ""
-    recorder = draw_recorder(rng) if not textbook else _textbook_recorder(rng)
     recording = Recording(
-        beat, {}, Schedule(), recorder, findings, rate, breathing=rng.uniform(0.16, 0.34), stages=dict(patient.walls)
+        beat=beat,
+        recorder=draw_recorder(rng),
+        findings=findings,
+        rate=patient.rate + 5 * rng.standard_normal(),
+        breathing=rng.uniform(0.16, 0.34),
+        stages=dict(patient.walls),
     )
-    _rhythm(patient, recording, tendency, rng, textbook)
-    _set_qt(recording, qtc)
-    _other_beats(recording, rng)
-    measured(recording, patient.sex)
+    complete(patient, recording, tendency, qtc, _ECTOPY, rng)
     return recording
 
 
-def _repolarisation(
-    patient: Patient, beat: Beat, findings: set[str], qtc: float, rng: np.random.Generator, textbook: bool
-) -> float:
+def complete(
+    patient: Patient,
+    recording: Recording,
+    tendency: str,
+    qtc: float,
+    ectopy: dict[str, float],
+    rng: np.random.Generator,
+) -> None:
+    """Adds rhythm, QT, the beats of every kind and what is measured."""
+    _rhythm(patient, recording, tendency, ectopy, rng)
+    _set_qt(recording, qtc)
+    _other_beats(recording, rng)
+    measured(recording, patient.sex)
+
+
+def _repolarisation(patient: Patient, beat: Beat, findings: set[str], qtc: float, rng: np.random.Generator) -> float:
     """Draws changes of ST and T into the beat, and returns QTc."""
-    if textbook:
-        return _textbook_repolarisation(patient, beat, findings, qtc, rng)
     if patient.healthy or beat.width >= _PRIMARY_ST_T_NEEDS_NARROW:
         return qtc
     kind = _pick(rng, _REPOLARISATION) if not patient.strain else ""
@@ -357,7 +363,7 @@ def _set_qt(recording: Recording, qtc: float) -> None:
 
 
 def _rhythm(
-    patient: Patient, recording: Recording, tendency: str, rng: np.random.Generator, textbook: bool
+    patient: Patient, recording: Recording, tendency: str, ectopy: dict[str, float], rng: np.random.Generator
 ) -> None:
     """Draws the schedule, and names the rhythm."""
     recording.schedule = _schedule(patient, recording, tendency, rng)
@@ -371,7 +377,7 @@ def _rhythm(
     if schedule.pr and schedule.pr > 0.200 and tendency in ("", "mobitz i"):
         findings.add("first degree av block")
     if tendency in ("", "fibrillation") and recording.rate < 112:
-        _ectopy(patient, recording, rng, _TEXTBOOK_ECTOPY if textbook else _ECTOPY)
+        _ectopy(patient, recording, ectopy, rng)
 
 
 def _no_delta(recording: Recording) -> None:
@@ -471,12 +477,12 @@ def _sinus_schedule(recording: Recording, tendency: str, pr: float, rng: np.rand
         recording.rate = min(recording.rate, 85)
         return rhythm.pauses(recording.rate, min(pr, 0.2), rng)
     draw = rng.random()
-    if draw < 0.09:
-        recording.rate = rng.uniform(102, 145)
-    elif draw > 0.87:
+    if draw < 0.08:
+        recording.rate = rng.uniform(101, 140)
+    elif draw > 0.90:
         recording.rate = rng.uniform(41, 59)
     recording.rate = float(np.clip(recording.rate, 40, 150))
-    arrhythmia = rng.uniform(0.004, 0.035)
+    arrhythmia = 0.022 * np.exp(0.7 * rng.standard_normal())
     if recording.rate < 95 and rng.random() < 0.09:
         arrhythmia = rng.uniform(0.07, 0.20)
     # PR follows the rate; a P wave may not start within the QRS before
@@ -490,14 +496,12 @@ def _sinus_names(recording: Recording, tendency: str) -> None:
     rate = 60 / np.diff(at).mean() if len(at) > 2 else recording.rate
     if tendency == "":
         recording.rate = float(rate)
-    recording.findings.add(
-        "sinus bradycardia" if rate < 60 else "sinus tachycardia" if rate > 100 else "sinus rhythm"
-    )
+    recording.findings.add("sinus bradycardia" if rate < 60 else "sinus tachycardia" if rate > 100 else "sinus rhythm")
     if tendency == "" and len(at) > 2 and np.ptp(np.diff(at)) > 0.16:
         recording.findings.add("sinus arrhythmia")
 
 
-def _ectopy(patient: Patient, recording: Recording, rng: np.random.Generator, chances: dict[str, float]) -> None:
+def _ectopy(patient: Patient, recording: Recording, chances: dict[str, float], rng: np.random.Generator) -> None:
     """Premature complexes and patterns of them."""
     schedule, findings = recording.schedule, recording.findings
     kind = _pick(rng, chances if not patient.healthy else {name: 0.25 * chance for name, chance in chances.items()})
@@ -559,6 +563,7 @@ def _other_beats(recording: Recording, rng: np.random.Generator) -> None:
 
 _ST_ELEVATION = np.array([0.2 if lead in ("V2", "V3") else 0.1 for lead in LEADS])
 _INVERTIBLE = frozenset(["I", "II", "aVL", "aVF", "V2", "V3", "V4", "V5", "V6"])
+_LOW = [LEADS.index(lead) for lead in ("I", "V5", "V6")]
 _SINUS = {"sinus rhythm", "sinus bradycardia", "sinus tachycardia", "sinus arrhythmia"}
 _HARMLESS = _SINUS | {"early repolarisation", "clockwise rotation", "counterclockwise rotation"}
 
@@ -572,7 +577,7 @@ def measured(recording: Recording, sex: str) -> None:
       less: poor progression (Marriott);
     - long QT: QTc (Fridericia) of at least 460 ms in women, 450 ms in men (part IV); ST depression: 0.05 mV or more,
       elevation: 0.1 mV or more, 0.2 mV in V2 and V3, 60 ms after J in two contiguous leads (Universal Definition, without
-      its split by age and sex); T inversion: 0.1 mV or more in two contiguous leads of I, II, aVL, aVF, V2 to V6. QRS
+      its split by age and sex); low T: below 0.1 mV in I, V5 and V6 (part IV); T inversion: 0.1 mV or more in two contiguous leads of I, II, aVL, aVF, V2 to V6. QRS
       below 120 ms only: ST-T changes of wide complexes are secondary, and so not findings of their own.
     """
     beat, findings = recording.beat, recording.findings
@@ -583,7 +588,10 @@ def measured(recording: Recording, sex: str) -> None:
     t_part = drawn[:, j_point + 40 :]
     t = t_part[np.arange(12), np.abs(t_part).argmax(1)]
     recording.levels = {"st": st, "t": t}
-    if rhythm.CONDUCTED in set(recording.schedule.kind) and not findings & {"ventricular pacing", "idioventricular rhythm"}:
+    if rhythm.CONDUCTED in set(recording.schedule.kind) and not findings & {
+        "ventricular pacing",
+        "idioventricular rhythm",
+    }:
         _of_conducted(recording, sex, drawn[:, 5 : j_point + 1], st, t)
     if findings <= _HARMLESS:
         findings.add("normal ecg")
@@ -614,18 +622,5 @@ def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarra
             findings.add("st depression")
         if heart.contiguous(-t, np.full(12, 0.1), _INVERTIBLE):
             findings.add("t wave inversion")
-
-
-def _textbook_patient(rng):
-    raise NotImplementedError
-
-
-def _textbook_recorder(rng):
-    raise NotImplementedError
-
-
-def _textbook_repolarisation(patient, beat, findings, qtc, rng):
-    raise NotImplementedError
-
-
-_TEXTBOOK_ECTOPY = _ECTOPY
+        elif np.abs(t[_LOW]).max() < 0.1 and qrs[_LOW].max() > 0.5:
+            findings.add("low t waves")

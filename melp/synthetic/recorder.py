@@ -68,8 +68,8 @@ class Recorder:
 
 def draw_recorder(rng: np.random.Generator) -> Recorder:
     """Draws a device and its noise: mostly quiet, as measured, now and then faulty."""
-    muscle = 0.0020 * np.exp(0.55 * rng.standard_normal())
-    wander = 0.020 * np.exp(0.75 * rng.standard_normal())
+    muscle = 0.0034 * np.exp(0.50 * rng.standard_normal())
+    wander = 0.026 * np.exp(0.70 * rng.standard_normal())
     draw = rng.random(8)
     noise = Noise(
         muscle=min(muscle, 0.02) * (rng.uniform(2, 5) if draw[0] < 0.06 else 1),
@@ -81,7 +81,7 @@ def draw_recorder(rng: np.random.Generator) -> Recorder:
     )
     recorder = Recorder(noise, resolution=float(rng.choice([0.001, 0.0025, 0.005], p=[0.4, 0.2, 0.4])))
     recorder.high_pass = float(rng.choice([0.05, 0.15, 0.3, 0.5], p=[0.5, 0.12, 0.08, 0.3]))
-    recorder.low_pass = float(rng.choice([40, 75, 100, 150], p=[0.12, 0.08, 0.25, 0.55]))
+    recorder.low_pass = float(rng.choice([40, 75, 100, 150], p=[0.08, 0.06, 0.20, 0.66]))
     recorder.notch = bool(rng.random() < 0.4)
     if draw[4] < 0.10:
         recorder.gains = np.exp(0.08 * rng.standard_normal(8))

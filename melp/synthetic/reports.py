@@ -76,7 +76,9 @@ def _fill(name: str, wording: str, recording: Recording, truth: Truth, rng: np.r
     )
 
 
-def _statements(recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator) -> list[str]:
+def _statements(
+    recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator, plain: bool
+) -> list[str]:
     """Sentences for the findings: each in its own words, now and then a family's, now and then left out."""
     table = wordings()
     several = sum(not FINDINGS[name].primary for name in labels) > 1
@@ -86,15 +88,15 @@ def _statements(recording: Recording, truth: Truth, labels: list[str], rng: np.r
     sentences = []
     for name in labels:
         finding = FINDINGS[name]
-        omitted = 0.45 if name in measured and crowded else 0.10
+        omitted = 0.45 if name in measured and crowded and not plain else 0.10
         if several and not finding.primary and rng.random() < omitted:
             continue
         text = _fill(name, _draw(rng, table["findings"][name]), recording, truth, rng)
-        if finding.family not in ("rhythm", "normal") and rng.random() < 0.10:
+        if finding.family not in ("rhythm", "normal") and rng.random() < (0.05 if plain else 0.10):
             text = f"{_draw(rng, table['hedges'])} {text}"
         sentences.append(text)
     for name, members in general_findings().items():
-        if members & set(labels) and rng.random() < 0.22:
+        if not plain and members & set(labels) and rng.random() < 0.22:
             entry = table["general"][name]["wordings"]
             sentences.append(_fill(name, _draw(rng, entry), recording, truth, rng))
     return sentences
@@ -140,19 +142,22 @@ def _summary(labels: list[str], rng: np.random.Generator) -> str:
     return closing["abnormal"][int(np.searchsorted([0.4, 0.55, 0.62], rng.random()))]
 
 
-def report(recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator) -> str:
-    """Returns a report of one to six sentences in lower-case ASCII."""
+def report(
+    recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator, plain: bool = False
+) -> str:
+    """Returns a report of one to six sentences in lower-case ASCII; a `plain` one states the findings alone."""
     table = wordings()
-    sentences = _statements(recording, truth, labels, rng)
+    sentences = _statements(recording, truth, labels, rng, plain)
     if len(sentences) > 5:  # a reader of many findings names the most important
         keep = np.sort(rng.permutation(len(sentences))[:5])
         sentences = [sentences[index] for index in keep]
     if len(sentences) > 1 and sentences[1].startswith("with "):
         sentences[:2] = [f"{sentences[0]} {sentences[1]}"]
     sentences = [re.sub(r"^with ", "", sentence) for sentence in sentences]
-    if rng.random() < 0.2:
-        rng.shuffle(sentences)
-    sentences += _absent(labels, rng)
+    if not plain:
+        if rng.random() < 0.2:
+            rng.shuffle(sentences)
+        sentences += _absent(labels, rng)
     noise = recording.recorder.noise
     noisy = noise.burst or noise.motion or noise.wander > 0.07
     if rng.random() < (0.3 if noisy else 0.01):

@@ -272,8 +272,10 @@ def _chosen(count: int, pattern: str, rng: np.random.Generator) -> np.ndarray:
     inside = np.arange(3, max(count - 2, 4))
     number = min(int(rng.choice([1, 2, 3, 4], p=[0.5, 0.25, 0.15, 0.1])), max(1, len(inside) // 3))
     start = np.sort(rng.choice(max(len(inside) - 2 * (number - 1), 1), number, replace=False)) if number > 1 else None
-    return inside[start + 2 * np.arange(number)] if start is not None and len(start) == number else (
-        rng.choice(inside, 1)
+    return (
+        inside[start + 2 * np.arange(number)]
+        if start is not None and len(start) == number
+        else (rng.choice(inside, 1))
     )
 
 

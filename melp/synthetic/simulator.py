@@ -168,7 +168,9 @@ def _truth(recording: Recording) -> Truth:
         qtc_interval=heart.fridericia(1000 * beat.qt, mean_rr),
         qrs_axis=recording.axis,
         rr_range=float(np.ptp(rr)),
-        longest_rr=(float(onsets[longest]), float(onsets[min(longest + 1, len(onsets) - 1)])) if len(onsets) else (0, 0),
+        longest_rr=(float(onsets[longest]), float(onsets[min(longest + 1, len(onsets) - 1)]))
+        if len(onsets)
+        else (0, 0),
         st=recording.levels["st"],
         t=recording.levels["t"],
     )
