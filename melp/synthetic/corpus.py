@@ -2,12 +2,12 @@
 
 A patient is drawn first, then each of the patient's recordings (`melp.synthetic.patients`), which is rendered
 (`simulator`), labelled (`findings`) and put into words (`reports`). All of it depends on the seed, the patient's index
-and the recording's index alone, so any subset of the records, in any order and in any number of processes, is the same,
-and a larger plan begins with the records of a smaller one.
+and the recording's index alone, so any subset of the records, in any order and in any number of processes, is the
+same, and a larger plan begins with the records of a smaller one.
 
 Label sets: `findings`, and PTB-XL's `superclass`, `subclass`, `form` and `rhythm` as far as its statements name the
-findings. The prevalences are chosen so that a few thousand records hold enough of each finding. Nothing here is medically
-validated.
+findings. The prevalences are chosen so that a few thousand records hold enough of each finding. Nothing here is
+medically validated.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from melp.databases import EcgRecord
 from melp.databases.tables import label_sets, plan_table
+from melp.synthetic import patients, textbook
 from melp.synthetic.findings import FINDINGS, LABEL_SETS, TEXTBOOK, labels_of
 from melp.synthetic.heart import LEADS, SAMPLING_RATE
-from melp.synthetic import patients, textbook
 from melp.synthetic.reports import report
 from melp.synthetic.simulator import Truth, simulate
 

@@ -187,8 +187,8 @@ INJAS MI AMI, LMI MI LMI, ISCIL STTC ISCI, LPFB CD LAFB/LPFB, ISCAS STTC ISCA, I
 RVH HYP RVH, ANEUR STTC STTC, RAO/RAE HYP RAO/RAE, EL STTC STTC, WPW CD WPW, ILBBB CD ILBBB, ISCAN STTC ISCA,
 IPMI MI IMI, SEHYP HYP SEHYP, INJIN MI IMI, INJLA MI AMI, PMI MI PMI, 3AVB CD AVB, INJIL MI IMI, 2AVB CD AVB,
 ABQRS - - F, PVC - - F, STD - - F, VCLVH - - F, QWAVE - - F, LOWT - - F, NT - - F, PAC - - F, LPR - - F, INVT - - F,
-LVOLT - - F, HVOLT - - F, TAB - - F, STE - - F, SR - - R, AFIB - - R, STACH - - R, SARRH - - R, SBRAD - - R, PACE - - R,
-SVARR - - R, BIGU - - R, AFLT - - R, SVTAC - - R, PSVT - - R, TRIGU - - R
+LVOLT - - F, HVOLT - - F, TAB - - F, STE - - F, SR - - R, AFIB - - R, STACH - - R, SARRH - - R, SBRAD - - R,
+PACE - - R, SVARR - - R, BIGU - - R, AFLT - - R, SVTAC - - R, PSVT - - R, TRIGU - - R
 """
 STATEMENTS = {row.split()[0]: row.split()[1:] for row in _TABLE.split(",")}
 

@@ -15,7 +15,7 @@ Nothing here is medically validated. Times are in seconds, voltages in mV, angle
 """
 
 import csv
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
 
@@ -490,7 +490,7 @@ def low_voltage(beat: Beat, rng: np.random.Generator) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Infarction, injury, ischaemia
 
-# Per wall: Q wave (mV), loss of R (share), both in eight leads, and the ST vector of injury. Territories as in [S6, U].
+# Per wall: Q wave (mV), loss of R (share), both in eight leads, and the ST vector of injury. Walls as in [S6, U].
 WALLS = {
     "inferior": (frontal(0.10, -0.40), leads8(II=0.55), frontal(-0.03, 0.22, V1=-0.03, V2=-0.08, V3=-0.05)),
     "septal": (leads8(V1=-0.40, V2=-0.40), leads8(V1=1.0, V2=0.8), leads8(V1=0.15, V2=0.25, V3=0.10)),
@@ -696,7 +696,7 @@ def fridericia(qt: float, rr: float) -> float:
 
 
 def contiguous(levels: np.ndarray, thresholds: np.ndarray, allowed: frozenset[str] | None = None) -> bool:
-    """Returns whether `levels` (12,) reach `thresholds` (12,) in two neighbouring leads; `allowed` limits the leads."""
+    """Returns whether `levels` (12,) reach `thresholds` (12,) in two neighbouring leads, `allowed` ones if given."""
     for chain in (_LIMB_CHAIN, _CHEST_CHAIN):
         hits = [
             sign * levels[lead] >= thresholds[lead] and (allowed is None or LEADS[lead] in allowed)

@@ -491,7 +491,7 @@ def _sinus_schedule(recording: Recording, tendency: str, pr: float, rng: np.rand
 
 
 def _sinus_names(recording: Recording, tendency: str) -> None:
-    """Sinus rhythm, bradycardia or tachycardia by the mean rate of the P waves; sinus arrhythmia by the spread of RR."""
+    """Names the sinus rhythm by the mean rate of the P waves, sinus arrhythmia by the spread of their intervals."""
     at = np.array([time for time in recording.schedule.p if 0 <= time < 10])
     rate = 60 / np.diff(at).mean() if len(at) > 2 else recording.rate
     if tendency == "":
@@ -575,10 +575,12 @@ def measured(recording: Recording, sex: str) -> None:
     - low voltage: no limb lead's QRS reaches 0.5 mV from peak to peak (part V);
     - transition (R equals S) at V5 or later: clockwise, V2 or earlier: counterclockwise rotation; R in V3 of 0.3 mV or
       less: poor progression (Marriott);
-    - long QT: QTc (Fridericia) of at least 460 ms in women, 450 ms in men (part IV); ST depression: 0.05 mV or more,
-      elevation: 0.1 mV or more, 0.2 mV in V2 and V3, 60 ms after J in two contiguous leads (Universal Definition, without
-      its split by age and sex); low T: below 0.1 mV in I, V5 and V6 (part IV); T inversion: 0.1 mV or more in two contiguous leads of I, II, aVL, aVF, V2 to V6. QRS
-      below 120 ms only: ST-T changes of wide complexes are secondary, and so not findings of their own.
+    - long QT: QTc (Fridericia) of at least 460 ms in women, 450 ms in men (part IV);
+    - ST depression: 0.05 mV or more, elevation: 0.1 mV or more, 0.2 mV in V2 and V3, 60 ms after J in two contiguous
+      leads (Universal Definition, without its split by age and sex);
+    - T inversion: 0.1 mV or more in two contiguous leads of I, II, aVL, aVF, V2 to V6; low T: below 0.1 mV in I, V5
+      and V6 (part IV). All of these in QRS below 120 ms only: ST-T changes of wide complexes are secondary, and so not
+      findings of their own.
     """
     beat, findings = recording.beat, recording.findings
     recording.axis = beat.axis()

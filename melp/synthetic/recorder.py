@@ -11,7 +11,6 @@ from functools import cache
 import numpy as np
 from numpy import fft
 
-
 from melp.synthetic.heart import SAMPLES, SAMPLING_RATE, TWELVE_FROM_EIGHT
 
 ELECTRODES = ["RA", "LA", "LL", "V1", "V2", "V3", "V4", "V5", "V6"]

@@ -19,9 +19,9 @@ class Truth:
     """What is true of a recording by construction: times in s, intervals in ms, voltages in mV, angles in degrees.
 
     Every QRS within the record has its onset, offset, T end and kind (an index of `KINDS`), and whether it is
-    premature or ends a pause; `p_onsets` are the P waves', `blocked_p` those that no QRS follows, `delta` the time that a
-    delta wave takes, `spikes` (time, chamber) the stimuli. `st` and `t` (12,) in the order of `LEADS`: the level 60 ms
-    after J and the extreme of T in the noiseless conducted beat, against the level before QRS.
+    premature or ends a pause; `p_onsets` are the P waves', `blocked_p` those that no QRS follows, `delta` the time
+    that a delta wave takes, `spikes` (time, chamber) the stimuli. `st` and `t` (12,) in the order of `LEADS`: the
+    level 60 ms after J and the extreme of T in the noiseless conducted beat, against the level before QRS.
     """
 
     beats: np.ndarray

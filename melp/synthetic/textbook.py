@@ -1,7 +1,7 @@
 """The demo's patients: the 28 findings of `findings.TEXTBOOK`, plainly drawn and little disturbed.
 
-The same beats and rhythms as in `patients`, but each condition in a clear degree and few together, so that a model with
-a million parameters learns them in minutes.
+The same beats and rhythms as in `patients`, but each condition in a clear degree and few together, so that a model
+with a million parameters learns them in minutes.
 """
 
 import numpy as np

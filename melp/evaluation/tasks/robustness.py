@@ -17,7 +17,7 @@ from melp.evaluation.results import Results, difference, key_of, prediction_tabl
 from melp.evaluation.settings import Robustness
 from melp.markdown import table
 from melp.names import name_hash
-from melp.synthetic.heart import Noise, noise_in_leads
+from melp.synthetic.recorder import Noise, noise_in_leads
 from processing_melp import LEADS, LIMB_LEADS, resample_ecg
 
 # The subsets of the PhysioNet/CinC Challenge 2021, and lead I alone.
