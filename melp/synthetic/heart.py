@@ -84,6 +84,7 @@ class Layer:
     coefficients: np.ndarray
     duration: float
     onset: float = 0.0
+    late: bool = False  # the blocked right ventricle, which the axis leaves out, as readers do
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Beat:
 
     def axis(self) -> float:
         """Returns the frontal axis of the QRS area in degrees."""
-        one, two = self.area()[:2]
+        one, two = replace(self, qrs=[layer for layer in self.qrs if not layer.late]).area()[:2]
         return float(np.degrees(np.arctan2((2 * two - one) / np.sqrt(3), one)))
 
 
@@ -251,7 +252,8 @@ def right_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: bo
     start = 0.42 * early.duration
     span = beat.width - start + 0.006
     centre = rng.uniform(0.45, 0.6)
-    beat.qrs.append(_lobes([(centre, min(centre, 1 - centre) * 1.05, size * weights)], span, 10, start))
+    late_layer = _lobes([(centre, min(centre, 1 - centre) * 1.05, size * weights)], span, 10, start)
+    beat.qrs.append(replace(late_layer, late=True))
     against = leads8(V1=-0.30, V2=-0.30, V3=-0.15, I=0.04, V6=0.03) * size
     add_st(beat, (1.0 if complete else 0.4) * _varied(rng, against), T_SHAPE)
     add_st(beat, (0.2 if complete else 0.05) * against)

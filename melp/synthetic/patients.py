@@ -368,6 +368,8 @@ def _rhythm(
     """Draws the schedule, and names the rhythm."""
     recording.schedule = _schedule(patient, recording, tendency, rng)
     schedule, findings = recording.schedule, recording.findings
+    if tendency in ("", "fibrillation") and recording.rate < 112:
+        _ectopy(patient, recording, ectopy, rng)
     if tendency in ("", "mobitz i", "mobitz ii", "pauses"):
         _sinus_names(recording, tendency)
     if schedule.atria or tendency in ("reentry", "idioventricular", "junctional"):
@@ -376,8 +378,6 @@ def _rhythm(
         _no_delta(recording)
     if schedule.pr and schedule.pr > 0.200 and tendency in ("", "mobitz i"):
         findings.add("first degree av block")
-    if tendency in ("", "fibrillation") and recording.rate < 112:
-        _ectopy(patient, recording, ectopy, rng)
 
 
 def _no_delta(recording: Recording) -> None:
@@ -491,13 +491,14 @@ def _sinus_schedule(recording: Recording, tendency: str, pr: float, rng: np.rand
 
 
 def _sinus_names(recording: Recording, tendency: str) -> None:
-    """Names the sinus rhythm by the mean rate of the P waves, sinus arrhythmia by the spread of their intervals."""
-    at = np.array([time for time in recording.schedule.p if 0 <= time < 10])
-    rate = 60 / np.diff(at).mean() if len(at) > 2 else recording.rate
-    if tendency == "":
-        recording.rate = float(rate)
+    """Names the sinus rhythm by its mean rate (with dropped beats, that of the P waves), and sinus arrhythmia."""
+    schedule = recording.schedule
+    at = np.array([time for time in schedule.p if 0 <= time < 10])
+    rate = 60 / (np.diff(at).mean() if tendency and len(at) > 2 else schedule.mean_rr())
+    if not tendency:
+        recording.rate = rate
     recording.findings.add("sinus bradycardia" if rate < 60 else "sinus tachycardia" if rate > 100 else "sinus rhythm")
-    if tendency == "" and len(at) > 2 and np.ptp(np.diff(at)) > 0.16:
+    if not tendency and not any(schedule.premature) and len(at) > 2 and np.ptp(np.diff(at)) > 0.16:
         recording.findings.add("sinus arrhythmia")
 
 
@@ -516,7 +517,6 @@ def _ectopy(patient: Patient, recording: Recording, chances: dict[str, float], r
     times, early = np.array(schedule.qrs), np.array(schedule.premature)
     if not early[(times > 0) & (times < 9.8)].any() and not (origin == "atrial" and schedule.dropped):
         return
-    findings.discard("sinus arrhythmia")
     findings.add(f"premature {origin} complexes")
     if pattern in ("bigeminy", "trigeminy"):
         findings.add(f"{origin} {pattern}")
@@ -583,7 +583,7 @@ def measured(recording: Recording, sex: str) -> None:
       findings of their own.
     """
     beat, findings = recording.beat, recording.findings
-    recording.axis = beat.axis()
+    recording.axis = round(beat.axis())
     drawn = TWELVE_FROM_EIGHT @ heart.qrst(beat)
     j_point = 5 + round(beat.width * heart.SAMPLING_RATE)
     st = drawn[:, j_point + 30]
@@ -603,7 +603,7 @@ def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarra
     beat, findings = recording.beat, recording.findings
     if -90 <= recording.axis <= -30:
         findings.add("left axis deviation")
-    elif recording.axis >= 90 or recording.axis < -150:
+    elif recording.axis >= 90:
         findings.add("right axis deviation")
     if np.ptp(qrs[:6], axis=1).max() < 0.5:
         findings.add("low voltage")
@@ -615,9 +615,8 @@ def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarra
             findings.add("counterclockwise rotation")
         if r[2] <= 0.3 and s[2] > 0.3:
             findings.add("poor r wave progression")
-        if heart.fridericia(1000 * beat.qt, 60 / recording.rate) >= (460 if sex == "female" else 450):
-            if not recording.schedule.atria and recording.rate < 105:
-                findings.add("long qt")
+        if heart.fridericia(1000 * beat.qt, recording.schedule.mean_rr()) >= (460 if sex == "female" else 450):
+            findings.add("long qt")
         if heart.contiguous(st, _ST_ELEVATION):
             findings.add("st elevation")
         if heart.contiguous(-st, np.full(12, 0.05)):

@@ -37,6 +37,11 @@ class Schedule:
     pr: float | None = None
     dropped: list[float] = field(default_factory=list)  # P waves that no QRS follows
 
+    def mean_rr(self) -> float:
+        """Returns the mean RR interval within the record."""
+        inside = [at for at in self.qrs if 0 <= at < 9.9]
+        return float(np.diff(np.sort(inside)).mean()) if len(inside) > 1 else 2.0
+
     def beat(self, at: float, kind: int = CONDUCTED, premature: bool = False, escape: bool = False) -> None:
         self.qrs.append(at)
         self.kind.append(kind)

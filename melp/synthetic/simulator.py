@@ -144,7 +144,7 @@ def _truth(recording: Recording) -> Truth:
     order = order[np.argsort(onsets[order])]
     onsets, kinds = onsets[order], kinds[order]
     rr = np.diff(onsets) if len(onsets) > 1 else np.array([60 / recording.rate])
-    mean_rr = float(rr.mean())
+    mean_rr = schedule.mean_rr()
     drawn = [recording.beats[kind] for kind in kinds]
     p = np.sort([at for at in schedule.p if 0 <= at < SAMPLES / SAMPLING_RATE - 0.1])
     longest = int(rr.argmax())
