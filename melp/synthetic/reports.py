@@ -26,7 +26,7 @@ def general_findings() -> dict[str, frozenset[str]]:
     for name, entry in wordings()["general"].items():
         named = set(entry["findings"])
         named |= {finding for finding, about in FINDINGS.items() if about.family in named}
-        families[name] = frozenset(named - {"abnormal qrs", "abnormal q waves", "u waves", "early repolarisation"})
+        families[name] = frozenset((named & set(FINDINGS)) - {"abnormal qrs", "abnormal q waves", "u waves", "early repolarisation"})
     return families
 
 

@@ -214,6 +214,8 @@ def paroxysm(schedule: Schedule, rate: float, pr: float, rng: np.random.Generato
     """A run of supraventricular tachycardia that begins or ends within the record."""
     length = rng.uniform(1.6, 6.0)
     begin = rng.uniform(-0.5, 9.0 - length)
+    before = [at for at in schedule.qrs if at < begin]
+    begin = max([begin] + [at + 60 / rate for at in before[-1:]])  # the run starts a short cycle after a sinus beat
     run, end = Schedule(pr=schedule.pr), begin + length
     visible = rng.random() < 0.5
     for at, kind in zip(schedule.p, schedule.p_kind, strict=True):
