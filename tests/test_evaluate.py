@@ -29,11 +29,11 @@ from melp.evaluation.tasks.demo import report_demo
 from melp.evaluation.tasks.report import draft_reports
 from melp.evaluation.tasks.robustness import arms_exchanged, conditions, noisy
 from melp.hub.model_card import make_card
-from melp.synthetic.corpus import LABEL_SETS
+from melp.synthetic.findings import TEXTBOOK
 from signal_melp import LEADS, limb_error
 
 CPU = Runtime(torch.device("cpu"))
-CLASSES = LABEL_SETS["findings"]
+CLASSES = TEXTBOOK
 
 
 def evaluate(evaluated, task, model, output, *more, data="rhythm"):

@@ -18,7 +18,8 @@ import pyarrow as pa
 from melp.databases import EcgRecord
 from melp.databases.tables import label_sets, plan_table
 from melp.synthetic import patients, textbook
-from melp.synthetic.findings import FINDINGS, LABEL_SETS, TEXTBOOK, labels_of
+from melp.synthetic.findings import FINDINGS, TEXTBOOK, labels_of
+from melp.synthetic.findings import LABEL_SETS as FULL_SETS
 from melp.synthetic.heart import LEADS, SAMPLING_RATE
 from melp.synthetic.reports import report
 from melp.synthetic.simulator import Truth, simulate
@@ -26,7 +27,6 @@ from melp.synthetic.simulator import Truth, simulate
 __all__ = [
     "EXTRA",
     "FINDINGS",
-    "LABEL_SETS",
     "SOURCE",
     "VERSION",
     "add_arguments",
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variety",
         choices=VARIETIES,
-        default="full",
-        help="every finding in all degrees, or the 28 of the demo in their textbook form",
+        default="textbook",
+        help="the 28 findings of the demo, plainly drawn, or every finding in all degrees (to train for real ECGs)",
     )
 
 
@@ -82,7 +82,7 @@ def inputs(root: str | None = None, **_) -> list:
     return []
 
 
-def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "full") -> pa.Table:
+def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "textbook") -> pa.Table:
     """The first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten tests.
 
     Raises:
@@ -106,7 +106,7 @@ def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety
         "recording_index": recording,
         "textbook": np.full(records, variety == "textbook"),
     }
-    return plan_table(columns, {"findings": TEXTBOOK} if variety == "textbook" else LABEL_SETS)
+    return plan_table(columns, {"findings": TEXTBOOK} if variety == "textbook" else FULL_SETS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

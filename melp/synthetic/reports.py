@@ -26,7 +26,8 @@ def general_findings() -> dict[str, frozenset[str]]:
     for name, entry in wordings()["general"].items():
         named = set(entry["findings"])
         named |= {finding for finding, about in FINDINGS.items() if about.family in named}
-        families[name] = frozenset((named & set(FINDINGS)) - {"abnormal qrs", "abnormal q waves", "u waves", "early repolarisation"})
+        left_out = {"abnormal qrs", "abnormal q waves", "u waves", "early repolarisation"}
+        families[name] = frozenset((named & set(FINDINGS)) - left_out)
     return families
 
 
@@ -91,7 +92,8 @@ def _statements(
         omitted = 0.45 if name in measured and crowded and not plain else 0.10
         if several and not finding.primary and rng.random() < omitted:
             continue
-        text = _fill(name, _draw(rng, table["findings"][name]), recording, truth, rng)
+        texts = table["findings"][name][:4] if plain else table["findings"][name]
+        text = _fill(name, _draw(rng, texts), recording, truth, rng)
         if finding.family not in ("rhythm", "normal") and rng.random() < (0.05 if plain else 0.10):
             text = f"{_draw(rng, table['hedges'])} {text}"
         sentences.append(text)
@@ -145,7 +147,7 @@ def _summary(labels: list[str], rng: np.random.Generator) -> str:
 def report(
     recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator, plain: bool = False
 ) -> str:
-    """Returns a report of one to six sentences in lower-case ASCII; a `plain` one states the findings alone."""
+    """Returns a report of one to six sentences in lower-case ASCII; a `plain` one is a cart's."""
     table = wordings()
     sentences = _statements(recording, truth, labels, rng, plain)
     if len(sentences) > 5:  # a reader of many findings names the most important

@@ -28,8 +28,9 @@ from melp.evaluation.settings import TASKS
 from melp.evaluation.tasks import identify, report, retrieval
 from melp.evaluation.tasks.finetune import new_model, parameter_groups
 from melp.synthetic import corpus as synthetic
+from melp.synthetic import reports as wording
 
-FINDINGS = list(synthetic.FINDINGS)
+FINDINGS = synthetic.TEXTBOOK
 
 
 def run(evaluated, tmp_path, task, *more, data=("data",)):
@@ -207,8 +208,8 @@ def test_negation_reaches_no_further_than_its_clause(text, stated):
 
 
 def test_findings_read_from_synthetic_reports_are_those_written_into_them(monkeypatch):
-    written, fill = [], synthetic._fill
-    monkeypatch.setattr(synthetic, "_fill", lambda name, *rest: written.append(name) or fill(name, *rest))
+    written, fill = [], wording._fill
+    monkeypatch.setattr(wording, "_fill", lambda name, *rest: written.append(name) or fill(name, *rest))
     true, labels, reports = [], [], []
     for item in synthetic.plan(records=80, seed=5).to_pylist():
         written.clear()

@@ -289,7 +289,7 @@ def test_a_folder_is_read_without_this_code(tmp_path):
     item = next(item for item in synthetic.plan(records=30).to_pylist() if item["record"] == record)
     expected = synthetic.read(item)
     np.testing.assert_allclose(millivolts, expected.signal / expected.gain[:, None], atol=1e-6)
-    assert names == synthetic.LABEL_SETS["findings"]
+    assert names == synthetic.TEXTBOOK
     size = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
     assert size <= 30 * 125_000
 

@@ -10,7 +10,7 @@ from wfdb.processing import xqrs_detect
 
 from melp.evaluation.prompts import PROMPTS
 from melp.synthetic import corpus as synthetic
-from melp.synthetic.findings import TEXTBOOK
+from melp.synthetic.findings import FINDINGS, TEXTBOOK
 from melp.synthetic.heart import LEADS, SAMPLES, contiguous
 
 RECORDS = 1500
@@ -58,7 +58,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def full():
-    return [synthetic.read(item) for item in synthetic.plan(records=RECORDS, seed=3).to_pylist()]
+    return [synthetic.read(item) for item in synthetic.plan(records=RECORDS, seed=3, variety="full").to_pylist()]
 
 
 def having(records, present, absent=()):
@@ -92,7 +92,7 @@ def test_record_is_complete(records):
         assert record.leads == ["I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6"]
         assert len(record.gain) == len(record.baseline) == 12
         assert np.abs(record.signal.astype(int)).max() < 10 * record.gain[0]  # no clipping, no missing samples
-        assert set(record.labels["findings"]) <= set(synthetic.LABEL_SETS["findings"])
+        assert set(record.labels["findings"]) <= set(FINDINGS)
 
 
 def test_limb_leads_obey_einthoven(records):
@@ -280,12 +280,12 @@ def test_reports_say_the_findings(records):
         ]
         assert np.mean(positive) > 0.75, name
         if name not in ("sinus rhythm", "normal ecg"):  # "sinus rhythm with slow rate", "otherwise normal ecg"
-            assert np.mean(negative) < 0.01, name
+            assert np.mean(negative) < 0.02, name
 
 
 def test_prompts_cover_the_findings():
     prompts_of = yaml.safe_load(PROMPTS.read_text())["findings"]
-    assert set(synthetic.LABEL_SETS["findings"]) <= set(prompts_of)
+    assert set(FINDINGS) <= set(prompts_of)
     for name, prompts in prompts_of.items():
         assert 2 <= len(prompts) <= 4 and len(set(prompts)) == len(prompts)
         assert all(re.search(SAID.get(name, ""), prompt) and prompt.endswith(".") for prompt in prompts)
@@ -293,7 +293,7 @@ def test_prompts_cover_the_findings():
 
 def test_every_finding_of_the_full_variety_occurs(full):
     counts = Counter(name for record in full for name in record.labels["findings"])
-    assert set(counts) == set(synthetic.FINDINGS)
+    assert set(counts) == set(FINDINGS)
     assert counts["normal ecg"] > 0.2 * RECORDS
 
 
@@ -309,7 +309,7 @@ def test_statements_follow_from_findings(full):
 
 
 def test_truth_is_in_the_signal():
-    items = synthetic.plan(records=400, seed=8).to_pylist()
+    items = synthetic.plan(records=400, seed=8, variety="full").to_pylist()
     spikes, blocked, early = 0, 0, 0
     for item in items:
         signal, truth, record = synthetic.simulated(item)

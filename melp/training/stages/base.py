@@ -71,7 +71,7 @@ class Stage:
         if recipe.data is not None:
             return Path(recipe.data)
         folder = Path(f"{CORPUS}-{recipe.corpus_records}-{recipe.corpus_seed}")
-        return prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed, variety="textbook")
+        return prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed)
 
     @property
     def unwrapped(self):
