@@ -31,7 +31,7 @@ class Results:
     Attributes:
         task, model, data, database, label_set, split: what was measured on what; several folders are joined by ", ".
         against: the comparison models by the name of their figures.
-        settings: every option of the command, so that it can be repeated.
+        command, settings: the command and every option of it, so that it can be repeated.
         fingerprints: of the model's files and of each prepared folder, and the versions of what computed.
         records, patients: how many there were.
         metrics: `{name: {"value": ..., "low": ..., "high": ...}}`, flat; the bounds are None where there are none.
@@ -53,6 +53,7 @@ class Results:
     split: str
     label_set: str = ""
     against: dict[str, str] = field(default_factory=dict)
+    command: str = ""
     settings: dict = field(default_factory=dict)
     fingerprints: dict = field(default_factory=dict)
     records: int = 0
@@ -95,6 +96,7 @@ class Results:
             split=settings.split,
             label_set=label_set,
             against=comparison_models,
+            command=settings.command,
             settings=_plain(dataclasses.asdict(settings)),
             fingerprints={
                 "model": model_fingerprint(settings.model),

@@ -3,8 +3,10 @@
 Nothing heavy is imported here: `--help` and a mistyped option must not wait for torch.
 """
 
+import dataclasses
 import math
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -65,6 +67,19 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value:g}.")
         for source in (self.model, *self.against, *getattr(self, "data", ())):
             parse_source(source)
+
+    @property
+    def command(self) -> str:
+        """Returns the command line of these settings, without options that figures do not depend on."""
+        words = ["python", "evaluate.py", self.task]
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            default = entry.default_factory() if callable(entry.default_factory) else entry.default
+            if value != default and entry.name not in ("output", "cache", "batch_size", "num_workers"):
+                words.append(f"--{entry.name.replace('_', '-')}")
+                if value is not True:
+                    words += map(str, value if isinstance(value, list) else [value])
+        return shlex.join(words)
 
     @property
     def comparison_models(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The command line of evaluate.py: its help, its errors, and the settings that it becomes."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,15 @@ def test_the_command_line_gives_settings():
         ["linear-probe", "--model", "m", "--data", "d", "--fractions", "0.5", "1", "--draw", "stratified"]
     )
     assert probe == LinearProbe(model="m", data=["d"], fractions=[0.5, 1.0], draw="stratified")
+
+
+def test_settings_give_the_command_line_back():
+    given = ZeroShot(model="org/model@v1", data=["a/b c".replace(" ", "-")], cpsc_original=True, findings="long QT")
+    assert given.command == (
+        "python evaluate.py zero-shot --model org/model@v1 --data a/b-c --findings 'long QT' --cpsc-original"
+    )
+    probe = LinearProbe(model="m", data=["d", "e"], fractions=[0.5, 1.0], output="out", seed=3)
+    assert read_settings(shlex.split(probe.command)[2:]) == dataclasses.replace(probe, output=None)
 
 
 @pytest.mark.parametrize(
