@@ -24,8 +24,8 @@ from melp.databases.wfdb_record import stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
-VERSION = 2
-EXTRA = {"age": "float32", "sex": "string"}
+VERSION = 3
+EXTRA = {"age": "float32", "sex": "string", "device": "string", "site": "string"}
 SOURCE = {
     "name": "PTB-XL, a large publicly available electrocardiography dataset",
     "version": "1.0.1 to 1.0.3",
@@ -69,6 +69,8 @@ def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None
             "path": str(root) + "/" + files,
             "age": table["age"],
             "sex": table["sex"].map({0: "male", 1: "female"}),
+            "device": table["device"].str.split().str.join(" "),
+            "site": table["site"].astype("Int64").astype("string").astype(object),
         }
     )
     if reports == "statements":

@@ -13,6 +13,7 @@ from melp.evaluation.metrics import ClassFigures, best_threshold, calibration_er
 from melp.evaluation.prompts import PROMPTS, load_prompts, load_yaml
 from melp.evaluation.results import Results, difference, key_of, prediction_table, with_bounds
 from melp.evaluation.settings import LabelSettings, PromptSettings
+from melp.evaluation.subgroups import add_subgroups
 from melp.markdown import table
 
 METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
@@ -87,7 +88,8 @@ def open_labelled(
     """
     if fitted and settings.split in ("train", ALL):
         raise ValueError(f"--split {settings.split} has the recordings that the model is fitted on: choose another.")
-    splits, where = load_folders(settings.data, settings.label_set), settings.where
+    by = getattr(settings, "by", ())
+    splits, where = load_folders(settings.data, settings.label_set, by), settings.where
     sets = list(label_sets(filled_split(splits, settings.split, where)))
     if not sets:
         why = "nothing to classify. Prepare it with labels." if len(settings.data) == 1 else "they share no finding."
@@ -158,7 +160,11 @@ def class_figures(
 
 
 def add_figures(
-    results: Results, rows: Dataset, scored: dict[str, ClassFigures], probabilities: np.ndarray | None = None
+    results: Results,
+    rows: Dataset,
+    scored: dict[str, ClassFigures],
+    probabilities: np.ndarray | None = None,
+    by: Sequence[str] = (),
 ):
     """Adds figures of one or more models on the same recordings to `results`, and the predictions.
 
@@ -167,6 +173,7 @@ def add_figures(
         scored: name -> figures; the first is what the task measures, the others are compared with it by the paired
             difference.
         probabilities: (recordings, classes) of the first model; columns with NaN have no calibration.
+        by: columns of `rows` by whose groups figures are given as well.
     """
     from melp.evaluation import figures as draw
 
@@ -192,6 +199,7 @@ def add_figures(
     results.groups = [row for group in GROUPS if (row := _group(scored, group, results.label_set))]
     if results.groups:
         results.tables["Diagnostic groups"] = _group_table(results.groups, others)
+    add_subgroups(results, rows, scored, by)
     if marked := sum(bool(row["note"]) for row in model.rows):
         results.notes.append(
             f"{marked} of {len(model.rows)} classes are marked; those with a figure count in the mean, as published."

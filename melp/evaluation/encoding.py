@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from melp.data.batches import MelpCollator, prepare_inputs
+from melp.evaluation.encoders import OtherEncoder
 from melp.evaluation.models import Runtime, digest
 from melp.files import write_atomically
 from modeling_melp import MelpModel
@@ -82,18 +83,19 @@ def encode(
     """Returns the embeddings of a split, in its order: `rhythm` (rows, projection_dim), L2-normalised, and `probe`.
 
     Over several processes each encodes its share. With a cache, features of the same model, recordings and transform
-    are read instead; a file of the cache that cannot be read counts as absent.
+    are read instead; a file of the cache that cannot be read counts as absent. Features of an encoder of others are
+    kept where it has a `fingerprint`, a string that tells its weights and preprocessing apart.
 
     Raises:
         ValueError: when the model gives embeddings that are not finite, naming the first recordings.
     """
     file = None
-    if runtime.cache is not None:
+    if runtime.cache is not None and model.fingerprint is not None:
         # Each split of a prepared folder has the folder's fingerprint: its name and its records tell it apart.
         records = "\0".join(split.select_columns(["record"])["record"])
-        preprocessing = getattr(extractor, "feature_extractor", extractor).to_dict()
-        change = transform and transform.name
-        parts = (model.fingerprint, split._fingerprint, split.split, records, change, model.dtype, preprocessing)
+        preprocessing = extractor and getattr(extractor, "feature_extractor", extractor).to_dict()
+        change, dtype = transform and transform.name, getattr(model, "dtype", None)
+        parts = (model.fingerprint, split._fingerprint, split.split, records, change, dtype, preprocessing)
         file = Path(runtime.cache) / f"{digest(*parts)}.safetensors"
         kept = _read_cache(file, len(split))
         # All processes read or all encode: a cache on one machine of several would leave the others waiting.
@@ -135,22 +137,42 @@ def _warn_of_cache(folder: Path, what: str):
 
 
 def _encode_share(model, extractor, split, runtime: Runtime, name: str, transform) -> dict[str, np.ndarray]:
-    ecg_model = model.ecg_model if isinstance(model, MelpModel) else model
     share = split.select(range(runtime.rank, len(split), runtime.world)) if runtime.world > 1 else split
+    if isinstance(model, OtherEncoder):
+        own = _embed_otherwise(model, share, runtime, name, transform)
+    else:
+        own = _embed(model, extractor, share, runtime, name, transform)
+    if runtime.world == 1:
+        return own
+    shares = gather_object([own])
+    widths = {key: max(part[key].shape[1] for part in shares) for key in own}
+    whole = {key: np.empty((len(split), width), np.float32) for key, width in widths.items()}
+    for rank, part in enumerate(shares):
+        for key, values in part.items():
+            whole[key][rank :: runtime.world] = values
+    return whole
+
+
+def _embed(model, extractor, rows: Dataset, runtime: Runtime, name: str, transform) -> dict[str, np.ndarray]:
+    ecg_model = model.ecg_model if isinstance(model, MelpModel) else model
     width = ecg_model.config.projection_dim
     parts = {"rhythm": [np.empty((0, width), np.float32)], "probe": [np.empty((0, width), np.float32)]}
     with torch.inference_mode():
-        for batch in signal_batches(extractor, share, runtime, name, transform):
+        for batch in signal_batches(extractor, rows, runtime, name, transform):
             batch = prepare_inputs(batch, model.device, ecg_model.config.scaling)
             outputs = ecg_model(**batch)
             parts["rhythm"].append(F.normalize(outputs.rhythm_embeds.float(), dim=-1).cpu().numpy())
             parts["probe"].append(outputs.probe_embeds.float().cpu().numpy())
-    own = {key: np.concatenate(values) for key, values in parts.items()}
-    if runtime.world == 1:
-        return own
-    shares = gather_object([own])
-    whole = {key: np.empty((len(split), width), np.float32) for key in own}
-    for rank, share in enumerate(shares):
-        for key, values in share.items():
-            whole[key][rank :: runtime.world] = values
-    return whole
+    return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def _embed_otherwise(encoder: OtherEncoder, rows: Dataset, runtime: Runtime, name: str, transform):
+    """Embeds by an encoder of others, whose features serve for probes and, normalised, for similarities."""
+    rows, parts = rows.select_columns(SIGNAL_COLUMNS), []
+    starts = range(0, len(rows), runtime.batch_size)
+    for start in tqdm(starts, desc=name, unit="batch", disable=runtime.rank != 0):
+        batch = rows.select(range(start, min(start + runtime.batch_size, len(rows))))
+        parts.append(encoder.embed(list(batch), transform))
+    probe = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+    norm = np.linalg.norm(probe, axis=1, keepdims=True)
+    return {"rhythm": probe / np.maximum(norm, 1e-12), "probe": probe}

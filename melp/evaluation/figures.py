@@ -15,6 +15,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melp.evaluation.metrics import ClassFigures, calibration_error, reliability
+from melp.evaluation.results import key_of
 
 BLUE, ORANGE, GREY, LIGHT = "#1f5fa8", "#d9730d", "#8a8a8a", "#d5d5d5"
 MODEL_COLOURS = (BLUE, GREY, ORANGE, "#2a8f5c", "#8a4fae", "#b03050")
@@ -234,6 +235,49 @@ def robustness(conditions: Sequence) -> Figure:
     figure.suptitle("Robustness (blue: as recorded, with its 95% interval; grey: chance)", fontsize=10)
     if len(names) > 1:
         _caption(figure, list(colours.items()))
+    return figure
+
+
+def subgroups(rows: Sequence[dict], compared: Sequence[str] = ()) -> Figure:
+    """Draws the macro AUROC of each subgroup with its interval, and that of the rest; a panel per column.
+
+    Args:
+        rows: of `melp.evaluation.subgroups.subgroup_rows`; those without a figure are left out.
+        compared: the names of further models.
+
+    Raises:
+        NotDrawable: when no group has a figure.
+    """
+    shown: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["auroc"] is not None:
+            shown.setdefault(row["column"], []).append(row)
+    if not shown:
+        raise NotDrawable("no subgroup has a class that can be measured in it and in the rest")
+    counts = [len(part) for part in shown.values()]
+    figure = Figure(figsize=(6.4, 0.36 * sum(counts) + 0.7 * len(counts) + 1.0), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, height_ratios=[n + 0.8 for n in counts], squeeze=False)
+    for axis, (column, part) in zip(panels.ravel(), shown.items(), strict=True):
+        places = np.arange(len(part))[::-1]
+        value, low, high = (np.array([row[key] for row in part]) for key in ("auroc", "auroc_low", "auroc_high"))
+        axis.errorbar(value, places, xerr=np.abs([value - low, high - value]), fmt="o", color=BLUE, ms=5, capsize=2)
+        axis.plot([row["auroc_rest"] for row in part], places, "|", color=GREY, ms=12, mew=1.8)
+        for name, colour in zip(compared, cycle(MODEL_COLOURS[2:]), strict=False):
+            axis.plot([row[f"auroc_{key_of(name)}"] for row in part], places, "s", color=colour, ms=4)
+        labels = [f"{row['group']} ({row['records']:,})" + " *" * row["difference"]["holds"] for row in part]
+        axis.set_yticks(places, labels, fontsize=8)
+        axis.set_ylim(-0.6, len(part) - 0.4)
+        axis.set_title(column, fontsize=10, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel("macro AUROC; * the difference from the rest holds")
+    entries = [("model", BLUE), ("the rest, model", GREY), *zip(compared, cycle(MODEL_COLOURS[2:]), strict=False)]
+    handles = [
+        matplotlib.lines.Line2D([], [], color=colour, marker="o" if colour != GREY else "|", lw=0)
+        for _, colour in entries
+    ]
+    figure.legend(
+        handles, [name for name, _ in entries], loc="outside upper center", ncols=4, frameon=False, fontsize=8
+    )
     return figure
 
 

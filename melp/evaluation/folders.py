@@ -11,7 +11,7 @@ from melp.evaluation.correspondences import finding_of, shared_findings
 SHARED = "shared"  # the label set that several folders have in common; its classes are findings of `labels.yaml`
 
 
-def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> DatasetDict:
+def load_folders(paths: Sequence[str], names: Sequence[str] | None = None, keep: Sequence[str] = ()) -> DatasetDict:
     """Loads the splits of one prepared folder, or of several together.
 
     Several have one label set, `shared`: the findings that each of them labels, any of a finding's labels counting.
@@ -19,6 +19,7 @@ def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> Da
 
     Args:
         names: the label set to take of each folder (default: the first that `labels.yaml` knows).
+        keep: columns of several folders that are needed beside those that every folder has.
 
     Raises:
         ValueError: naming the folder and what is wrong with it.
@@ -30,7 +31,10 @@ def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> Da
         raise ValueError(f"{len(paths)} folders in --data need as many names in --label-set, not {len(names)}.")
     used = []
     for path, splits, name in zip(paths, opened, names or [None] * len(paths), strict=True):
-        sets = label_sets(next(iter(splits.values())))
+        first = next(iter(splits.values()))
+        if missing := [column for column in keep if column not in first.column_names]:
+            raise ValueError(f"{path} has no column {', '.join(missing)}.")
+        sets = label_sets(first)
         if name is not None and name not in sets:
             raise ValueError(f"{path} has no label set {name!r}; it has {', '.join(sets) or 'none'}.")
         name = name or first_known(sets)
@@ -40,7 +44,7 @@ def load_folders(paths: Sequence[str], names: Sequence[str] | None = None) -> Da
     for number, (splits, (name, classes)) in enumerate(zip(opened, used, strict=True)):
         columns = [[classes.index(label) for label in labels[number]] for labels in shared.values()]
         for split, rows in splits.items():
-            parts.setdefault(split, []).append(_joined(rows, number, name, columns, list(shared)))
+            parts.setdefault(split, []).append(_joined(rows, keep, number, name, columns, list(shared)))
     return DatasetDict({split: concatenate_datasets(joined) for split, joined in parts.items()})
 
 
@@ -49,11 +53,12 @@ def first_known(sets: dict[str, list[str]]) -> str | None:
     return next((name for name, classes in sets.items() if any(finding_of(name, label) for label in classes)), None)
 
 
-def _joined(rows: Dataset, number: int, name: str | None, columns: list[list[int]], findings: list[str]) -> Dataset:
+def _joined(rows: Dataset, keep, number: int, name: str | None, columns: list[list[int]], findings: list[str]):
     """Returns a folder's rows as those of the others: the same columns, findings as labels, its number in patients."""
     patients = [f"{number + 1}:{patient}" for patient in rows["patient"]]
     labels = rows.select_columns([name])[name] if name and findings else None
-    rows = rows.select_columns(list(REQUIRED_COLUMNS)).remove_columns("patient").add_column("patient", patients)
+    rows = rows.select_columns(list(dict.fromkeys((*REQUIRED_COLUMNS, *keep))))
+    rows = rows.remove_columns("patient").add_column("patient", patients)
     if labels is None:
         return rows
     joined = [

@@ -276,7 +276,7 @@ class ClassFigures:
 
     def macro_draws(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> np.ndarray:
         """Returns (samples,): the mean over the classes that have the metric, in every draw."""
-        return _mean(self.draws(metric)[:, self._chosen(metric, labels)])
+        return mean_over_classes(self.draws(metric)[:, self._chosen(metric, labels)])
 
     def macro(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> dict | None:
         """Returns `value`, `low`, `high` of the mean over the classes that have the metric; None where none has."""
@@ -316,7 +316,7 @@ class ClassFigures:
         ]
 
 
-def _mean(draws: np.ndarray) -> np.ndarray:
+def mean_over_classes(draws: np.ndarray) -> np.ndarray:
     """Returns (draws,): mean over the classes that exist in a draw (a rare one can lose its positives); else NaN."""
     counts = (~np.isnan(draws)).sum(axis=1)
     return np.nansum(draws, axis=1) / np.where(counts, counts, np.nan)

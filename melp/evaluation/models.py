@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from configuration_melp import MelpConfig
+from melp.evaluation.encoders import encoder_file, load_encoder, names_encoder
 from melp.evaluation.settings import Settings
 from melp.models import load_processor, load_whole, model_folder, read_config
 from modeling_melp import MelpEcgModel, MelpModel
@@ -85,6 +86,8 @@ def _on_device(model, device: torch.device):
 def load_models(settings: Settings, runtime: Runtime, text: bool = False, untrained: bool = True) -> dict[str, tuple]:
     """Loads all models that a task measures: `{name: (model, processor)}`, "model" first.
 
+    An encoder of others has no processor.
+
     Args:
         text: every model must have a text tower.
         untrained: with the twin of the same shape that nobody trained, as "untrained".
@@ -94,7 +97,7 @@ def load_models(settings: Settings, runtime: Runtime, text: bool = False, untrai
     """
     models = {}
     for name, source in {"model": settings.model, **settings.comparison_models}.items():
-        models[name] = load_model(source, runtime.device)
+        models[name] = (load_encoder(source), None) if names_encoder(source) else load_model(source, runtime.device)
         if text and not isinstance(models[name][0], MelpModel):
             raise ValueError(f"{source} has no text tower: this task needs a whole MELP model.")
         if name == "model" and untrained:
@@ -103,9 +106,14 @@ def load_models(settings: Settings, runtime: Runtime, text: bool = False, untrai
 
 
 def model_fingerprint(source: str) -> str:
-    """Returns a hash of a model's weights and configuration files."""
-    folder, contents = model_folder(source), hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    """Returns a hash of a model's weights and configuration files, or of the code of an encoder of others."""
+    contents = hashlib.sha256()
+    if names_encoder(source):
+        files = [file for file in [encoder_file(source)] if file is not None]
+    else:
+        folder = model_folder(source)
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    for file in files:
         contents.update(file.name.encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 24):

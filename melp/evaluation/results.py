@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from melp.evaluation.encoders import names_encoder
 from melp.evaluation.output import RESULTS, replacing_files
 from melp.evaluation.settings import DataSettings, Settings
 from melp.markdown import escape
@@ -35,7 +36,7 @@ class Results:
         fingerprints: of the model's files and of each prepared folder, and the versions of what computed.
         records, patients: how many there were.
         metrics: `{name: {"value": ..., "low": ..., "high": ...}}`, flat; the bounds are None where there are none.
-        classes, groups: rows of dicts, one per class or diagnostic group.
+        classes, groups, subgroups: rows of dicts, one per class, diagnostic group, and group of recordings.
         notes: warnings, and how to read the figures.
         tables: `{title: Markdown}`, what is printed.
         profile: `{model: {unit: figure}}`, a unit being a class, a pair of folders, a condition: where several models
@@ -61,6 +62,7 @@ class Results:
     metrics: dict[str, dict] = field(default_factory=dict)
     classes: list[dict] = field(default_factory=list)
     groups: list[dict] = field(default_factory=list)
+    subgroups: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
     profile: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -111,7 +113,7 @@ class Results:
             ),
         )
         for source in (settings.model, *comparison_models.values()):
-            results.notes += overlaps(source, databases)
+            results.notes += [] if names_encoder(source) else overlaps(source, databases)
         if comparison_models:
             named = "; ".join(f"{name}: {source}" for name, source in comparison_models.items())
             results.notes.append(f"Compared on the same recordings and draws of patients: {named}.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from melp.evaluation.encoders import names_encoder
 from melp.sources import parse_source
 
 BEST_ON_TEST = "best-on-test"
@@ -46,10 +47,15 @@ class Settings:
 
     task: ClassVar[str]  # its name on the command line, and the module `melp.evaluation.tasks.TASK` that has `run`
     next: ClassVar[str]  # the task to try after it
+    takes_encoders: ClassVar[bool] = False  # whether `against` may name encoders of others
     also_writes: ClassVar[tuple[str, ...]] = ()  # into `output`, beside what every task writes
 
     model: str = option("model folder, ID or ID@REVISION", metavar="MODEL")
-    against: list[str] = option("other models, compared by a paired bootstrap", [], metavar="MODEL")
+    against: list[str] = option(
+        "other models, compared by a paired bootstrap; also MODULE:CLASS or FILE.py:CLASS, an encoder of others",
+        [],
+        metavar="MODEL",
+    )
     output: str | None = option(
         "folder for results.json, results.md, predictions.parquet and figures/", None, metavar="DIR"
     )
@@ -65,8 +71,13 @@ class Settings:
             value = getattr(self, name, None)
             if value is not None and not value >= least:
                 raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {value:g}.")
+        encoders = [source for source in self.against if names_encoder(source)]
+        if encoders and not self.takes_encoders:
+            able = ", ".join(name for name, kind in TASKS.items() if kind.takes_encoders)
+            raise ValueError(f"{self.task} cannot measure {encoders[0]}, an encoder of others; these can: {able}.")
         for source in (self.model, *self.against, *getattr(self, "data", ())):
-            parse_source(source)
+            if source not in encoders:
+                parse_source(source)
 
     @property
     def command(self) -> str:
@@ -115,6 +126,17 @@ class LabelSettings(DataSettings):
 
 
 @dataclass(kw_only=True)
+class SubgroupSettings(LabelSettings):
+    """What tasks take that can give their figures by subgroup."""
+
+    by: list[str] = option(
+        "figures by the groups of these columns (sex, age, device, site, ...) and their differences from the rest",
+        [],
+        metavar="COLUMN",
+    )
+
+
+@dataclass(kw_only=True)
 class PromptSettings(LabelSettings):
     """What tasks take that describe classes by texts."""
 
@@ -129,7 +151,7 @@ class PromptSettings(LabelSettings):
 
 
 @dataclass(kw_only=True)
-class ZeroShot(PromptSettings):
+class ZeroShot(PromptSettings, SubgroupSettings):
     """Zero-shot classification: findings scored by the similarity of a recording with texts that describe them.
 
     A class's embedding is the mean of its prompts'. Thresholds of F1 come from the validation split, as in use; the
@@ -158,7 +180,7 @@ class ZeroShot(PromptSettings):
 
 
 @dataclass(kw_only=True)
-class LinearProbe(LabelSettings):
+class LinearProbe(SubgroupSettings):
     """Linear probe: logistic regression on the frozen encoder's features.
 
     The probe is fitted on parts of the training recordings (1%, 10% and all of them), several times, its
@@ -167,6 +189,7 @@ class LinearProbe(LabelSettings):
     """
 
     task, next = "linear-probe", "zero-shot"
+    takes_encoders = True
 
     fractions: list[float] = option("parts of the training recordings", [0.01, 0.1, 1.0])
     draws: int = option("times that a part is drawn anew, seeds 42, 43 ...", 3)
@@ -185,7 +208,7 @@ class LinearProbe(LabelSettings):
 
 
 @dataclass(kw_only=True)
-class Finetune(LabelSettings):
+class Finetune(SubgroupSettings):
     """Fine-tuning: the whole ECG tower with a linear head over all classes of a label set, and the same from scratch.
 
     Findings can occur together: a sigmoid for each, binary cross entropy, classes weighted alike. Layers further from
@@ -225,6 +248,7 @@ class Transfer(PromptSettings):
     """
 
     task, next = "transfer", "finetune"
+    takes_encoders = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -258,6 +282,7 @@ class Identify(DataSettings):
     """
 
     task, next = "identify", "linear-probe"
+    takes_encoders = True
 
     splits: str | None = option("folder of the published gallery and probe tables", None, metavar="DIR")
 

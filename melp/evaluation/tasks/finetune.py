@@ -171,9 +171,8 @@ def fit(task: Task, network: MelpForEcgClassification, name: str) -> tuple[MelpF
 def run(settings: Finetune, runtime: Runtime) -> Results:
     """Fine-tunes and tests all models; see `Finetune`."""
     data = open_labelled(settings, fitted=True)
-    rows = {
-        split: part.select_columns([*SIGNAL_COLUMNS, "patient", data.label_set]) for split, part in data.rows.items()
-    }
+    columns = [*SIGNAL_COLUMNS, "patient", data.label_set, *settings.by]
+    rows = {split: part.select_columns(columns) for split, part in data.rows.items()}
     held_out = data.targets["validation"]
     if macro(score_classes(held_out, held_out.astype(float), data.classes)) is None:
         raise ValueError(
@@ -196,7 +195,7 @@ def run(settings: Finetune, runtime: Runtime) -> Results:
             extras["model"] = partial(_save, network.cpu(), extractor)
     results = Results.start(settings, rows[settings.split], data.label_set)
     results.extras |= extras
-    add_figures(results, rows[settings.split], scored, scored["model"].scores)
+    add_figures(results, rows[settings.split], scored, scored["model"].scores, settings.by)
     results.tables["Training"] = _training_table(histories)
     results.notes.append(
         f"{len(rows['train']):,} training recordings; the epoch with the best validation macro AUROC is tested."

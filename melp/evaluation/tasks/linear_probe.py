@@ -29,7 +29,7 @@ def run(settings: LinearProbe, runtime: Runtime) -> Results:
     results.notes += too_small
     scored = {name: by_fraction[largest].figures[0] for name, by_fraction in probes.items()}
     results.tables["Parts of the training recordings"] = _fraction_table(results, probes)
-    add_figures(results, rows, scored, probes["model"][largest].probabilities)
+    add_figures(results, rows, scored, probes["model"][largest].probabilities, settings.by)
     results.notes.append(
         f"Macro, classes and groups: {largest:.0%} of the training recordings, draw 1. Parts are drawn "
         f"{settings.draws} times ({settings.draw}); a class without a positive in a part is not scored there. One "

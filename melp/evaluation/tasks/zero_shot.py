@@ -52,7 +52,7 @@ def run(settings: ZeroShot, runtime: Runtime) -> Results:
             probabilities = calibrated(held_out, scores) if "validation" in data.rows else None
 
     results = Results.start(settings, rows, data.label_set)
-    add_figures(results, rows, scored, probabilities)
+    add_figures(results, rows, scored, probabilities, settings.by)
     results.add("rankme", rankme(shown[0]))
     results.notes.append(f"RankMe (effective rank of the embeddings): {results.metrics['rankme']['value']:.1f}.")
     if "f1" in scored["model"].metrics:
@@ -94,7 +94,7 @@ def _run_findings(settings: ZeroShot, runtime: Runtime) -> Results:
     """Scores any list of findings in every recording; figures are of those that a label of the data names."""
     findings = settings.finding_names
     prompts = prompts_of_findings(settings.prompts or PROMPTS, findings)
-    rows = filled_split(load_folders(settings.data, settings.label_set), settings.split, settings.where)
+    rows = filled_split(load_folders(settings.data, settings.label_set, settings.by), settings.split, settings.where)
     label_set, named = _labels_named(rows, findings, named_label_set(settings))
     scores, texts = {}, {}
     for name, similarities in _models(settings, runtime, prompts):
@@ -113,7 +113,7 @@ def _run_findings(settings: ZeroShot, runtime: Runtime) -> Results:
             name: class_figures(settings, chosen, list(named), true, values[labelled][:, columns])
             for name, values in scores.items()
         }
-        add_figures(results, chosen, scored)
+        add_figures(results, chosen, scored, by=settings.by)
     records = np.asarray(rows["record"], dtype=object)
     results.tables["Findings"] = table(
         ["finding", "label", "mean score", "recordings with the highest scores"],
