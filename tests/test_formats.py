@@ -48,7 +48,9 @@ SAMPLES = {
     "scp/ecgtoolkit_example.scp": ({}, "scp", 500, 5000, *I_II),
 }  # fmt: skip
 # Those that hold the aECG example: the largest difference from it, in mV, their quantisation.
-OTHERS = {name for name in SAMPLES if name.split("/")[1].startswith(("liryc", "pydicom", "p28", "1_0", "synthetic_rhythm"))}
+OTHERS = {
+    name for name in SAMPLES if name.split("/")[1].startswith(("liryc", "pydicom", "p28", "1_0", "synthetic_rhythm"))
+}
 # (ishneholterlib, which wrote the ISHNE file, cuts where it should round)
 COARSE = {"muse": 0.00245, "cardiosoft": 0.0026, "edf_bdf": 1e-6, "csv_npy/uv_s": 0.0006, "ishne": 0.0026}
 

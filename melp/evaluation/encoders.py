@@ -17,12 +17,9 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from melp.evaluation.encoding import SignalTransform
 
 _NAME = re.compile(r"(?P<module>[^:@]+):(?P<object>[A-Za-z_]\w*)")
 
@@ -46,8 +43,12 @@ class OtherEncoder:
         self.source, self.encoder = source, encoder
         self.fingerprint = getattr(encoder, "fingerprint", None)
 
-    def embed(self, rows: list[dict], transform: "SignalTransform | None" = None) -> np.ndarray:
+    def embed(self, rows: list[dict], transform=None) -> np.ndarray:
         """Returns (rows, width) float32; rows of the same leads and length are encoded together.
+
+        Args:
+            rows: of a prepared split.
+            transform: a `melp.evaluation.encoding.SignalTransform` to apply first.
 
         Raises:
             ValueError: where the encoder gives anything but a row of finite numbers per recording.

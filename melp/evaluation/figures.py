@@ -3,7 +3,7 @@
 Many classes are many small panels, not many lines: a panel is read at first sight, a legend of 28 colours is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from melp.evaluation.metrics import ClassFigures, calibration_error, reliability
-from melp.evaluation.results import key_of
 
 BLUE, ORANGE, GREY, LIGHT = "#1f5fa8", "#d9730d", "#8a8a8a", "#d5d5d5"
 MODEL_COLOURS = (BLUE, GREY, ORANGE, "#2a8f5c", "#8a4fae", "#b03050")
@@ -238,17 +237,17 @@ def robustness(conditions: Sequence) -> Figure:
     return figure
 
 
-def subgroups(rows: Sequence[dict], compared: Sequence[str] = ()) -> Figure:
+def subgroups(rows: Sequence[dict], compared: Mapping[str, str] | None = None) -> Figure:
     """Draws the macro AUROC of each subgroup with its interval, and that of the rest; a panel per column.
 
     Args:
         rows: of `melp.evaluation.subgroups.subgroup_rows`; those without a figure are left out.
-        compared: the names of further models.
+        compared: the names of further models, and the columns that have their figures.
 
     Raises:
         NotDrawable: when no group has a figure.
     """
-    shown: dict[str, list[dict]] = {}
+    shown, compared = {}, compared or {}
     for row in rows:
         if row["auroc"] is not None:
             shown.setdefault(row["column"], []).append(row)
@@ -262,8 +261,8 @@ def subgroups(rows: Sequence[dict], compared: Sequence[str] = ()) -> Figure:
         value, low, high = (np.array([row[key] for row in part]) for key in ("auroc", "auroc_low", "auroc_high"))
         axis.errorbar(value, places, xerr=np.abs([value - low, high - value]), fmt="o", color=BLUE, ms=5, capsize=2)
         axis.plot([row["auroc_rest"] for row in part], places, "|", color=GREY, ms=12, mew=1.8)
-        for name, colour in zip(compared, cycle(MODEL_COLOURS[2:]), strict=False):
-            axis.plot([row[f"auroc_{key_of(name)}"] for row in part], places, "s", color=colour, ms=4)
+        for key, colour in zip(compared.values(), cycle(MODEL_COLOURS[2:]), strict=False):
+            axis.plot([row[key] for row in part], places, "s", color=colour, ms=4)
         labels = [f"{row['group']} ({row['records']:,})" + " *" * row["difference"]["holds"] for row in part]
         axis.set_yticks(places, labels, fontsize=8)
         axis.set_ylim(-0.6, len(part) - 0.4)

@@ -131,7 +131,7 @@ def _shared_classes(scored: dict[str, ClassFigures], compared: Sequence[str], ma
 
 
 def add_subgroups(results: Results, rows: Dataset, scored: dict[str, ClassFigures], columns: Sequence[str]):
-    """Adds the figures by each of the columns: `subgroups`, metrics, a table per column and a picture.
+    """Adds the figures by each of the columns: `subgroups`, a table per column and a picture.
 
     Raises:
         ValueError: as `groups_of`.
@@ -142,10 +142,6 @@ def add_subgroups(results: Results, rows: Dataset, scored: dict[str, ClassFigure
     for column in columns:
         part = subgroup_rows(column, groups_of(rows, column), scored, compared)
         results.subgroups += part
-        for row in part:
-            if row["auroc"] is not None:
-                bounds = {"value": row["auroc"], "low": row["auroc_low"], "high": row["auroc_high"]}
-                results.add(f"macro_auroc {column} {row['group']}", bounds)
         results.tables[f"By {column}"] = _subgroup_table(column, part, compared)
     if not columns:
         return
@@ -155,7 +151,9 @@ def add_subgroups(results: Results, rows: Dataset, scored: dict[str, ClassFigure
         f"Subgroups: over the classes with {least} or more positives and negatives in group and rest, which "
         f"differ between groups. Of {count} differences from the rest about {0.05 * count:.1f} hold by chance."
     )
-    results.figures["subgroups"] = lambda: draw.subgroups(results.subgroups, compared)
+    results.figures["subgroups"] = lambda: draw.subgroups(
+        results.subgroups, {name: f"auroc_{key_of(name)}" for name in compared}
+    )
 
 
 def _subgroup_table(column: str, rows: list[dict], compared: list[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from melp.evaluation.results import difference, with_bounds
 from melp.hub.runs import STARTS, Run, is_hub_id, read_results, read_run
 from melp.markdown import Markdown, escape, table
 
@@ -63,6 +64,7 @@ def make_card(
             **_of_model(model, folder, repo_id),
             **_of_run(run),
             results=results_table(evaluations),
+            subgroups=subgroups_table(evaluations),
         )
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{template} cannot be read: {error}") from error
@@ -107,6 +109,28 @@ def results_table(evaluations: list[dict]) -> Markdown | str:
             row = [entry["task"], data, entry.get("label_set"), entry["records"], name, figure["value"], interval]
             rows.append(row)
     header = ["task", "data", "label set", "records", "metric", "value", "interval"]
+    return table(header, rows, numeric=False) if rows else ""
+
+
+def subgroups_table(evaluations: list[dict]) -> Markdown | str:
+    """Returns the figures by subgroup, where `evaluate.py --by` gave any."""
+    rows = []
+    for entry in evaluations:
+        data = f"{dataset_name(entry['database'])}, {entry['split']}"
+        for group in entry.get("subgroups", ()):
+            if group["auroc"] is not None:
+                name, rest = f"{group['column']}: {group['group']}", difference(group["difference"])
+                row = [
+                    entry["task"],
+                    data,
+                    name,
+                    group["records"],
+                    len(group["labels"]),
+                    with_bounds(group, "auroc"),
+                    rest,
+                ]
+                rows.append(row)
+    header = ["task", "data", "group", "records", "classes", "macro AUROC", "less the rest of the recordings"]
     return table(header, rows, numeric=False) if rows else ""
 
 
