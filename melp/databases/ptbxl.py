@@ -69,8 +69,8 @@ def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None
             "path": str(root) + "/" + files,
             "age": table["age"],
             "sex": table["sex"].map({0: "male", 1: "female"}),
-            "device": table["device"].str.split().str.join(" "),
-            "site": table["site"].astype("Int64").astype("string").astype(object),
+            "device": _words(table, "device"),
+            "site": _words(table, "site").str.removesuffix(".0"),
         }
     )
     if reports == "statements":
@@ -86,6 +86,12 @@ def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None
     if splits:
         sets |= apply_tables(frame, splits, "ptbxl")
     return plan_table(frame, sets)
+
+
+def _words(table: pd.DataFrame, column: str) -> pd.Series:
+    """Returns a column as text in single blanks; absent where a shortened table has no such column."""
+    values = table[column] if column in table else pd.Series(pd.NA, index=table.index)
+    return values.astype("string").str.split().str.join(" ")
 
 
 def classes_of_statements(statements: pd.DataFrame) -> dict[str, dict[str, str]]:
