@@ -263,6 +263,30 @@ _ECG_SIZES = (
 )
 
 
+_EMBEDDING = {"feature-extraction": ("MelpFeatureExtractionPipeline", "AutoModel")}
+# By what a folder was saved from: its tasks, the class of pipeline_melp.py, and the Auto class that loads the model.
+_PIPELINES = {
+    "MelpModel": {
+        **_EMBEDDING,
+        "zero-shot-classification": ("MelpZeroShotPipeline", "AutoModel"),
+        "ecg-to-text": ("MelpReportPipeline", "AutoModel"),
+    },
+    "MelpEcgModel": _EMBEDDING,
+    "MelpForEcgClassification": {
+        **_EMBEDDING,
+        "ecg-classification": ("MelpClassificationPipeline", "AutoModelForSequenceClassification"),
+    },
+}
+
+
+def custom_pipelines(model_class: str) -> dict[str, dict]:
+    """Returns the entry of config.json by which transformers finds the pipelines of a model of this class."""
+    return {
+        task: {"impl": f"pipeline_melp.{name}", "pt": [auto_class]}
+        for task, (name, auto_class) in _PIPELINES.get(model_class, {}).items()
+    }
+
+
 def read_json(path: Path) -> dict:
     """Raises ValueError where the file holds no JSON object."""
     try:

@@ -29,12 +29,12 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder
+    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder
+    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 # transformers' own name of a cache: `past_key_values` in the earlier versions.
@@ -470,9 +470,8 @@ class MelpPreTrainedModel(PreTrainedModel):
             "AutoModelForSequenceClassification": f"modeling_melp.{classifier}ForEcgClassification",
         }
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
-        # transformers' own pipeline of this name tokenises a text.
-        pipeline = {"impl": "pipeline_melp.MelpFeatureExtractionPipeline", "pt": ["AutoModel"]}
-        self.config.custom_pipelines = {"feature-extraction": pipeline}
+        # transformers' own pipelines of these names read texts.
+        self.config.custom_pipelines = custom_pipelines(type(self).__name__)
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -4,10 +4,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 import yaml
 
+from findings_melp import embed_prompts
 from melp.evaluation.correspondences import finding_of
 from melp.evaluation.folders import SHARED
 from modeling_melp import MelpModel
@@ -81,10 +80,4 @@ def prompts_of_findings(path: str | Path, findings: list[str]) -> dict[str, list
 
 def class_embeddings(model: MelpModel, processor: MelpProcessor, prompts: dict[str, list[str]]) -> np.ndarray:
     """Returns (classes, projection_dim): the mean of a class's normalised prompt embeddings, normalised again."""
-    embeddings = []
-    with torch.inference_mode():
-        for texts in prompts.values():
-            inputs = processor(text=texts, return_tensors="pt").to(model.device)
-            features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output.float()
-            embeddings.append(F.normalize(features.mean(dim=0), dim=-1).cpu().numpy())
-    return np.stack(embeddings)
+    return embed_prompts(model, processor, list(prompts.values())).cpu().numpy()
