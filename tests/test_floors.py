@@ -14,14 +14,15 @@ FLOORS = (
     (
         "ground",
         (
-            *("melp", "melp.command_line", "melp.files", "melp.markdown", "melp.models", "melp.names"),
-            *("melp.sources", "melp.versions", "melp.yaml_file"),
+            *("melp", "melp.command_line", "melp.drawing", "melp.files", "melp.markdown", "melp.models"),
+            *("melp.names", "melp.notice", "melp.sources", "melp.versions", "melp.yaml_file"),
         ),
     ),
     ("databases", ("melp.databases", "melp.synthetic")),
     ("data", ("melp.prepare", "melp.data")),
     ("measures", ("melp.evaluation", "melp.convert", "melp.hub")),
     ("training", ("melp.training",)),
+    ("predictions", ("melp.predict", "melp.search")),
     ("tasks", ("melp.evaluation.tasks", "melp.benchmark")),
     ("doors", ()),  # train.py and its like, and the `__main__` of packages
 )
