@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 try:
-    from .signal_melp import unit_to_millivolt
+    from .signal_melp import brief, unit_to_millivolt
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from signal_melp import unit_to_millivolt
+    from signal_melp import brief, unit_to_millivolt
 
 # A gzip file may hold so much, or so many times its own size: digits of a flat line shrink some 30 times.
 MAX_INFLATED, MAX_INFLATION = 64 * 2**20, 100
@@ -118,6 +118,7 @@ class Request:
         record: which of several records of a file, by its identifier or, where there are none, its index.
         leads: names of the channels of an array, in its order.
         sampling_rate: Hz, of an array.
+        longest: seconds; a longer recording is refused before its samples are read.
     """
 
     start: float = 0.0
@@ -126,6 +127,7 @@ class Request:
     record: str | None = None
     leads: tuple[str, ...] | None = None
     sampling_rate: float | None = None
+    longest: float | None = None
 
     def __post_init__(self):
         for name, value in (("start", self.start), ("seconds", self.seconds)):
@@ -137,6 +139,8 @@ class Request:
 
     def span(self, length: int, rate: float) -> tuple[int, int]:
         """The first index and the one past the last, of `length` samples at `rate`."""
+        if self.longest and rate > 1 and length > self.longest * rate:  # 1 where a table's rate is not known yet
+            raise FormatError(f"longer than {self.longest / 3600:g} h: it lasts {length / rate / 3600:.1f} h; cut it")
         first = round(self.start * rate)
         if first >= length and first:
             raise FormatError(f"start={self.start:g} is past its end: it lasts {length / rate:g} s")
@@ -244,12 +248,6 @@ def scale_of(text, what: str) -> float:
     if not 1e-12 <= abs(value) <= 1e12:
         raise FormatError(f"{what} is {brief(text)}, which cannot be right; correct the header")
     return value
-
-
-def brief(value) -> str:
-    """A value for a message: short, printable."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
 
 
 def text_of(data: bytes) -> str:

@@ -27,7 +27,14 @@ try:
     )
     from .formats_wfdb_melp import from_wfdb, read_record
     from .formats_xml_melp import read_xml
-    from .signal_melp import EcgBlock, canonical_leads, check_sampling_rate, resample_ecg, unit_to_millivolt
+    from .signal_melp import (
+        MAX_MILLIVOLT,
+        EcgBlock,
+        canonical_leads,
+        check_sampling_rate,
+        resample_ecg,
+        unit_to_millivolt,
+    )
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
@@ -45,7 +52,14 @@ except ImportError:
     )
     from formats_wfdb_melp import from_wfdb, read_record
     from formats_xml_melp import read_xml
-    from signal_melp import EcgBlock, canonical_leads, check_sampling_rate, resample_ecg, unit_to_millivolt
+    from signal_melp import (
+        MAX_MILLIVOLT,
+        EcgBlock,
+        canonical_leads,
+        check_sampling_rate,
+        resample_ecg,
+        unit_to_millivolt,
+    )
 
 READERS: dict[str, Callable[[Source, Request], Recording]] = {
     "dicom": read_dicom,
@@ -314,6 +328,7 @@ def read_ecg(
         leads=[channel.name for channel in channels],
         sampling_rate=rate,
         ignored_leads=ignored,
+        gain=[1 / (channel.scale * unit_to_millivolt(channel.unit)) for channel in channels],
         done=recording.done + ([] if request.is_whole else [_taken(request)]),
         facts=recording.facts,
         identifiers=recording.identifiers,
@@ -347,9 +362,6 @@ def _default_name(source) -> str:
     if isinstance(source, (str, os.PathLike)):
         return str(source)
     return str(getattr(source, "record_name", None) or getattr(source, "name", None) or "recording")
-
-
-MAX_MILLIVOLT = 1e6  # a kilovolt: gain or unit cannot be right
 
 
 def in_millivolt(channels: list[Channel]) -> tuple[np.ndarray, float]:

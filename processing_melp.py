@@ -36,11 +36,14 @@ try:
     from .signal_melp import (
         LEADS,
         LIMB_LEADS,
+        MAX_MILLIVOLT,
         array_block,
+        brief,
         canonical_leads,
         derive_limb_leads,
         ecg_quality,
         interpolate_gaps,
+        plain_array,
         resample_ecg,
     )
 except ImportError:
@@ -49,15 +52,19 @@ except ImportError:
     from signal_melp import (
         LEADS,
         LIMB_LEADS,
+        MAX_MILLIVOLT,
         array_block,
+        brief,
         canonical_leads,
         derive_limb_leads,
         ecg_quality,
         interpolate_gaps,
+        plain_array,
         resample_ecg,
     )
 
 CROPS = ("first", "center", "random")
+MAX_WINDOWS = 10_000  # of a record: 2.4 GB; a day's Holter by tens of seconds has 8,640
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scaling
@@ -93,10 +100,31 @@ def scale_ecg(input_values: torch.Tensor, lead_mask: torch.Tensor, scaling: str 
 
 
 def _one_of(option, value, choices):
-    """`choices[value]` (of a dict) or `value`, or an error that lists the choices."""
-    if value not in choices:
-        raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    """Returns `choices[value]` (of a dict) or `value`; raises ValueError listing the choices."""
+    if not isinstance(value, (str, type(None))) or value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, not {brief(value)}")
     return choices[value] if isinstance(choices, dict) else value
+
+
+def _seconds(option, value, least: float = 0.0) -> float:
+    """Returns a number of seconds above `least` and finite; raises ValueError naming the option."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{option} must be a number of seconds, not {brief(value)}")
+    if not least <= value < 1e9:
+        raise ValueError(f"{option} must be a number of seconds from {least:g} on, not {brief(value)}")
+    return float(value)
+
+
+def _safely(function, name, *arguments, **options):
+    """Calls a function; whatever a strange object runs it into becomes a ValueError that names the record."""
+    try:
+        return function(*arguments, **options)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(name):
+            raise
+        raise ValueError(f"{name}: cannot be used as an ECG: {type(error).__name__}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,14 +132,14 @@ def _one_of(option, value, choices):
 
 
 def crop_start(slack: int, crop: str) -> int:
-    """The first sample of a crop of a record that is `slack` samples too long; `crop` is one of `CROPS`."""
+    """Returns the first sample of a crop of a record that is `slack` samples too long; `crop` is one of `CROPS`."""
     if _one_of("crop", crop, CROPS) == "random":
         return int(torch.randint(slack + 1, ()))
     return slack // 2 if crop == "center" else 0
 
 
 def stored_config(folder, **options) -> MelpConfig | MelpEcgConfig | None:
-    """The configuration that lies beside a processor's files in a folder or Hub repository; None without one.
+    """Returns the configuration that lies beside a processor's files in a folder or Hub repository; None without one.
 
     `options` may hold more than where to look (`revision`, `token`, `cache_dir`, ...).
     """
@@ -133,7 +161,10 @@ def check_extractor(extractor: "MelpFeatureExtractor", config: MelpConfig | Melp
     pairs = {
         name: (getattr(extractor, name), getattr(config, name)) for name in ("sampling_rate", "duration", "scaling")
     }
-    _refuse_contradictions(pairs | {"number of leads": (len(extractor.leads), config.num_leads)}, folder)
+    pairs["number of leads"] = (len(extractor.leads), config.num_leads)
+    # A configuration has no names: a model reads its leads in the order of `LEADS`, and twelve are all of them.
+    pairs["order of leads"] = (extractor.leads, [lead for lead in LEADS if lead in extractor.leads])
+    _refuse_contradictions(pairs, folder)
 
 
 def check_tokenizer(tokenizer, max_text_length: int, config: MelpConfig, folder):
@@ -153,7 +184,7 @@ def _refuse_contradictions(pairs: dict, folder):
     for name, (stored, expected) in pairs.items():
         if stored != expected:
             raise ValueError(
-                f"{folder}: the processor's {name} is {stored!r}, but config.json says {expected!r}: the model would "
+                f"{folder}: the processor's {name} is {stored!r}, but its model has {expected!r}: it would "
                 "not read what it was trained on. Take both files from the same model, or correct the wrong one."
             )
 
@@ -205,12 +236,12 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def for_model(cls, ecg_config) -> "MelpFeatureExtractor":
-        """The extractor that makes what a model of this `MelpEcgConfig` reads."""
+        """Returns the extractor that makes what a model of this `MelpEcgConfig` reads."""
         return cls(sampling_rate=ecg_config.sampling_rate, duration=ecg_config.duration, scaling=ecg_config.scaling)
 
     @classmethod
     def get_feature_extractor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        # What is stored is checked here, before the caller's own options: every way of loading comes by.
+        # What is stored is checked here, before the caller's own options: every way of loading passes here.
         values, rest = super().get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
         if (config := stored_config(pretrained_model_name_or_path, **kwargs)) is not None:
             try:
@@ -222,7 +253,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
 
     @staticmethod
     def mean_of_windows(embeds: torch.Tensor, window_record: torch.Tensor) -> torch.Tensor:
-        """(windows, dim) embeddings of what `stride` cut, averaged a record: (records, dim)."""
+        """Averages (windows, dim) embeddings of what `stride` cut over each record: (records, dim)."""
         window_record = torch.as_tensor(window_record, device=embeds.device)
         sums = embeds.new_zeros(int(window_record.max()) + 1, embeds.shape[1]).index_add(0, window_record, embeds)
         return sums / window_record.bincount()[:, None]
@@ -245,7 +276,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         seconds: float | None = None,
         verify: bool = True,
     ) -> BatchFeature:
-        """Prepare one record or a batch.
+        """Prepares one record or a batch.
 
         Args:
             ecg: a path of a file in any format of docs/formats.md (WFDB, DICOM, EDF, XML, ...), FILE#RECORD for
@@ -260,7 +291,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
                 state no unit of voltage.
             crop, derive_leads: override the extractor's own.
             stride: seconds. Instead of cropping, cut each record into windows that start every `stride` seconds, the
-                last one ending with the record (up to half a second may stay unused).
+                last one ending with the record (up to half a second may stay unused); at most 10,000 per record.
             nan_handling: "error", or "interpolate" for gaps of at most `max_gap_s` seconds.
             quality: add `quality`, a dict for each record, of `ecg_quality` (of the part that is used), what was found
                 (`record`, `sampling_rate`, `seconds`, `leads`), `derived_leads`, `masked_leads` (absent: rows of
@@ -281,9 +312,11 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         _one_of("crop", crop, (None, *CROPS))
         _one_of("nan_handling", nan_handling, ("error", "interpolate"))
         _one_of("return_tensors", return_tensors, (None, "pt", "np"))
+        max_gap_s = _seconds("max_gap_s", max_gap_s)
+        stride = None if stride is None else _seconds("stride", stride, least=1 / self.sampling_rate)
+        if not isinstance(derive_leads, (bool, type(None))):
+            raise ValueError(f"derive_leads must be True, False or None, not {brief(derive_leads)}")
         derive = self.derive_leads if derive_leads is None else derive_leads
-        if stride is not None and not stride > 0:
-            raise ValueError(f"stride must be a positive number of seconds, not {stride!r}")
         if stride is not None and crop is not None:
             raise ValueError("pass crop= or stride=, not both: windows cover the whole record")
         crop = crop or self.crop
@@ -318,44 +351,52 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature(data)
 
     def _blocks(self, ecg, sampling_rate, leads, unit, record_names, reading):
-        """The input as blocks of records of the same shape, in their order."""
+        """Returns the input as blocks of records of the same shape, in their order."""
         whole = isinstance(ecg, (np.ndarray, torch.Tensor)) and ecg.ndim == 3
         items = ecg if whole or isinstance(ecg, (list, tuple)) else [ecg]
         if not len(items):
             raise ValueError("ecg is an empty batch; pass at least one record")
+        if isinstance(record_names, (str, bytes)) or not isinstance(record_names, (Sequence, np.ndarray, type(None))):
+            raise ValueError(f"record_names must be a list of names, one per record, not {brief(record_names)}")
         if record_names is not None and len(record_names) != len(items):
-            raise ValueError(f"{len(record_names)} record_names for {len(items)} records; pass one a record")
-        names = [str(name) for name in record_names or [f"record {index}" for index in range(len(items))]]
+            raise ValueError(f"{len(record_names)} record_names for {len(items)} records; pass one per record")
+        given = record_names is not None
+        names = [str(name) for name in (record_names if given else [f"record {n}" for n in range(len(items))])]
         if whole:
-            return [part_of_block(array_block(ecg, names, sampling_rate, leads, unit), **reading)]
-        blocks, named = [], True
+            block = _safely(array_block, names[0], ecg, names, sampling_rate, leads, unit)
+            return [part_of_block(block, **reading)]
+        said = {"sampling_rate": sampling_rate, "leads": leads, "unit": unit}
+        blocks = []
         for item, name in zip(items, names, strict=True):
-            if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (1, 2):
-                named = False
-                array = item[None, None] if item.ndim == 1 else item[None]
-                blocks.append(part_of_block(array_block(array, [name], sampling_rate, leads, unit), **reading))
-            elif isinstance(item, Mapping):
-                channels = [np.asarray(channel) for channel in item.values()]
-                if not channels or {channel.shape for channel in channels} != {(channels[0].size,)}:
-                    raise ValueError(f"{name}: the leads of a dict must be one-dimensional and equally long")
-                block = array_block(np.stack(channels)[None], [name], sampling_rate, list(item), unit)
-                blocks.append(part_of_block(block, **reading))
-            elif is_file(item):
-                named = named and leads is None
-                name = name if record_names or not isinstance(item, (str, os.PathLike)) else None
-                blocks.append(read_ecg(item, name, unit, sampling_rate=sampling_rate, leads=leads, **reading))
-            else:
-                shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
-                raise ValueError(
-                    f"{name}: cannot read a {type(item).__name__}{shape}; pass a path, a wfdb.Record, a dict of leads "
-                    "or an array (leads, samples), a list of these, or one array (batch, leads, samples)"
-                )
-        if leads is not None and named:
-            raise ValueError("leads= names the channels of arrays, but these records name their own; leave it out")
+            is_path = isinstance(item, (str, os.PathLike))
+            name = str(item) if is_path and not given else name
+            blocks.append(_safely(self._block, name, item, name, **said, reading=reading))
+        if leads is not None and all(isinstance(item, Mapping) for item in items):
+            raise ValueError(f"{names[0]}: leads= names the channels of arrays; a dict names its own, leave it out")
         return blocks
 
+    def _block(self, item, name, sampling_rate, leads, unit, reading):
+        """Returns the block of one record of whatever kind."""
+        if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (1, 2):
+            array = plain_array(item, name)
+            array = array[None, None] if array.ndim == 1 else array[None]
+            return part_of_block(array_block(array, [name], sampling_rate, leads, unit), **reading)
+        if isinstance(item, Mapping):
+            channels = [plain_array(channel, f"{name}: lead {brief(lead)}") for lead, channel in item.items()]
+            if not channels or {channel.shape for channel in channels} != {(channels[0].size,)}:
+                raise ValueError(f"{name}: the leads of a dict must be one-dimensional and equally long")
+            block = array_block(np.stack(channels)[None], [name], sampling_rate, list(item), unit)
+            return part_of_block(block, **reading)
+        if is_file(item):
+            return read_ecg(item, name, unit, sampling_rate=sampling_rate, leads=leads, **reading)
+        shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
+        raise ValueError(
+            f"{name}: cannot read a {type(item).__name__}{shape}; pass a path, a wfdb.Record, a dict of leads or an "
+            "array (leads, samples), a list of these, or one array (batch, leads, samples)"
+        )
+
     def _cut(self, block, crop, stride):
-        """The part of the block's signal that is used (a view), half a second longer where it will be resampled."""
+        """Returns the part of the signal that is used (a view), half a second longer where it will be resampled."""
         rate, length = block.sampling_rate, block.signal.shape[-1]
         if length < self.min_duration * rate:
             raise ValueError(
@@ -370,7 +411,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         return block.signal[..., start : start + wanted + margin]
 
     def _check(self, block, signal, nan_handling, max_gap_s):
-        """The signal, with short gaps filled where that was asked for; an error for what no model should be fed."""
+        """Returns the signal, short gaps filled where that was asked for; refuses what no model should be fed."""
         low, high = signal.min(-1), signal.max(-1)  # a NaN is its lead's minimum, an infinity one of the two
         if np.isnan(low).any() and nan_handling == "interpolate":
             signal = signal.copy()
@@ -386,12 +427,18 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             signal[index], low[index], high[index] = filled, filled.min(-1), filled.max(-1)
         for index in np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)).all(1)):
             raise ValueError(f"{block.names[index]}: infinite values; repair the recording or leave it out")
+        peak = np.maximum(-low, high)
+        for index, row in np.argwhere(peak >= MAX_MILLIVOLT):
+            raise ValueError(
+                f"{block.names[index]}: absurd amplitude: lead {block.leads[row]} reaches {peak[index, row]:.3g} mV; "
+                "correct its unit (unit=) or gain"
+            )
         for index in np.flatnonzero((low == high).all(1)):
             raise ValueError(f"{block.names[index]}: flat, every lead is constant; leave the recording out")
         return signal
 
     def _arrange(self, block, signal, stride, derive):
-        """(records, windows, leads, samples) in mV at the model's rate, 0 where absent, and (records, leads) bool."""
+        """Returns (records, windows, leads, samples) in mV at the model's rate, and (records, leads) bool."""
         size = round(self.duration * self.sampling_rate)
         rows = {lead: row for row, lead in enumerate(block.leads) if lead in self.leads}
         if not rows:
@@ -399,7 +446,13 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         resampled = resample_ecg(signal, block.sampling_rate, self.sampling_rate)
         starts, last = [0], resampled.shape[-1] - size
         if stride is not None and last > 0:
-            starts = list(range(0, last + 1, max(1, round(stride * self.sampling_rate))))
+            starts = range(0, last + 1, max(1, round(stride * self.sampling_rate)))
+            if len(starts) > MAX_WINDOWS:
+                raise ValueError(
+                    f"{block.names[0]}: stride={stride:g} cuts it into {len(starts):,} windows; at most "
+                    f"{MAX_WINDOWS:,} are made of a record: raise stride, or pass a part of it (start=, seconds=)"
+                )
+            starts = list(starts)
             if last - starts[-1] > 0.5 * self.sampling_rate:
                 starts.append(last)
 
@@ -444,7 +497,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             if names := report[f"{verb}_leads"]:
                 done.append(f"{verb} {', '.join(names)}")
         done.append(f"scaled: {self.scaling}")
-        return report | {"done": done, **ecg_quality(signal, block.leads, block.sampling_rate)}
+        return report | {"done": done, **ecg_quality(signal, block.leads, block.sampling_rate, block.gain)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -455,14 +508,14 @@ _SENTENCE_END = re.compile(r"\.(?=\s|$)")  # not the point of 0.48, nor the firs
 
 
 def split_sentences(report: str) -> list[str]:
-    """The sentences of a report, each with its full stop; decimals do not split, a tail without one counts."""
+    """Returns the sentences of a report, each with its full stop; decimals do not split, a tail without one counts."""
     ends = [match.end() for match in _SENTENCE_END.finditer(report)] + [len(report)]
     sentences = (report[start:end].strip() for start, end in zip([0, *ends], ends, strict=False))
     return [sentence for sentence in sentences if sentence]
 
 
 def sentence_numbers(is_end: Sequence[bool], is_special: Sequence[bool], keep_tail: bool = True) -> list[int]:
-    """The sentence of each token, counted from 0; -1 for special tokens.
+    """Returns the sentence of each token, counted from 0; -1 for special tokens.
 
     A sentence ends with, and includes, a token of `is_end`; one of special tokens only gets no number. What follows
     the last end is a sentence with `keep_tail`, -1 without.
@@ -531,7 +584,7 @@ class MelpProcessor(ProcessorMixin):
         return _joined(super().decode(*args, **kwargs))
 
     def batch_decode(self, *args, **kwargs) -> list[str]:
-        """Reports of token ids (batch, tokens), as a tokenizer's; hyphens join what they joined."""
+        """Returns the reports of token ids (batch, tokens), as a tokenizer does; hyphens join what they joined."""
         return [_joined(text) for text in super().batch_decode(*args, **kwargs)]
 
     def __call__(
@@ -542,7 +595,7 @@ class MelpProcessor(ProcessorMixin):
         return_tensors: str | None = None,
         **ecg_kwargs,
     ) -> BatchFeature:
-        """Prepare recordings, reports or both.
+        """Prepares recordings, reports or both.
 
         Args:
             ecg: recordings, and `ecg_kwargs` (sampling_rate, leads, unit, quality, ...): see `MelpFeatureExtractor`.

@@ -8,14 +8,17 @@ and what to do; nothing is repaired unless asked for. Files are read by `formats
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
-# MIMIC-IV-ECG's own order: aVF before aVL. Most other databases have aVL before aVF, so an order is never guessed.
+# MIMIC-IV-ECG's own order: aVF before aVL. An order is never guessed.
 LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
+
+# The order that most other databases and file formats have.
+USUAL_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 # Every limb lead is this much of I and of II (Einthoven, Goldberger); any two limb leads determine the other four.
 LIMB_LEADS = {
@@ -28,6 +31,17 @@ LIMB_LEADS = {
 }
 
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 50, 2000  # Hz
+MAX_MILLIVOLT = 1e6  # a kilovolt: gain or unit cannot be right
+
+
+def brief(value) -> str:
+    """Returns a value for a message: short, printable, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # of a class that is not ours, or a number with too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lead names and units
@@ -73,15 +87,15 @@ def canonical_leads(names: Sequence[str], record: str = "record") -> list[str | 
     Raises:
         ValueError: naming the record, for an unknown or repeated lead, or when no lead is left.
     """
-    if isinstance(names, str):
-        raise ValueError(f"{record}: leads must be a list of names, one a channel, not the string {names!r}")
+    if not isinstance(names, Iterable) or isinstance(names, (str, bytes, Set, Mapping)):
+        raise ValueError(f"{record}: leads must be a list of names, one per channel, not {brief(names)}")
     try:
         leads = [canonical_lead(name) for name in names]
     except ValueError as error:
         raise ValueError(f"{record}: {error}") from None
     used = [lead for lead in leads if lead]
     if repeated := sorted({lead for lead in used if used.count(lead) > 1}):
-        raise ValueError(f"{record}: repeated lead: {', '.join(repeated)}; keep one channel a lead")
+        raise ValueError(f"{record}: repeated lead: {', '.join(repeated)}; keep one channel per lead")
     if not used:
         raise ValueError(
             f"{record}: no usable lead: {', '.join(map(str, names))}; at least one of {', '.join(LEADS)} is needed"
@@ -126,17 +140,22 @@ def _unit_to_millivolt(unit: str) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _antialiasing_filter(up: int, down: int) -> np.ndarray:
-    """resample_poly's own default (Kaiser, beta 5, ten zero crossings a side), designed once a ratio, in float32."""
+    """Returns resample_poly's default filter (Kaiser, beta 5, ten zero crossings per side), its phases made equal."""
     try:
         from scipy.signal import firwin
     except ImportError as error:
         raise ImportError("resampling needs scipy: pip install scipy") from error
     size = max(up, down)
-    return firwin(20 * size + 1, 1.0 / size, window=("kaiser", 5.0)).astype(np.float32)
+    window = firwin(20 * size + 1, 1.0 / size, window=("kaiser", 5.0))
+    # Each output sample is made of every up-th tap. Unless all these phases pass a constant alike, an electrode's
+    # offset of 300 mV comes out with a ripple of 0.2 mV.
+    for phase in range(up):
+        window[phase::up] /= up * window[phase::up].sum()
+    return window.astype(np.float32)
 
 
 def resample_ecg(signal: np.ndarray, sampling_rate: float, target_rate: float) -> np.ndarray:
-    """Resample the last axis of (..., samples), with an anti-aliasing filter and without ringing at the edges.
+    """Resamples the last axis of (..., samples), with an anti-aliasing filter and without ringing at the edges.
 
     The result has ceil(samples * target_rate / sampling_rate) samples, sample k at k / target_rate seconds. Any rate
     will do (257, 360.5): the ratio is taken to the nearest fraction with a denominator up to 5000, which over 10 s
@@ -151,12 +170,23 @@ def resample_ecg(signal: np.ndarray, sampling_rate: float, target_rate: float) -
         raise ImportError("resampling needs scipy: pip install scipy") from error
     up, down = ratio.numerator, ratio.denominator
     signal = np.asarray(signal, dtype=np.float32)
-    # padtype "line": the line through the first and the last sample is taken off first, so that no edge is a step
-    return resample_poly(signal, up, down, axis=-1, window=_antialiasing_filter(up, down), padtype="line")
+    offset = _mean_of_known(signal)  # taken off, as float32 has few digits left for an ECG on 300 mV
+    # padtype "line": beyond its ends the signal goes on along the line from its first to its last sample, not at 0
+    resampled = resample_poly(
+        signal - offset, up, down, axis=-1, window=_antialiasing_filter(up, down), padtype="line"
+    )
+    return resampled + offset
+
+
+def _mean_of_known(signal: np.ndarray) -> np.ndarray:
+    """Returns the mean of what is not NaN of each channel, (..., 1) float32; 0 where all is."""
+    known = ~np.isnan(signal)
+    total = np.sum(signal, axis=-1, keepdims=True, where=known, dtype=np.float64)
+    return (total / np.maximum(known.sum(axis=-1, keepdims=True), 1)).astype(np.float32)
 
 
 def interpolate_gaps(signal: np.ndarray, max_gap: int) -> np.ndarray:
-    """Fill NaN runs of at most `max_gap` samples in (leads, samples), linearly; at an edge the nearest value is held.
+    """Fills NaN runs of at most `max_gap` samples in (leads, samples), linearly; at an edge the nearest value is held.
 
     Raises:
         ValueError: a run is longer.
@@ -167,6 +197,8 @@ def interpolate_gaps(signal: np.ndarray, max_gap: int) -> np.ndarray:
         longest = max((end - start for start, end in _runs(missing)), default=0)
         if longest > max_gap:
             raise ValueError(f"a gap of {longest} samples is longer than the {max_gap} that may be interpolated")
+        if missing.all():
+            raise ValueError("a lead has no value at all")
         lead[missing] = np.interp(np.flatnonzero(missing), np.flatnonzero(~missing), lead[~missing])
     return filled
 
@@ -180,7 +212,7 @@ def _runs(flags: np.ndarray) -> np.ndarray:
 def derive_limb_leads(
     signal: np.ndarray, present: np.ndarray, usable: np.ndarray, leads: Sequence[str] = LEADS
 ) -> np.ndarray:
-    """Fill the absent limb leads of each record from two or more usable ones (least squares), in place.
+    """Fills the absent limb leads of each record from two or more usable ones (least squares), in place.
 
     Args:
         signal: (records, ..., leads, samples), a row for each of `leads`.
@@ -205,59 +237,131 @@ def derive_limb_leads(
     return derived
 
 
-def ecg_quality(signal: np.ndarray, leads: Sequence[str], sampling_rate: float) -> dict:
-    """What is doubtful about one recording, before anything is filled in or derived.
+def ecg_quality(
+    signal: np.ndarray, leads: Sequence[str], sampling_rate: float, gain: Sequence[float] | None = None
+) -> dict:
+    """Says what is doubtful about one recording, before anything is filled in or derived.
 
     Args:
         signal: (leads, samples) in mV; NaN where there is no value.
         leads: names in `LEADS`.
+        gain: digital units per mV of each lead, as its file states them, where that is known.
 
     Returns:
         A dict: `nan_share`; `flat_leads` (constant, or without any value); `clipped_share`, the share of samples in
         runs of at least 20 ms (4 samples) at their lead's highest or lowest value; `limb_error_mv`, see `limb_error`;
-        `peak_to_peak_mv`, the largest range of a lead, and `implausible_amplitude`, whether it is above 10 or below
-        0.1 mV; `suspected_swap`, "aVL/aVF" where exchanging the two mends a limb error above 0.2 mV, "arms" where the
-        main deflection of I points down and that of aVR up while V6 points up, or None; `warnings`, in words. (An
-        exchange of the arm electrodes turns I over and leaves V6; in dextrocardia V6 turns too. Of 573 real
-        recordings 1% are flagged, and 70% of the same with the exchange simulated.)
+        `suspected_gains`, whether a limb error above 0.2 mV vanishes in digital units; `peak_to_peak_mv`, the largest
+        range of a lead, and `implausible_amplitude`, whether it is above 10 or below 0.1 mV; `suspected_swap`, see
+        `_suspected_swap`; `equal_leads`, pairs of chest leads ("V2=V3") that agree in every sample; `warnings`, in
+        words.
     """
     low, high = np.fmin.reduce(signal, axis=1), np.fmax.reduce(signal, axis=1)  # of what is not NaN
     varies = low < high
+    rows = {lead: row for lead, row, there in zip(leads, signal, ~np.isnan(low), strict=True) if there}
+    span = float(np.fmax.reduce(high - low, initial=0.0))
+    error, warnings = limb_error(rows), []
+    wrong_gains = gain is not None and _agree_in_digital_units(rows, dict(zip(leads, gain, strict=True)), error)
+    swap = None if wrong_gains else _suspected_swap(rows, error)
+    if wrong_gains:
+        warnings.append(f"limb leads disagree by {error:.2f} mV but agree in digital units: their gains look wrong")
+    elif error is not None and error > MAX_LIMB_ERROR:
+        hint = "aVL and aVF look exchanged" if swap == "aVL/aVF" else "check lead names, order and filters"
+        warnings.append(f"limb leads disagree by {error:.2f} mV: {hint}")
+    if implausible := not 0.1 <= span <= 10:
+        warnings.append(f"implausible amplitude, {span:.3g} mV from peak to peak: check the unit")
+    if swap in _SWAPS:
+        warnings.append(_SWAPS[swap])
+    ranges = dict(zip(leads, zip(low, high, varies, strict=True), strict=True))
+    if equal := _equal_chest_leads(rows, ranges):
+        warnings.append(f"equal in every sample: {', '.join(equal)}: one of them is a copy of the other")
+    return {
+        "nan_share": float(np.isnan(signal).mean()),
+        "flat_leads": [lead for lead, there in zip(leads, varies, strict=True) if not there],
+        "clipped_share": _clipped_samples(signal, low, high, varies, sampling_rate) / signal.size,
+        "limb_error_mv": error,
+        "suspected_gains": wrong_gains,
+        "peak_to_peak_mv": span,
+        "implausible_amplitude": implausible,
+        "suspected_swap": swap,
+        "equal_leads": equal,
+        "warnings": warnings,
+    }
+
+
+MAX_LIMB_ERROR = 0.2  # mV
+_SWAPS = {
+    "arms": "I and aVR look turned over while V6 does not: arm electrodes exchanged?",
+    "chest": "V1 looks like a left lead and V6 does not: chest leads in reversed order?",
+}
+
+
+def _clipped_samples(signal, low, high, varies, sampling_rate: float) -> int:
     shortest, clipped = max(4, math.ceil(0.02 * sampling_rate)), 0
     for extreme in (low, high):
         at_extreme = signal == extreme[:, None]
         for row in np.flatnonzero(varies & (at_extreme.sum(axis=1) >= shortest)):
             lengths = np.diff(_runs(at_extreme[row]))
             clipped += int(lengths[lengths >= shortest].sum())
+    return clipped
 
-    rows = {lead: row for lead, row, there in zip(leads, signal, ~np.isnan(low), strict=True) if there}
-    span = float(np.fmax.reduce(high - low, initial=0.0))
-    error, swap, warnings = limb_error(rows), None, []
-    if error is not None and error > 0.2:
-        exchanged = rows | {"aVL": rows["aVF"], "aVF": rows["aVL"]} if {"aVL", "aVF"} <= rows.keys() else rows
-        swap = "aVL/aVF" if limb_error(exchanged) <= 0.2 else None
-        hint = "aVL and aVF look exchanged" if swap else "check lead names, order and filters"
-        warnings.append(f"limb leads disagree by {error:.2f} mV: {hint}")
-    if implausible := not 0.1 <= span <= 10:
-        warnings.append(f"implausible amplitude, {span:.3g} mV from peak to peak: check the unit")
-    if {"I", "II", "V6"} <= rows.keys() and _deflection(rows["I"]) < 0:
+
+def _suspected_swap(rows: Mapping[str, np.ndarray], error: float | None) -> str | None:
+    """Returns "aVL/aVF", "arms", "chest" or None.
+
+    "aVL/aVF": exchanging the two mends a limb error above 0.2 mV. "arms": the main deflection of I points down and
+    that of aVR up while V6 points up; an exchange of the arm electrodes turns I over and leaves V6, in dextrocardia V6
+    turns too (of 573 real recordings 1% are flagged, and 70% of the same with the exchange simulated). "chest": V1
+    correlates with I - aVR, which points to the left, by 0.5 more than V6 does (of 2,730 recordings of PTB-XL 2 are
+    flagged, and 95% of the same with the order of the chest leads reversed).
+    """
+    if error is not None and error > MAX_LIMB_ERROR and {"aVL", "aVF"} <= rows.keys():
+        if limb_error(rows | {"aVL": rows["aVF"], "aVF": rows["aVL"]}) <= MAX_LIMB_ERROR:
+            return "aVL/aVF"
+    if not {"I", "II", "V6"} <= rows.keys():
+        return None
+    if _deflection(rows["I"]) < 0:
         if min(_deflection(-(rows["I"] + rows["II"]) / 2), _deflection(rows["V6"])) > 0:
-            swap = swap or "arms"
-            warnings.append("I and aVR look turned over while V6 does not: arm electrodes exchanged?")
-    return {
-        "nan_share": float(np.isnan(signal).mean()),
-        "flat_leads": [lead for lead, there in zip(leads, varies, strict=True) if not there],
-        "clipped_share": clipped / signal.size,
-        "limb_error_mv": error,
-        "peak_to_peak_mv": span,
-        "implausible_amplitude": implausible,
-        "suspected_swap": swap,
-        "warnings": warnings,
-    }
+            return "arms"
+    elif "V1" in rows:
+        left = 1.5 * rows["I"] + 0.5 * rows["II"]  # I - aVR
+        if _correlation(rows["V1"], left) - _correlation(rows["V6"], left) > 0.5:
+            return "chest"
+    return None
+
+
+def _equal_chest_leads(rows: Mapping[str, np.ndarray], ranges: Mapping[str, tuple]) -> list[str]:
+    chest = [lead for lead in rows if lead.startswith("V") and ranges[lead][2]]  # a flat lead has its own warning
+    return [
+        f"{one}={other}"
+        for index, one in enumerate(chest)
+        for other in chest[index + 1 :]
+        if ranges[one] == ranges[other] and np.array_equal(rows[one], rows[other], equal_nan=True)
+    ]
+
+
+def _agree_in_digital_units(rows: Mapping[str, np.ndarray], gain: Mapping[str, float], error: float | None) -> bool:
+    """Whether limb leads of different gains disagree in mV, but, up to rounding, not in the units of their file."""
+    if error is None or error <= MAX_LIMB_ERROR:
+        return False
+    limbs = {lead: row for lead, row in rows.items() if lead in LIMB_LEADS}
+    gains = [gain[lead] for lead in limbs]
+    if max(gains) < 1.001 * min(gains):
+        return False
+    # Offsets aside: a baseline may be as wrong as a gain.
+    digital = {lead: gain[lead] * (row - np.nanmean(row)) for lead, row in limbs.items()}
+    return limb_error(digital) <= min(3.0, 0.1 * error * min(gains))
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Returns the correlation where both have values; 0 for a constant."""
+    known = ~(np.isnan(one) | np.isnan(other))
+    one, other = (row[known] - row[known].mean() if known.any() else row[known] for row in (one, other))
+    scale = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / scale if scale else 0.0
 
 
 def limb_error(rows: Mapping[str, np.ndarray]) -> float | None:
-    """Largest |lead - what I and II make of it| over the limb leads in `rows` (mV), None without a third limb lead."""
+    """Returns the largest |lead - what I and II make of it| of the limb leads in `rows`, None without a third one."""
     others = [lead for lead in rows if lead in LIMB_LEADS and lead not in ("I", "II")]
     if not others or not {"I", "II"} <= rows.keys():
         return None
@@ -267,7 +371,7 @@ def limb_error(rows: Mapping[str, np.ndarray]) -> float | None:
 
 
 def _deflection(row: np.ndarray) -> float:
-    """Positive plus negative peak about the median, so that its sign is that of the larger one; in mV."""
+    """Returns positive plus negative peak about the median, whose sign is that of the larger one; in mV."""
     row = row[~np.isnan(row)]
     low, middle, high = np.percentile(row, (0.5, 50, 99.5)) if len(row) else (0.0, 0.0, 0.0)
     return float(high + low - 2 * middle)
@@ -281,9 +385,10 @@ def _deflection(row: np.ndarray) -> float:
 class EcgBlock:
     """Records of the same leads, rate and length: `signal` (records, leads, samples) float32 in mV.
 
-    Of a block that comes from a file, `done` says in words what reading it involved, `facts` what the file says (`age`
-    in years, `sex`, `device`, `site`), `identifiers` what may identify the patient (`patient_id`, `name`,
-    `birth_date`, `record_id`, `recorded`); outputs leave these out unless they are asked for.
+    Of a block that comes from a file, `gain` has the stored units per mV of each lead, `done` says in words what
+    reading it involved, `facts` what the file says (`age` in years, `sex`, `device`, `site`), `identifiers` what may
+    identify the patient (`patient_id`, `name`, `birth_date`, `record_id`, `recorded`); outputs leave these out unless
+    they are asked for.
     """
 
     names: list[str]
@@ -291,19 +396,20 @@ class EcgBlock:
     leads: list[str]
     sampling_rate: float
     ignored_leads: list[str]
+    gain: list[float] | None = None
     done: list[str] = field(default_factory=list)
     facts: dict[str, float | str] = field(default_factory=dict)
     identifiers: dict[str, str] = field(default_factory=dict)
 
 
 def check_sampling_rate(rate, name: str = "record") -> float:
-    """`rate` as a float, or a ValueError naming the record when it is no rate in Hz between 50 and 2000."""
+    """Returns `rate` as a float; raises ValueError naming the record where it is none between 50 and 2000 Hz."""
     if rate is None:
         raise ValueError(f"{name}: an array does not know its rate; pass sampling_rate= in Hz")
     try:
         rate = float(rate)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: sampling_rate={rate!r} is no number of Hz") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: sampling_rate={brief(rate)} is no number of Hz") from None
     if not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
         raise ValueError(
             f"{name}: sampling rate outside {MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz: {rate:g}; check it "
@@ -312,19 +418,37 @@ def check_sampling_rate(rate, name: str = "record") -> float:
     return rate
 
 
+def plain_array(values, name: str = "record") -> np.ndarray:
+    """Returns real numbers as a NumPy array: of a torch tensor of any kind, or of a masked array, NaN where masked.
+
+    Raises:
+        ValueError: naming the record, for what holds no real numbers.
+    """
+    if hasattr(values, "detach"):  # a torch tensor
+        values = values.detach().cpu()
+        values = values.to_dense() if values.is_sparse or "sparse" in str(values.layout) else values
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: an array of real numbers is needed, not of {array.dtype}")
+    return array if mask is None or not mask.any() else np.where(mask, np.nan, array)
+
+
 def array_block(array, names: list[str], sampling_rate, leads, unit: str | None = None) -> EcgBlock:
-    """A block from (records, leads, samples) or (records, samples, leads): the channels are as many as `leads`."""
+    """Returns a block from (records, leads, samples) or (records, samples, leads), with as many channels as `leads`.
+
+    Raises:
+        ValueError: naming the first record, where rate, leads, unit and array do not fit together.
+    """
     rate = check_sampling_rate(sampling_rate, names[0])
     if leads is None:
         raise ValueError(
-            f"{names[0]}: an array does not name its leads; pass leads=, one name a channel in the array's order "
+            f"{names[0]}: an array does not name its leads; pass leads=, one name per channel in the array's order "
             f"(databases differ: some have aVL before aVF, MELP and MIMIC have {' '.join(LEADS)})"
         )
-    if hasattr(array, "detach"):  # a torch tensor
-        array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{names[0]}: an array of real numbers is needed, not of {array.dtype}")
+    array = plain_array(array, names[0])
+    leads = list(leads) if isinstance(leads, Iterable) and not isinstance(leads, (str, bytes, Set, Mapping)) else leads
     known = canonical_leads(leads, names[0])
     matches = [size == len(known) for size in array.shape[1:]]
     if matches == [False, True]:
@@ -337,8 +461,12 @@ def array_block(array, names: list[str], sampling_rate, leads, unit: str | None 
     kept = [index for index, lead in enumerate(known) if lead]
     if len(kept) < len(known):
         array = array[:, kept]
-    signal = np.ascontiguousarray(array, dtype=np.float32)
-    if (factor := unit_to_millivolt("mV" if unit is None else unit)) != 1:
-        signal = signal * np.float32(factor)
+    try:
+        factor = unit_to_millivolt("mV" if unit is None else unit)
+    except ValueError as error:
+        raise ValueError(f"{names[0]}: {error}") from None
+    with np.errstate(over="ignore"):  # infinite values are refused where they are used
+        signal = np.ascontiguousarray(array, dtype=np.float32)
+        signal = signal if factor == 1 else signal * np.float32(factor)
     ignored = [str(leads[index]) for index, lead in enumerate(known) if not lead]
     return EcgBlock(list(names), signal, [known[index] for index in kept], rate, ignored)

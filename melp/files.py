@@ -136,6 +136,23 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def read_json(path: Path) -> dict:
+    """Reads a JSON object; light, where `configuration_melp.read_json`, which travels with a model, is not.
+
+    Raises:
+        ValueError: naming the file, where it is damaged or no regular file.
+    """
+    try:
+        if not path.is_file():  # a FIFO would never end
+            raise ValueError("it is no regular file")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}; restore it, or make the folder again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; restore it, or make the folder again.")
+    return values
+
+
 # --------------------------------------------------------------------------------------------------------------- lock
 
 

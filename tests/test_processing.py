@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
+from configuration_melp import MelpConfig
 from formats_melp import read_ecg
 from processing_melp import MelpFeatureExtractor, MelpProcessor, scale_ecg, sentence_numbers
 from signal_melp import (
@@ -275,7 +276,7 @@ def test_windows_of_another_rate_line_up(extractor):
         ({"sampling_rate": float("nan")}, "outside 50 to 2000"),
         ({"unit": "mmHg"}, "unknown unit: 'mmHg'"),
         ({"crop": "last"}, "crop must be one of"),
-        ({"stride": 0}, "stride must be a positive"),
+        ({"stride": 0}, "stride must be a number of seconds from 0.002 on"),
         ({"stride": 5, "crop": "first"}, "not both"),
         ({"nan_handling": "zero"}, "nan_handling must be one of"),
         ({"return_tensors": "tf"}, "return_tensors must be one of"),
@@ -333,7 +334,7 @@ def test_unknown_options_raise(extractor, processor):
         processor(text="sinus rhythm.", sampling_rate=500)
     with pytest.raises(TypeError, match="scalling"):
         MelpFeatureExtractor(scalling="minmax")
-    with pytest.raises(ValueError, match="name their own"):
+    with pytest.raises(ValueError, match="names its own"):
         extractor({"I": heart()[0]}, sampling_rate=500, leads=["I"])
 
 
@@ -759,3 +760,15 @@ def test_decoded_reports_keep_their_hyphens(processor):
     ids = processor.tokenizer(report)["input_ids"]
     assert processor.decode(ids, skip_special_tokens=True) == report
     assert processor.batch_decode([ids, ids], skip_special_tokens=True) == [report, report]
+
+
+@pytest.mark.parametrize("leads", [LEADS[::-1], USUAL_ORDER, LEADS[:11]])
+def test_leads_in_another_order_than_the_models_are_refused(tmp_path, leads):
+    """A model reads its leads by place: the same record in reversed order has another embedding."""
+    MelpConfig().ecg_config.save_pretrained(tmp_path)
+    MelpFeatureExtractor().save_pretrained(tmp_path)
+    assert MelpFeatureExtractor.from_pretrained(tmp_path).leads == list(LEADS)
+    path = next(tmp_path.glob("*processor_config.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"leads": list(leads)}))
+    with pytest.raises(ValueError, match="(number|order) of leads is .* but its model has"):
+        MelpFeatureExtractor.from_pretrained(tmp_path)

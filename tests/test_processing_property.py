@@ -1,6 +1,11 @@
-"""The same heart gives the same input, whatever the rate, unit, spelling, order and orientation it was stored with."""
+"""The same heart gives the same input however it was stored, and what is no heart an error that names the record."""
+
+import datetime
+import warnings
+from decimal import Decimal
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_processing import heart
@@ -72,3 +77,89 @@ def test_sentence_numbers_are_consecutive(tokens, keep_tail):
     assert all(number == -1 for number, special in zip(numbers, is_special, strict=True) if special)
     if keep_tail:
         assert len(used) == is_special.count(False)
+
+
+SHORT = heart(3).astype(np.float32)
+
+
+def masked(array):
+    return np.ma.masked_array(array, mask=np.zeros_like(array, dtype=bool) | (np.arange(array.shape[-1]) == 7))
+
+
+# What one lead, or all of them, may come as; of some kinds a use can be made.
+KINDS = [
+    lambda a: a.tolist(),
+    lambda a: a.astype(np.float16),
+    lambda a: a.astype(np.longdouble),
+    lambda a: a * 1e30,
+    lambda a: a * 3e38,
+    lambda a: a.astype(float) * 1e300,
+    lambda a: a * 1e-40,
+    lambda a: np.where(a > 0.5, np.nan, a),
+    lambda a: np.where(a > 0.5, -np.inf, a),
+    lambda a: a.astype(complex),
+    lambda a: a.astype(str),
+    lambda a: a.astype(object),
+    lambda a: a > 0,
+    lambda a: a.astype("datetime64[s]"),
+    lambda a: a.astype("timedelta64[s]"),
+    masked,
+    lambda a: torch.from_numpy(a),
+    lambda a: torch.from_numpy(a).bfloat16(),
+    lambda a: torch.from_numpy(a).half(),
+    lambda a: torch.from_numpy(a).requires_grad_(),
+    lambda a: torch.from_numpy(a).to_sparse(),
+    lambda a: torch.from_numpy(a).to("meta"),
+    lambda a: torch.from_numpy(a) > 0,
+    lambda a: torch.quantize_per_tensor(torch.from_numpy(a), 0.01, 0, torch.qint8),
+    lambda a: a[..., :0],
+    lambda a: a[..., None],
+    lambda a: None,
+    lambda a: Decimal(3),
+    lambda a: datetime.date(2020, 1, 1),
+    lambda a: b"0",
+    lambda a: iter(a),
+    lambda a: {"I": 1},
+    lambda a: [a.tolist(), None],
+    lambda a: "~nobody/x",
+    lambda a: "\0",
+    lambda a: "",
+    lambda a: ".",
+]
+STRANGE = st.one_of(
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.booleans(),
+    st.binary(max_size=3),
+    st.sampled_from([10**400, 10**5000, -1, 0, [], {}, {"I"}, [None], [[1]], np.array([1, 2]), Decimal("nan")]),
+    st.dates(),
+)
+OPTIONS = ("sampling_rate", "leads", "unit", "crop", "stride", "nan_handling", "max_gap_s", "derive_leads")
+OPTIONS += ("record_names", "return_tensors", "start", "seconds")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    form=st.sampled_from(["array", "batch", "dict", "list"]),
+    options=st.dictionaries(st.sampled_from(OPTIONS), STRANGE, max_size=2),
+)
+def test_any_type_gives_finite_numbers_or_an_error_that_names_the_record(kind, form, options):
+    values = kind(SHORT[:2])
+    if form == "dict":
+        ecg = {"I": kind(SHORT[0]), "II": kind(SHORT[1])}
+    else:
+        ecg = {"array": values, "list": [values]}.get(form, values[None] if hasattr(values, "ndim") else [values])
+    usual = {"sampling_rate": 500} if form == "dict" else {"sampling_rate": 500, "leads": ["I", "II"]}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out = MelpFeatureExtractor()(ecg, **(usual | options))
+    except (ValueError, TypeError) as error:
+        names = ["record 0", "~nobody/x", "\0", "ecg", *options]
+        names += map(str, options["record_names"]) if isinstance(options.get("record_names"), list) else []
+        assert any(name in str(error) for name in names) or str(error).startswith((": ", ".: ")), error
+    else:
+        assert np.isfinite(out["input_values"]).all() and out["input_values"].dtype == np.float32

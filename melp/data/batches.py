@@ -23,7 +23,13 @@ def decode(row: dict, signal: np.ndarray, crop: str = "first", derive: bool = Tr
 
     Returns:
         (12,) bool: True for the leads that are present; the others are rows of zeros.
+
+    Raises:
+        ValueError: naming a record of another rate, without samples, or with a lead that is unknown or repeated.
     """
+    if row.get("sampling_rate", STORED_RATE) != STORED_RATE or not row["signal"]:
+        problem = f"is at {row['sampling_rate']} Hz" if row["signal"] else "has no samples"
+        raise ValueError(f"record {row['record']!r} {problem}; a prepared folder holds {STORED_RATE} Hz: correct it.")
     stored = np.frombuffer(row["signal"], dtype="<i2").reshape(len(row["leads"]), -1)
     slack = stored.shape[1] - signal.shape[1]
     if slack > 0:
@@ -34,7 +40,12 @@ def decode(row: dict, signal: np.ndarray, crop: str = "first", derive: bool = Tr
     if slack >= 0 and row["leads"] == list(LEADS):
         np.divide(np.subtract(stored, baseline, out=signal), gain, out=signal)
         return np.ones(len(LEADS), dtype=bool)
-    rows = [LEADS.index(lead) for lead in row["leads"]]
+    try:
+        rows = [LEADS.index(lead) for lead in row["leads"]]
+    except ValueError as error:
+        raise ValueError(f"record {row['record']!r} has an unknown lead: {', '.join(row['leads'])}.") from error
+    if len(set(rows)) < len(rows):
+        raise ValueError(f"record {row['record']!r} has a repeated lead: {', '.join(row['leads'])}.")
     present = np.zeros(len(LEADS), dtype=bool)
     signal[:], present[rows] = 0.0, True
     signal[rows, : stored.shape[1]] = (stored - baseline) / gain

@@ -22,11 +22,14 @@ from datasets import (
 )
 from datasets.distributed import split_dataset_by_node
 
-from melp.data.stored import REQUIRED_COLUMNS, label_names
+from melp.data.checks import check_columns, check_rows
+from melp.data.stored import label_names
+from melp.files import read_json
 from melp.sources import fetch, parse_source
 
 ALL = "all"  # the name of all splits together
 STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled by shards of so many, or of more
+ABOUT = "melp.json"
 MAKE_ONE = "make one with `python -m melp.prepare`"
 
 
@@ -48,8 +51,8 @@ def about_prepared(path: str | Path) -> dict:
 
     For a folder without that file the database is the folder's name, the fingerprint None.
     """
-    file = prepared_folder(path) / "melp.json"
-    return json.loads(file.read_text()) if file.is_file() else {"database": str(path), "fingerprint": None}
+    file = prepared_folder(path) / ABOUT
+    return read_json(file) if file.is_file() else {"database": str(path), "fingerprint": None}
 
 
 def load_prepared(path: str | Path) -> DatasetDict:
@@ -59,15 +62,19 @@ def load_prepared(path: str | Path) -> DatasetDict:
         path: the folder, or a dataset on the Hub that is a copy of one (`ID` or `ID@REVISION`), downloaded as it is.
 
     Raises:
-        ValueError: naming the folder, and the columns that are missing.
+        ValueError: naming the folder and what is wrong with it: damaged, or not in the format of `melp.data.stored`.
     """
     folder = prepared_folder(path)
-    names = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-    splits = DatasetDict({name: _load_split(folder / name) for name in names})
+    names = read_json(folder / "dataset_dict.json").get("splits")
+    try:
+        splits = DatasetDict({name: _load_split(folder / name) for name in names})
+    except Exception as error:  # of datasets, Arrow and JSON, whatever a damaged file runs them into
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged: {reason}; copy it again, or {MAKE_ONE}.") from error
     for name, split in splits.items():
-        missing = [column for column in REQUIRED_COLUMNS if column not in split.column_names]
-        if missing:
-            raise ValueError(f"{path}: split {name!r} has no column {', '.join(missing)}: {MAKE_ONE}.")
+        check_columns(split, f"{path}: split {name!r}")
+        if not (folder / ABOUT).is_file():  # made elsewhere, or changed by `map` and saved again
+            check_rows(split, f"{path}: split {name!r}")
     return splits
 
 
@@ -154,6 +161,9 @@ def label_matrix(split: Dataset, label_set: str) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"no recording of this split is labelled in {label_set!r}.")
     matrix = np.zeros((len(labelled), len(sets[label_set])), dtype=bool)
     for row, index in enumerate(labelled):
+        if not all(0 <= label < len(sets[label_set]) for label in ids[index]):
+            record = split[int(index)]["record"]
+            raise ValueError(f"record {record!r} has classes that {label_set!r} does not have: {ids[index]}.")
         matrix[row, ids[index]] = True
     return matrix, labelled
 

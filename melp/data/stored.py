@@ -23,9 +23,11 @@ QUALITY = {
     "flat_leads": "string",  # separated by spaces
     "clipped_share": "float32",
     "limb_error_mv": "float32",  # null without a third limb lead
+    "suspected_gains": "bool",  # the limb leads disagree in mV only
     "peak_to_peak_mv": "float32",
     "implausible_amplitude": "bool",
-    "suspected_swap": "string",  # "aVL/aVF", "arms" or ""
+    "suspected_swap": "string",  # "aVL/aVF", "arms", "chest" or ""
+    "equal_leads": "string",  # "V2=V3", separated by spaces
 }
 
 

@@ -20,8 +20,9 @@ import pandas as pd
 import pyarrow as pa
 
 from melp.databases import EcgRecord
-from melp.databases.tables import add_seed, plan_table, record_of, required_files, seeded_split
+from melp.databases.tables import add_seed, plan_table, read_csv, record_of, required_files, seeded_split
 from melp.databases.wfdb_record import quantise, reading
+from signal_melp import USUAL_LEADS
 
 VERSION = 1
 CLASSES = ["1dAVb", "RBBB", "LBBB", "SB", "AF", "ST"]
@@ -34,7 +35,6 @@ SOURCE = {
     "citation": "A. H. Ribeiro et al., Nature Communications 11, 1760 (2020), doi:10.1038/s41467-020-15432-4",
     "url": "https://doi.org/10.5281/zenodo.4916206",
 }
-LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 SAMPLING_RATE = 400
 UNITS = {"mV": 1.0, "0.1mV": 0.1}  # mV a unit
 
@@ -50,7 +50,7 @@ def inputs(root, **_) -> list[Path]:
 
 def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
     """Raises ValueError when `exams.csv` or every part is missing, or when an exam stands in two parts."""
-    table = pd.read_csv(inputs(root)[0])
+    table = read_csv(inputs(root)[0])
     rows, broken = find_tracings(Path(root))
     rows = rows.reindex(table["exam_id"])
     found = rows["row"].notna().to_numpy()
@@ -115,8 +115,8 @@ def read(item: dict) -> EcgRecord:
     with reading(item["record"]):
         tracing = open_part(item["path"])["tracings"][item["row"]]
     used = np.flatnonzero(tracing.any(axis=1))
-    if tracing.shape[-1] != len(LEADS) or len(used) == 0:
+    if tracing.shape[-1] != len(USUAL_LEADS) or len(used) == 0:
         raise ValueError(f"{item['record']}: no signal of 12 leads: its tracing, of shape {tracing.shape}")
     signal, gain, baseline = quantise(tracing[used[0] : used[-1] + 1].T.astype(float) * item["unit"])
     samples = {"signal": signal, "gain": gain, "baseline": baseline}
-    return record_of(item, {**samples, "leads": LEADS, "sampling_rate": SAMPLING_RATE}, EXTRA)
+    return record_of(item, {**samples, "leads": list(USUAL_LEADS), "sampling_rate": SAMPLING_RATE}, EXTRA)

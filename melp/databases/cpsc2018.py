@@ -18,14 +18,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
 from melp.databases.snomed import CPSC2018, add_reports, classes_of, describe
-from melp.databases.tables import add_seed, label_sets, plan_table, record_of, seeded_split
+from melp.databases.tables import add_seed, label_sets, plan_table, read_csv, record_of, seeded_split
 from melp.databases.wfdb_record import find_records, header_files, quantise, read_headers, reading, stored_item
+from signal_melp import USUAL_LEADS
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -38,7 +38,6 @@ SOURCE = {
     "citation": "F. Liu et al., J. Med. Imaging Health Inform. 8(7), 1368-1373 (2018), doi:10.1166/jmihi.2018.2442",
     "url": "http://2018.icbeb.org/Challenge.html",
 }
-NATIVE_LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 NATIVE_RATE = 500
 
 
@@ -84,7 +83,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
 
 def reference_codes(path: Path) -> dict[str, list[str]]:
     """Codes of each recording from the competition's table. Raises ValueError naming a label that is not 1 to 9."""
-    table = pd.read_csv(path)
+    table = read_csv(path)
     numbers, codes = table.iloc[:, 1:4].to_numpy(dtype=float), list(CPSC2018)
     if not np.isin(numbers[~np.isnan(numbers)], np.arange(1, 10)).all():
         raise ValueError(f"{path}: a label is not one of 1 to 9.")
@@ -102,10 +101,10 @@ def _read_native(item: dict) -> EcgRecord:
     with reading(item["record"]):
         struct = loadmat(item["path"] + ".mat")["ECG"][0, 0]
         data, age, sex = (struct[name] for name in ("data", "age", "sex"))
-    if data.ndim != 2 or data.shape[0] != len(NATIVE_LEADS) or data.shape[1] == 0:
+    if data.ndim != 2 or data.shape[0] != len(USUAL_LEADS) or data.shape[1] == 0:
         raise ValueError(f"{item['record']}: not 12 leads x samples: data of shape {data.shape}")
     signal, gain, baseline = quantise(data.astype(float))
-    samples = {"leads": NATIVE_LEADS, "sampling_rate": NATIVE_RATE, "gain": gain, "baseline": baseline}
+    samples = {"leads": list(USUAL_LEADS), "sampling_rate": NATIVE_RATE, "gain": gain, "baseline": baseline}
     known = {
         "age": float(age.item()) if age.size == 1 else None,
         "sex": {"M": "male", "F": "female"}.get(str(sex.item())[:1].upper()) if sex.size == 1 else None,

@@ -14,13 +14,12 @@ LVQRSAL, CR in CCR, 2AVB in 2AVB1: 772 of the 4,620 test rows are wrong. Their c
 
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 
 from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
 from melp.databases.snomed import CSN, NAMES, add_reports, classes_of, describe, names_of
-from melp.databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
+from melp.databases.tables import add_seed, label_sets, occurring, plan_table, read_csv, seeded_split
 from melp.databases.wfdb_record import find_records, header_files, read_headers, stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
@@ -71,7 +70,7 @@ def condition_names(root) -> dict[str, str]:
     if not path.is_file():
         return NAMES
     # Code and full name are the last two columns; the first line's spelling differs between copies.
-    table = pd.read_csv(path, dtype=str)
+    table = read_csv(path, dtype=str)
     return dict(zip(table.iloc[:, -1].str.strip(), table.iloc[:, -2].str.strip().str.lower(), strict=True)) | NAMES
 
 

@@ -5,10 +5,10 @@ or NumPy stack, relative to the root), `patient`, and any of `split` (train, val
 `labels_NAME` (class names separated by ";" or a list; an empty cell means "none of them", null in JSON or Parquet "not
 labelled"), and for files that do not state them `unit`, `sampling_rate` and `leads` (names separated by spaces), which
 `--unit`, `--sampling-rate` and `--leads` say of all. Other columns can be named for these with `--column ours=theirs`,
-and are left out otherwise. A recording that is named in two ways (x, ./x, x.hea) is one recording, and refused.
+and are left out otherwise. A recording that is named in two ways (x, ./x, x.hea) is one recording, and refused. A cell
+"nan" is a missing one. The table is in UTF-8, or in UTF-16 with its byte order mark.
 """
 
-import csv as csv_module
 import functools
 import io
 import os
@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from melp.databases import SPLITS, EcgRecord
-from melp.databases.tables import add_seed, label_sets, occurring, plan_table, seeded_split
+from melp.databases.tables import add_seed, label_sets, occurring, plan_table, read_csv, read_text, seeded_split
 from melp.databases.wfdb_record import stored_item
 
 __all__ = ["SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
@@ -51,9 +51,9 @@ def plan(
     leads: str | None = None,
     seed: int = 0,
 ) -> pa.Table:
-    """One row per recording, in the table's order. Raises ValueError naming the table and the row or column."""
+    """Returns one row per recording, in order. Raises ValueError naming the table and the row or column."""
     table = _read_table(csv, column or [])
-    record, patient = _text(table["record"]), _identifiers(table["patient"])
+    record, patient = _text(table["record"]), _text(table["patient"])
     paths = pd.Series([os.path.join(root or "", name) for name in record])  # a record may be an absolute path
     _refuse_repeated(csv, record, paths)
     if (patient == "").any():
@@ -64,6 +64,9 @@ def plan(
         name, strange = record[wrong].iloc[0], split[wrong].iloc[0]
         raise ValueError(f"{csv}: record {name!r} has split {strange!r}; it must be one of {', '.join(SPLITS)}.")
     labels = {name: [_classes(cell) for cell in table[name]] for name in _label_columns(table)}
+    for name in labels:
+        if not occurring(labels[name]):
+            raise ValueError(f"{csv}: column {name!r} names no class at all; fill it, or leave it out.")
     columns = {
         "record": record,
         "patient": patient,
@@ -115,12 +118,10 @@ def _said(csv: str, table: pd.DataFrame, options: dict) -> dict:
 
 def _read_table(path: str, columns: list[str]) -> pd.DataFrame:
     suffix = Path(path).suffix.lower()
-    if suffix == ".parquet":
-        table = pd.read_parquet(path)
-    elif suffix in (".json", ".jsonl"):
-        table = pd.read_json(io.StringIO(_decoded(path)), lines=suffix == ".jsonl", dtype=False)
-    elif suffix == ".csv":
-        table = _read_csv(path)
+    if suffix == ".csv":  # only a cell that is not there at all is missing: "" after a comma means "no class"
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    elif suffix in (".json", ".jsonl", ".parquet"):
+        table = _read_other(path, suffix)
     else:
         raise ValueError(f"{path}: a table must end in .csv, .json, .jsonl or .parquet.")
     for assignment in columns:
@@ -136,35 +137,14 @@ def _read_table(path: str, columns: list[str]) -> pd.DataFrame:
     return table
 
 
-def _decoded(path: str) -> str:
-    """The text of a table: UTF-8, or UTF-16 with its mark, or else latin-1."""
-    data = Path(path).read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16")
+def _read_other(path: str, suffix: str) -> pd.DataFrame:
+    text = "" if suffix == ".parquet" else read_text(path)
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _read_csv(path: str) -> pd.DataFrame:
-    """Cells as they stand; only a cell that is not there at all is missing: "" after a comma means "no class"."""
-    rows = csv_module.reader(io.StringIO(_decoded(path), newline=""))
-    try:
-        header = next((row for row in rows if row), None)
-        if header is None:
-            raise ValueError(f"{path} is empty.")
-        if repeated := sorted({name for name in header if header.count(name) > 1}):
-            raise ValueError(f"{path} names the column {repeated[0]!r} twice.")
-        cells = []
-        for row in rows:
-            if row and len(row) != len(header):
-                raise ValueError(f"{path}: line {rows.line_num} has {len(row)} cells, its header has {len(header)}.")
-            if row:
-                cells.append(row)
-    except csv_module.Error as error:
-        raise ValueError(f"{path}: line {rows.line_num}: {error}.") from None
-    return pd.DataFrame(cells, columns=header, dtype=object)
+        if suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_json(io.StringIO(text), lines=suffix == ".jsonl", dtype=False)
+    except (OSError, ValueError, RecursionError) as error:  # pandas' and Arrow's
+        raise ValueError(f"{path} cannot be read as a table: {error}; correct it, or save it again.") from error
 
 
 def _label_columns(table: pd.DataFrame) -> list[str]:
@@ -175,16 +155,14 @@ def _text(column: pd.Series) -> pd.Series:
     return column.map(lambda cell: str(cell).strip() if isinstance(cell, str) or not pd.isna(cell) else "")
 
 
-def _identifiers(column: pd.Series) -> pd.Series:
-    """Patients as text; 15709.0, which tables make of whole numbers beside an empty cell, is 15709."""
-    return _text(column).str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
+_NAN = {"nan", "NaN", "<NA>"}  # what a table program writes for a missing cell, not a class
 
 
 def _classes(cell) -> list[str] | None:
     if pd.api.types.is_list_like(cell):
-        parts = [str(part) for part in cell]
-    elif pd.isna(cell):
+        parts = [str(part) for part in cell if not pd.isna(part)]
+    elif pd.isna(cell) or str(cell).strip() in _NAN:
         return None
     else:
         parts = str(cell).split(";")
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts if part.strip() and part.strip() not in _NAN]

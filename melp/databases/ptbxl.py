@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
-from melp.databases.tables import label_sets, plan_table, required_files
+from melp.databases.tables import label_sets, plan_table, read_csv, required_files
 from melp.databases.wfdb_record import stored_item
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
@@ -55,7 +55,7 @@ def inputs(root, *, splits: str | None = None, **_) -> list[Path]:
 def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None = None) -> pa.Table:
     """Raises ValueError naming the table that is missing or the statement that `scp_statements.csv` does not have."""
     database, statements = required_files(root, FILES, "PTB-XL")
-    table, statements = pd.read_csv(database), pd.read_csv(statements, index_col=0)
+    table, statements = read_csv(database), read_csv(statements, index_col=0)
     codes = [list(ast.literal_eval(cell)) if isinstance(cell, str) else [] for cell in table["scp_codes"]]
     for ecg_id, row in zip(table["ecg_id"], codes, strict=True):
         if unknown := [code for code in row if code not in statements.index]:

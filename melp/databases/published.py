@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from melp.databases.tables import read_csv
+
 NOT_PUBLISHED = "not in the published tables"
 # Database -> label set -> its tables' path in the folder, without `_train.csv[.gz]`.
 TABLES = {
@@ -70,7 +72,7 @@ def read_tables(folder: str | Path, database: str) -> tuple[pd.DataFrame, dict[s
         parts = []
         for part in _SPLITS.values():
             path = next(files)
-            table = pd.read_csv(path, skip_blank_lines=True)
+            table = read_csv(path)
             columns = [column for column in table if column not in _OTHER]
             if set(columns) != set(classes.setdefault(name, columns)):
                 raise ValueError(f"{path}: its classes are not those of the training table ({classes[name]}).")

@@ -15,6 +15,7 @@ from melp.databases import EcgRecord
 from melp.databases.tables import record_of
 from signal_melp import unit_to_millivolt
 
+MAX_DURATION = 2 * 3600.0  # s; a day's Holter would take gigabytes at once, and crops of seconds are drawn of it
 MISSING = -32768  # how WFDB's format 16 marks a missing sample
 
 
@@ -94,7 +95,7 @@ def _as_stored(channels: list[Channel]) -> dict | None:
 def stored_item(item: dict, extra: Iterable[str] = ()) -> EcgRecord:
     """Reads the recording of one row of a plan: its `path`, and what else the row says that its file may not say."""
     rate, leads = item.get("sampling_rate"), item.get("leads")
-    said = {"unit": item.get("unit"), "verify": item.get("verify", True)}
+    said = {"unit": item.get("unit"), "verify": item.get("verify", True), "longest": MAX_DURATION}
     said |= {"sampling_rate": rate and float(rate), "leads": tuple(leads.replace(",", " ").split()) if leads else None}
     return record_of(item, read_stored(item["path"], item["record"], **said), extra)
 
@@ -134,8 +135,9 @@ def read_headers(paths: list[str]) -> pd.DataFrame:
             comments = dict(_COMMENT.findall(Path(f"{path}.hea").read_text(errors="replace")))
         except OSError:
             comments = {}
-        codes = comments.get("Dx")
-        rows["codes"].append(None if codes is None else [code.strip() for code in codes.split(",") if code.strip()])
+        codes = comments.get("Dx", "Unknown")
+        labelled = codes.lower() not in ("unknown", "nan")
+        rows["codes"].append([code.strip() for code in codes.split(",") if code.strip()] if labelled else None)
         rows["age"].append(comments.get("Age"))
         rows["sex"].append({"m": "male", "f": "female"}.get(comments.get("Sex", "")[:1].lower()))
     frame = pd.DataFrame({"record": [os.path.basename(path) for path in paths], "path": paths, **rows})

@@ -68,6 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="read recordings that contradict the checksums or first samples of their headers, too",
             )
+        command.add_argument(
+            "--one-gain",
+            nargs="?",
+            const="median",
+            type=gain,
+            metavar="UNITS_PER_MV",
+            help="where the leads of a recording agree in digital units only, give them all this gain (alone: the "
+            "median of theirs); without it the quality report says so",
+        )
         module.add_arguments(command)
     return parser
 
@@ -76,6 +85,12 @@ def count(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def gain(text: str) -> float | str:
+    if text != "median" and not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of units per mV")
+    return text if text == "median" else float(text)
 
 
 def print_summary(folder: Path, description: dict):

@@ -21,8 +21,10 @@ _DOUBTS = {
     "missing samples": lambda quality: pc.greater(quality("nan_share"), 0),
     "clipped in 1% or more": lambda quality: pc.greater_equal(quality("clipped_share"), 0.01),
     "limb leads disagree by more than 0.2 mV": lambda quality: pc.greater(quality("limb_error_mv"), 0.2),
+    "limb leads agree in digital units only": lambda quality: quality("suspected_gains"),
     "range above 10 or below 0.1 mV": lambda quality: quality("implausible_amplitude"),
     "leads look exchanged": lambda quality: pc.not_equal(quality("suspected_swap"), ""),
+    "two equal chest leads": lambda quality: pc.not_equal(quality("equal_leads"), ""),
 }
 
 

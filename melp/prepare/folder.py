@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 
 from melp.data.stored import label_names, stored_features
 from melp.databases import DATABASES, SPLITS
-from melp.files import LOCK, FolderLock, explaining_full_disk, write_atomically
+from melp.files import LOCK, FolderLock, explaining_full_disk, read_json, write_atomically
 from melp.prepare.dataset_card import count_reports, dataset_card, light_columns
 from melp.prepare.plan import cut_into_shards, make_plan, plan_fingerprint, reading_order, write_plan
-from melp.prepare.rows import Job, rule_of
+from melp.prepare.rows import ROW_VERSION, Job, rule_of
 from melp.prepare.shards import Shard, run_shards
 
 
@@ -36,6 +36,7 @@ def prepare(
     nan: str = "reject",
     max_gap: float = 0.1,
     accept_mismatch: bool = False,
+    one_gain: float | str | None = None,
     **options,
 ) -> Path:
     """Prepares a database into the folder `output`.
@@ -47,6 +48,8 @@ def prepare(
         limit: at most this many recordings.
         nan: what becomes of a recording with missing samples: "reject", or "interpolate" gaps of at most `max_gap` s.
         accept_mismatch: read recordings that contradict the checksums or first samples of their headers, too.
+        one_gain: units per mV, or "median" of a recording's own gains, for all leads of a recording whose limb leads
+            agree in digital units but not in mV (LUDB's headers); None leaves the gains as they are.
 
     Returns:
         Path of the folder.
@@ -65,7 +68,7 @@ def prepare(
     features = stored_features(label_sets, getattr(module, "EXTRA", {}))
     gap = max_gap if nan == "interpolate" else None
     order = reading_order(plan)
-    fingerprint = plan_fingerprint(plan, order, [database, module.VERSION, gap, str(features)])
+    fingerprint = plan_fingerprint(plan, order, [database, module.VERSION, ROW_VERSION, gap, one_gain, str(features)])
     check_output(output, fingerprint)
     with FolderLock(output, f"melp.prepare {database}"), explaining_full_disk(output):
         if is_finished(output, fingerprint):
@@ -79,14 +82,15 @@ def prepare(
         pa.default_memory_pool().release_unused()
 
         label_ids = {name: {label: row for row, label in enumerate(classes)} for name, classes in label_sets.items()}
-        job = Job(database, work / "plan.arrow", features.arrow_schema, label_ids, gap)
+        job = Job(database, work / "plan.arrow", features.arrow_schema, label_ids, gap, one_gain)
         summaries = run_shards(job, shards, workers)
         rejected += [row for summary in summaries for row in summary["rejected"]]
         if len(rejected) == planned:
             reasons = "; ".join(f"{row['record']}: {row['reason']}" for row in rejected[:3])
             raise ValueError(f"none of the {planned} recordings could be used ({reasons}).")
         inputs = checksums(module.inputs(root, **options))
-        options |= {"limit": limit, "nan": nan, "max_gap": gap, "accept_mismatch": accept_mismatch or None}
+        options |= {"limit": limit, "nan": nan, "max_gap": gap, "one_gain": one_gain}
+        options |= {"accept_mismatch": accept_mismatch or None}
         description = {
             "database": database,
             "fingerprint": fingerprint,
@@ -136,7 +140,7 @@ def open_work(output: Path, fingerprint: str) -> Path:
 
 
 def _stored_fingerprint(path: Path) -> str | None:
-    return json.loads(path.read_text())["fingerprint"] if path.exists() else None
+    return read_json(path).get("fingerprint") if path.exists() else None
 
 
 def place_shards(output: Path, shards: list[Shard], summaries: list[dict], features, fingerprint: str) -> dict:

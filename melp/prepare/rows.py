@@ -10,21 +10,36 @@ import pyarrow as pa
 
 from melp.data.stored import COLUMNS, QUALITY, STORED_RATE
 from melp.databases import EcgRecord
-from melp.databases.wfdb_record import MISSING, quantise
-from signal_melp import LEADS, canonical_leads, check_sampling_rate, ecg_quality, interpolate_gaps, resample_ecg
+from melp.databases.wfdb_record import MAX_DURATION, MISSING, quantise
+from signal_melp import (
+    LEADS,
+    MAX_MILLIVOLT,
+    canonical_leads,
+    check_sampling_rate,
+    ecg_quality,
+    interpolate_gaps,
+    resample_ecg,
+)
 
 MIN_DURATION = 2.0  # s
+ROW_VERSION = 2  # to be raised when the same recording comes to give another row
 
 
 @dataclass
 class Job:
-    """What a worker needs beside the range of a shard; small, whatever the size of the database."""
+    """What a worker needs beside the range of a shard; small, whatever the size of the database.
+
+    Attributes:
+        max_gap: seconds of NaN that are interpolated; None: a recording with any is rejected.
+        one_gain: units per mV that all leads get where they agree in digital units only, or "median" of theirs.
+    """
 
     database: str
     plan: Path
     schema: pa.Schema
     label_ids: dict[str, dict[str, int]]
-    max_gap: float | None  # seconds of NaN that are interpolated; None: a recording with any is rejected
+    max_gap: float | None = None
+    one_gain: float | str | None = None
 
 
 def to_row(record: EcgRecord, job: Job) -> dict:
@@ -42,20 +57,15 @@ def to_row(record: EcgRecord, job: Job) -> dict:
     samples, leads = record.signal[order], [canonical[row] for row in order]
     gain, baseline = np.asarray(record.gain, dtype=float)[order], np.asarray(record.baseline, dtype=float)[order]
     rate = check_sampling_rate(record.sampling_rate, record.record)
-    if samples.shape[1] < MIN_DURATION * rate:
-        raise ValueError(f"shorter than {MIN_DURATION:g} s: {samples.shape[1]} samples at {rate:g} Hz")
+    _check_duration(samples.shape[1], rate)
     missing = samples == MISSING
-    millivolts = ((samples - baseline[:, None]) / gain[:, None]).astype(np.float32)
-    millivolts[missing] = np.nan
-    quality = ecg_quality(millivolts, leads, rate)
+    millivolts = _in_millivolt(samples, missing, gain, baseline, leads)
+    quality = ecg_quality(millivolts, leads, rate, gain)
+    if quality["suspected_gains"] and job.one_gain is not None:
+        gain = np.full_like(gain, np.median(gain) if job.one_gain == "median" else job.one_gain)
+        millivolts = _in_millivolt(samples, missing, gain, baseline, leads)
     if missing.any():
-        names = ", ".join(lead for lead, row in zip(leads, missing, strict=True) if row.any())
-        if job.max_gap is None:
-            raise ValueError(f"missing samples (NaN): {missing.sum()} in lead {names}")
-        try:
-            millivolts = interpolate_gaps(millivolts, int(job.max_gap * rate))
-        except ValueError as error:
-            raise ValueError(f"missing samples (NaN): in lead {names}, {error}") from None
+        millivolts = _without_gaps(millivolts, missing, leads, rate, job.max_gap)
         digital = np.rint(millivolts * gain[:, None] + baseline[:, None]).astype(np.int16)
         samples = np.where(missing, digital, samples)
     if (samples.min(axis=1) == samples.max(axis=1)).all():
@@ -72,13 +82,45 @@ def to_row(record: EcgRecord, job: Job) -> dict:
         "gain": gain.astype(np.float32),
         "baseline": baseline.astype(np.float32),
         "quality": {name: quality[name] for name in QUALITY}
-        | {"flat_leads": " ".join(quality["flat_leads"]), "suspected_swap": quality["suspected_swap"] or ""},
+        | {name: " ".join(quality[name]) for name in ("flat_leads", "equal_leads")}
+        | {"suspected_swap": quality["suspected_swap"] or ""},
         **{name: record.extra.get(name) for name in job.schema.names if name not in COLUMNS},
     }
     for name, ids in job.label_ids.items():
         classes = record.labels.get(name)
         row[name] = None if classes is None else [ids[label] for label in classes]
     return row
+
+
+def _check_duration(samples: int, rate: float):
+    if samples < MIN_DURATION * rate:
+        raise ValueError(f"shorter than {MIN_DURATION:g} s: {samples} samples at {rate:g} Hz")
+    if samples > MAX_DURATION * rate:
+        raise ValueError(f"longer than {MAX_DURATION / 3600:g} h: it lasts {samples / rate / 3600:.1f} h; cut it")
+
+
+def _in_millivolt(samples, missing, gain, baseline, leads: list[str]) -> np.ndarray:
+    """Returns (leads, samples) float32, NaN where one is missing; refuses gains and baselines that cannot be."""
+    with np.errstate(all="ignore"):  # what is absurd is named below
+        scale, zero = gain.astype(np.float32), baseline.astype(np.float32)
+        millivolts = np.subtract(samples, zero[:, None], dtype=np.float32)
+        millivolts /= scale[:, None]
+        millivolts[missing] = np.nan
+        peak = np.fmax.reduce(np.abs(millivolts), axis=1, initial=0.0)
+        sane = np.isfinite(scale) & np.isfinite(zero) & (scale != 0) & (np.abs(zero) < 2**24) & (peak < MAX_MILLIVOLT)
+    for row in np.flatnonzero(~sane):
+        raise ValueError(f"absurd gain or baseline: {gain[row]:g} per mV and {baseline[row]:g} in lead {leads[row]}")
+    return millivolts
+
+
+def _without_gaps(millivolts, missing, leads: list[str], rate: float, max_gap: float | None) -> np.ndarray:
+    names = ", ".join(lead for lead, row in zip(leads, missing, strict=True) if row.any())
+    if max_gap is None:
+        raise ValueError(f"missing samples (NaN): {missing.sum()} in lead {names}")
+    try:
+        return interpolate_gaps(millivolts, int(max_gap * rate))
+    except ValueError as error:
+        raise ValueError(f"missing samples (NaN): in lead {names}, {error}") from None
 
 
 def reason_of(error: Exception, record: str) -> str:

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from melp.databases import DATABASES
-from melp.files import write_atomically
+from melp.files import read_json, write_atomically
 from melp.prepare.rows import Job, reason_of, to_row
 
 BATCH_RECORDS = 100  # rows of an Arrow record batch: 12 MB at 10 s
@@ -81,7 +81,7 @@ def run_shards(job: Job, shards: list[Shard], workers: int) -> list[dict]:
                 write_shard(job, shard, bar.update)
         else:
             _run_in_processes(job, todo, workers, bar)
-    return [json.loads(shard.summary.read_text()) for shard in shards]
+    return [read_json(shard.summary) for shard in shards]
 
 
 def _run_in_processes(job: Job, todo: list[Shard], workers: int, bar: tqdm):
