@@ -23,7 +23,7 @@ FLOORS = (
     ("measures", ("melp.evaluation", "melp.convert", "melp.hub")),
     ("training", ("melp.training",)),
     ("predictions", ("melp.predict", "melp.search")),
-    ("tasks", ("melp.evaluation.tasks", "melp.benchmark")),
+    ("tasks", ("melp.evaluation.tasks", "melp.benchmark", "melp.export")),
     ("doors", ()),  # train.py and its like, and the `__main__` of packages
 )
 HUB_FILES, DOORS = 0, len(FLOORS) - 1
