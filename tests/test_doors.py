@@ -1,5 +1,6 @@
 """Every command answers --help and a mistake before anything heavy is imported."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from melp.benchmark.startup import commands
+from melp.databases import DATABASES
+from melp.evaluation.settings import TASKS
 
 REPO = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "datasets", "sklearn", "scipy", "matplotlib", "pandas")
@@ -77,6 +80,20 @@ def test_a_wrong_value_needs_nothing_heavy(arguments):
     _, complaint, end = imported(*arguments)
     status, *heavy = end.split()
     assert status != "0" and not heavy and "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["melp.hub.__main__", "push"], ["melp.hub.__main__", "card"]]
+    + [["evaluate", task] for task in TASKS]
+    + [["melp.prepare.__main__", database] for database in DATABASES],
+    ids=" ".join,
+)
+def test_every_task_and_database_has_its_help(words, capsys):
+    module, *arguments = words
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(module).main([*arguments, "--help"])
+    assert stopped.value.code == 0 and "usage: " in capsys.readouterr().out
 
 
 def test_the_package_needs_nothing_heavy():

@@ -75,7 +75,7 @@ def reading_ways(rows, folder, paths: list[str], batch_size: int) -> dict:
 
 
 def core_ways(rows, batch_size: int) -> dict:
-    """Returns `{way: batches}` of what a core does: the processor on arrays (batch, 12, samples) in mV, the simulator."""
+    """Returns `{way: batches}` of what a core does: processing arrays (batch, 12, samples) in mV, simulating."""
     from melp.data.batches import MelpCollator
     from melp.synthetic import corpus as synthetic
     from processing_melp import MelpFeatureExtractor

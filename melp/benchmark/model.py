@@ -11,7 +11,8 @@ from configuration_melp import MelpConfig
 from losses_melp import beat_loss
 from melp.benchmark.case import new_case
 from melp.models import read_config
-from melp.training.device import count_flops, keep_freed_memory, matrix_peak, peak_memory, seconds_a_call
+from melp.training.cpu_kernels import use_cpu_kernels
+from melp.training.device import count_flops, matrix_peak, peak_memory, seconds_a_call
 from modeling_melp import MelpModel
 
 REPORT_TOKENS = (20, 41)  # reports of the usual length, about 30 tokens with [BOS] and [SEP]
@@ -58,8 +59,9 @@ def train_case(model: MelpModel, batch: dict, dtype: torch.dtype):
     """Computes three losses and their gradients as `train.py` does: float32 weights, autocast below float32."""
     model.train()
     model.freeze_text_layers()
-    keep_freed_memory(batch["input_values"].device)
     device_type = batch["input_values"].device.type
+    if device_type == "cpu":
+        use_cpu_kernels(model)
 
     def call():
         with torch.autocast(device_type, dtype, enabled=dtype != torch.float32):

@@ -134,10 +134,7 @@ def compared_recordings(processor, recordings, data, split: str, limit: int) -> 
 def write_onnx(tower: torch.nn.Module, batch: dict[str, torch.Tensor], path: Path) -> Path:
     """Exports a tower; all axes but those of leads and samples are free."""
     free, tokens = {0: torch.export.Dim("batch", min=1, max=2**16)}, torch.export.Dim("tokens", min=2, max=127)
-    axes = {
-        name: free if name == "input_values" else free | {1: torch.export.Dim("tokens", min=2, max=127)}
-        for name in batch
-    }
+    axes = {name: free if name == "input_values" else free | {1: tokens} for name in batch}
     example = {name: value[:2] for name, value in batch.items()}
     model = getattr(tower, "model", None) or tower.tower
     attention = model.config._attn_implementation

@@ -1,6 +1,5 @@
 """The tasks of evaluate.py beside classification: correspondences, findings, retrieval, identification, drafts."""
 
-import importlib
 import json
 
 import numpy as np
@@ -15,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from evaluate import main
 from melp.data.batches import MelpCollator, prepare_inputs
 from melp.data.prepared import label_matrix, label_sets, load_prepared
-from melp.databases import DATABASES
 from melp.databases.code15 import CLASSES as CODE15
 from melp.databases.published import read_tables
 from melp.databases.snomed import CHALLENGE
@@ -24,7 +22,6 @@ from melp.evaluation.folders import SHARED, load_folders
 from melp.evaluation.prompts import PROMPTS, load_prompts
 from melp.evaluation.ranking import rank
 from melp.evaluation.report_findings import PHRASES, extract, stated_findings
-from melp.evaluation.settings import TASKS
 from melp.evaluation.tasks import identify, report, retrieval
 from melp.evaluation.tasks.finetune import new_model, parameter_groups
 from melp.synthetic import corpus as synthetic
@@ -132,24 +129,6 @@ def test_a_class_takes_its_prompts_from_another_label_set_that_means_the_same():
     # A user's own label set: AF is flutter in csn and fibrillation in code15, so it stands for neither.
     with pytest.raises(ValueError, match=r"no prompt for AF, unheard of \(label set 'mine'\)"):
         load_prompts(PROMPTS, "mine", ["AF", "unheard of", "atrial fibrillation"])
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["train", "melp.prepare", "melp.convert", "melp.hub", "melp.hub push", "melp.benchmark", "evaluate"]
-    + [f"evaluate {task}" for task in TASKS]
-    + [f"melp.prepare {database}" for database in DATABASES],
-)
-def test_help_of_every_command(command, capsys):
-    script, *words = command.split()
-    modules = {
-        "melp.prepare": "melp.prepare.__main__",
-        "melp.convert": "melp.convert.model",
-        "melp.hub": "melp.hub.push",
-    }
-    with pytest.raises(SystemExit) as stopped:
-        importlib.import_module(modules.get(script, script)).main([*words, "--help"])
-    assert stopped.value.code == 0 and "usage: " in capsys.readouterr().out
 
 
 def test_several_folders_are_measured_as_one_over_what_they_share(evaluated, tmp_path):
