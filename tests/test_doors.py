@@ -13,7 +13,7 @@ from melp.databases import DATABASES
 from melp.evaluation.settings import TASKS
 
 REPO = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "datasets", "sklearn", "scipy", "matplotlib", "pandas")
+HEAVY = ("torch", "datasets", "sklearn", "scipy", "matplotlib")
 COMMANDS = commands()
 
 # Runs a command as `python` does, and says what it imported of the heavy packages.

@@ -46,7 +46,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
-        for source in filter(None, (options.model, options.data, *(options.recordings or ()))):
+        for source in filter(None, (options.model, options.data)):
             parse_source(source)
         from melp.export.onnx import export
 
