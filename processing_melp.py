@@ -280,9 +280,10 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             ecg: a path of a file in any format of docs/formats.md (WFDB, DICOM, EDF, XML, ...), FILE#RECORD for
-                one record of a stack, or the bytes of a file; a `wfdb.Record` or `wfdb.MultiRecord`; a numpy or
-                torch array (leads, samples) or (samples, leads); a dict of lead name to samples; a list of any of
-                these; or an array (batch, leads, samples), the fast way. Leads may be absent.
+                one record of a stack, or the bytes of a file; an `EcgBlock` of `read_ecg`; a `wfdb.Record` or
+                `wfdb.MultiRecord`; a numpy or torch array (leads, samples) or (samples, leads); a dict of lead name
+                to samples; a list of any of these; or an array (batch, leads, samples), the fast way. Leads may be
+                absent.
             sampling_rate: Hz, for arrays, dicts and files that do not state it; must agree with the header of a file.
             leads: names of the channels of an array, or of a file that does not name them, in its order. "aVR", "AVR",
                 "Lead II", "DII", "MDC_ECG_LEAD_V1" are understood; channels known to be none of the twelve (Frank,
@@ -387,6 +388,8 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"{name}: the leads of a dict must be one-dimensional and equally long")
             block = array_block(np.stack(channels)[None], [name], sampling_rate, list(item), unit)
             return part_of_block(block, **reading)
+        if hasattr(item, "ignored_leads"):  # an EcgBlock, of whichever copy of this module
+            return part_of_block(item, **reading)
         if is_file(item):
             return read_ecg(item, name, unit, sampling_rate=sampling_rate, leads=leads, **reading)
         shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""

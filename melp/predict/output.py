@@ -1,0 +1,114 @@
+"""Rows of predictions as Parquet, CSV, JSON lines and a table on the screen."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from melp.notice import NOTICE
+
+ROW_GROUP = 1000
+SHOWN = 15  # findings of a record on the screen
+
+
+def schema_of(settings: dict, dim: int) -> pa.Schema:
+    """Returns the columns of an output; `dim` is the width of an embedding. Its metadata hold notice and settings."""
+    texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
+    columns = {
+        **{"record": pa.string(), "path": pa.string(), "patient": pa.string()},
+        **({"identifiers": pa.string()} if settings["keep_identifiers"] else {}),
+        **{"window": pa.int32(), "start": pa.float32()},
+        **({"findings": texts, "similarities": numbers, "probabilities": numbers} if settings["findings"] else {}),
+        **({"draft": pa.string()} if settings["draft"] else {}),
+        **({"embedding": pa.list_(pa.float32(), dim)} if settings["embeddings"] else {}),
+        **{"sampling_rate": pa.float32(), "seconds": pa.float32(), "leads": texts, "derived_leads": texts},
+        **{"masked_leads": texts, "done": texts, "warnings": texts, "flat_leads": texts},
+        **{"nan_share": pa.float32(), "clipped_share": pa.float32(), "limb_error_mv": pa.float32()},
+        **{"peak_to_peak_mv": pa.float32(), "suspected_swap": pa.string()},
+        **({"picture": pa.string()} if settings.get("pictures") else {}),
+        **{"model": pa.string(), "commit": pa.string(), "processor": pa.string()},
+    }
+    metadata = {"notice": NOTICE, "melp": json.dumps(settings)}
+    return pa.schema(columns, metadata)
+
+
+def write_parquet(rows: list[dict], settings: dict, dim: int, path: Path):
+    """Writes the rows of a shard."""
+    schema, processor = schema_of(settings, dim), json.dumps(settings["processor"])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for first in range(0, len(rows), ROW_GROUP):
+            part = [{**row, "processor": processor} for row in rows[first : first + ROW_GROUP]]
+            writer.write_table(pa.Table.from_pylist(part, schema))
+
+
+def read_rows(folder: Path) -> Iterable[dict]:
+    """Yields the rows of all shards of an output, a few at a time in memory."""
+    for file in sorted((Path(folder) / "data").glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(ROW_GROUP):
+            yield from batch.to_pylist()
+
+
+def plain(row: dict) -> dict:
+    """Returns a row as JSON has it."""
+    return {
+        name: [round(float(x), 6) for x in value] if isinstance(value, np.ndarray) else value
+        for name, value in row.items()
+    }
+
+
+def write_jsonl(rows: Iterable[dict], file):
+    """Writes a first line {"notice": ...}, then a JSON object per row."""
+    file.write(json.dumps({"notice": NOTICE}) + "\n")
+    for row in rows:
+        file.write(json.dumps(plain(row)) + "\n")
+
+
+def write_csv(rows: Iterable[dict], classes: list[str], file):
+    """Writes the notice as a comment line (pandas: comment="#"), then the rows: a column per finding and number."""
+    file.write(f"# {NOTICE}\n")
+    table = None
+    for row in rows:
+        flat = dict(row)
+        names, embedding = flat.pop("findings", []), flat.pop("embedding", None)
+        similarity = dict(zip(names, flat.pop("similarities", []), strict=True))
+        probability = dict(zip(names, flat.pop("probabilities", []), strict=True))
+        flat |= {f"similarity: {name}": similarity.get(name) for name in classes}
+        flat |= {f"probability: {name}": probability.get(name) for name in classes}
+        flat |= {f"embedding {index}": float(x) for index, x in enumerate(() if embedding is None else embedding)}
+        flat = {name: "; ".join(value) if isinstance(value, list) else value for name, value in flat.items()}
+        if table is None:
+            table = csv.DictWriter(file, list(flat))
+            table.writeheader()
+        table.writerow(flat)
+
+
+def as_text(row: dict, calibration: str | None, windows: int) -> str:
+    """Returns a recording's, or a window's, predictions for the screen."""
+    title = f"{row['record']}  ({row['path']})"
+    if windows > 1:
+        title += f", window {row['window'] + 1} of {windows}, from {row['start']:g} s"
+    lines = [title, "-" * min(len(title), 100)]
+    if findings := row.get("findings"):
+        width = max(map(len, findings[:SHOWN]))
+        known = [value is not None for value in row["probabilities"]]
+        lines.append(f"  {'finding':{width}}  similarity" + ("  probability" if any(known) else ""))
+        rows = zip(findings, row["similarities"], row["probabilities"], strict=True)
+        for name, similarity, probability in list(rows)[:SHOWN]:
+            shown = f"{'' if similarity is None else format(similarity, '.3f'):>10}"
+            chance = f"{'' if probability is None else format(probability, '.1%'):>13}"
+            lines.append(f"  {name:{width}}  {shown}{chance if any(known) else ''}".rstrip())
+        if len(findings) > SHOWN:
+            lines.append(f"  ... and {len(findings) - SHOWN} more")
+        if calibration:
+            lines.append(f"  ({calibration})")
+    if "draft" in row:
+        lines.append(f"  draft: {row['draft'] or '(empty)'}")
+    lines.append(f"  signal: {row['seconds']:g} s, {row['sampling_rate']:g} Hz, {len(row['leads'])} leads")
+    lines += [f"  warning: {warning}" for warning in row["warnings"]]
+    if row["flat_leads"]:
+        lines.append(f"  warning: flat: {', '.join(row['flat_leads'])}")
+    return "\n".join([*lines, f"  done: {'; '.join(row['done'])}"])

@@ -1,0 +1,82 @@
+"""Lists the recordings that files and folders hold, compactly: a path costs its own length, not a Python object."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from formats_melp import list_records
+
+CHUNK = 1 << 16  # paths that are Python strings at a time
+# What belongs to a WFDB header of the same name and is no recording of its own.
+WFDB_FILES = (".dat", ".mat", ".atr", ".qrs", ".ann", ".xyz")
+STACKS = (".h5", ".hdf5", ".npy", ".npz", ".parquet")  # files of these names are opened to see how many they hold
+
+
+def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa.ChunkedArray:
+    """Lists recordings as absolute paths, FILE#RECORD for those of a stack, each once.
+
+    Files that are named are taken whatever they are; of a folder all files below it but hidden ones and those that
+    belong to a WFDB header. What turns out to be no ECG is for the reader to refuse. Links to folders are left out.
+
+    Args:
+        sources: files, WFDB records without a suffix, FILE#RECORD, folders.
+        leave_out: a folder below which nothing is taken: that of the output.
+
+    Raises:
+        ValueError: where a source does not exist, or there is nothing at all.
+    """
+    chunks, paths = [], []
+    sources = dict.fromkeys(os.path.abspath(os.path.expanduser(source)) for source in sources)
+    for source in sources:
+        for path in _below(source, leave_out and os.path.abspath(leave_out)):
+            paths.append(path)
+            if len(paths) == CHUNK:
+                chunks.append(pa.array(paths, pa.large_string()))
+                paths = []
+    listed = pa.chunked_array([*chunks, pa.array(paths, pa.large_string())])
+    if not len(listed):
+        raise ValueError("there is no file in what was named: name ECG files, or folders that hold some.")
+    return listed if len(sources) == 1 else pa.chunked_array([listed.unique()])  # in the order of first appearance
+
+
+def _below(source: str, leave_out: str | None) -> Iterator[str]:
+    if os.path.isdir(source):
+        yield from _walk(source, leave_out)
+    elif os.path.isfile(source):
+        yield from _records_of(source)
+    elif any(os.path.isfile(source + suffix) for suffix in (".hea", ".hea.gz")):
+        yield source + (".hea" if os.path.isfile(source + ".hea") else ".hea.gz")
+    elif os.path.isfile(source.rpartition("#")[0]):
+        yield source
+    else:
+        raise ValueError(f"{source} does not exist; name ECG files, or folders that hold some.")
+
+
+def _walk(folder: str, leave_out: str | None) -> Iterator[str]:
+    names, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir(follow_symlinks=False) else names).append(entry.name)
+    headers = {name.removesuffix(".gz")[:-4] for name in names if name.removesuffix(".gz").endswith(".hea")}
+    for name in sorted(names):
+        stem, suffix = os.path.splitext(name.removesuffix(".gz"))
+        if suffix.lower() not in WFDB_FILES or stem not in headers:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                yield from _records_of(path)
+    for name in sorted(folders):
+        if os.path.join(folder, name) != leave_out:
+            yield from _walk(os.path.join(folder, name), leave_out)
+
+
+def _records_of(path: str) -> Iterator[str]:
+    if path.lower().removesuffix(".gz").endswith(STACKS):
+        try:
+            yield from list_records(path)
+            return
+        except (ValueError, ImportError):  # whoever reads it says why
+            pass
+    yield path

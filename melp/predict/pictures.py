@@ -1,0 +1,59 @@
+"""The sheet of a prediction: the ECG as clinicians print it, with findings, draft and warnings above."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from melp.drawing import draw_sheet
+from signal_melp import LEADS, EcgBlock, derive_limb_leads
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FINDINGS = 6
+WIDTH = 76  # letters of a line of half a sheet
+
+
+def draw_prediction(
+    block: EcgBlock, row: dict, calibration: str | None, identifiers: dict[str, str] | None = None
+) -> "Figure":
+    """Draws the first window of a recording with what was predicted of it."""
+    signal, leads, derived = all_leads(block)
+    return draw_sheet(
+        signal,
+        leads,
+        block.sampling_rate,
+        title="   ".join([row["record"], *(identifiers or {}).values()]),
+        columns=header_columns(row, calibration),
+        derived=derived,
+        start=row["start"],
+    )
+
+
+def all_leads(block: EcgBlock) -> tuple[np.ndarray, list[str], list[str]]:
+    """Returns signal (leads, samples) in mV and leads of a block, with limb leads computed from others; and these."""
+    signal = np.zeros((1, len(LEADS), block.signal.shape[-1]), dtype=np.float32)
+    present = np.zeros((1, len(LEADS)), dtype=bool)
+    for row, lead in zip(block.signal[0], block.leads, strict=True):
+        signal[0, LEADS.index(lead)], present[0, LEADS.index(lead)] = row, True
+    usable = present & (signal.min(-1) != signal.max(-1))
+    derived = derive_limb_leads(signal, present, usable)[0]
+    kept = present[0] | derived
+    names = [lead for lead, keep in zip(LEADS, kept, strict=True) if keep]
+    return signal[0, kept], names, [lead for lead, was in zip(LEADS, derived, strict=True) if was]
+
+
+def header_columns(row: dict, calibration: str | None) -> tuple[list[str], list[str]]:
+    """Returns the lines above the traces: findings on the left, draft and signal on the right."""
+    left, right = [], []
+    if findings := row.get("findings"):
+        numbers = zip(findings, row["similarities"], row["probabilities"], strict=True)
+        for name, similarity, probability in list(numbers)[:FINDINGS]:
+            left.append(f"{similarity:.3f}  {name}" if probability is None else f"{probability:.0%}  {name}")
+        if calibration:
+            left.append(f"({calibration})")
+    if row.get("draft"):
+        right += textwrap.wrap(f"Draft, to be checked: {row['draft']}", WIDTH, max_lines=3)
+    right += [textwrap.shorten(f"Warning: {warning}", WIDTH) for warning in row["warnings"]]
+    return left, right + textwrap.wrap(f"Done: {'; '.join(row['done'])}", WIDTH, max_lines=2)

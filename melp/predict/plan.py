@@ -1,0 +1,170 @@
+"""The plan of an output folder: which recordings are in which shard, what is done, what a later run must agree with.
+
+OUTPUT/data/00000.parquet       predictions, a shard each, written whole or not at all
+OUTPUT/rejected.csv             path and reason of what could not be read
+OUTPUT/.melp-predict/           settings.json, paths-*.arrow (the plan), 00000.json (a finished shard), key
+"""
+
+import csv
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from melp.files import write_atomically
+from melp.notice import NOTICE
+
+WORK = ".melp-predict"
+SHARD_RECORDINGS = (500, 10_000)  # a shard: what a kill may cost, against how many files a large output has
+SHARDS = 1000  # beyond which shards grow
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Recordings `start` to `stop` of the plan."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class Plan:
+    """What an output folder is to hold, and what it holds already.
+
+    Args:
+        folder: the output.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.work = Path(folder), Path(folder) / WORK
+
+    @cached_property
+    def paths(self) -> pa.ChunkedArray:
+        """The path of every recording, mapped into memory."""
+        return pa.chunked_array([chunk for part in self._parts for chunk in part["path"].chunks], pa.large_string())
+
+    @cached_property
+    def _parts(self) -> list[pa.Table]:
+        return [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in self._files()]
+
+    def _files(self) -> list[Path]:
+        return sorted(self.work.glob("paths-*.arrow"))
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        shards, start = [], 0
+        for part in self._parts:
+            size, end = int(part.schema.metadata[b"shard"]), start + len(part)
+            for first in range(start, end, size):
+                shards.append(Shard(len(shards), first, min(first + size, end)))
+            start = end
+        return shards
+
+    def data_file(self, shard: Shard) -> Path:
+        return self.folder / "data" / f"{shard.number:05d}.parquet"
+
+    def _summary_file(self, shard: Shard) -> Path:
+        return self.work / f"{shard.number:05d}.json"
+
+    def is_done(self, shard: Shard) -> bool:
+        return self._summary_file(shard).is_file()
+
+    @property
+    def key(self) -> bytes:
+        """Makes pseudonyms of patients' identifiers; who has it and a list of patients can undo that."""
+        return bytes.fromhex((self.work / "key").read_text())
+
+    def prepare(self, paths: pa.ChunkedArray, settings: dict):
+        """Plans the recordings that are not yet planned; an interrupted run, or one with more files, goes on.
+
+        Raises:
+            ValueError: where the folder holds predictions of other settings, naming these, or something else.
+        """
+        if not self.work.is_dir() and self.folder.is_dir():
+            strange = [path.name for path in self.folder.iterdir() if path.name not in (WORK, ".melp-lock")]
+            if strange:
+                raise ValueError(f"{self.folder} holds something else ({strange[0]}): name another --output.")
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.folder / "data").mkdir(exist_ok=True)
+        self._agree(settings)
+        if not (self.work / "key").is_file():
+            write_atomically(self.work / "key", secrets.token_hex(16))
+            (self.work / "key").chmod(0o600)
+        if self._parts:
+            paths = paths.filter(pc.invert(pc.is_in(paths, value_set=self.paths.combine_chunks())))
+        if len(paths):
+            self._add(paths)
+        write_atomically(self.folder / "README.md", _readme(settings))
+
+    def _agree(self, settings: dict):
+        file = self.work / "settings.json"
+        if not file.is_file():
+            write_atomically(file, json.dumps(settings, indent=2))
+            return
+        before = json.loads(file.read_text())
+        other = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        if other:
+            shown = f"{other[0]} {before.get(other[0])!r}, now {settings.get(other[0])!r}"
+            raise ValueError(
+                f"{self.folder} holds predictions of other settings ({shown}): take the same again, or another "
+                "--output."
+            )
+
+    def _add(self, paths: pa.ChunkedArray):
+        least, most = SHARD_RECORDINGS
+        size = min(max(least, -(-len(paths) // SHARDS)), most)
+        table = pa.table({"path": paths}).replace_schema_metadata({"shard": str(size)})
+        file = self.work / f"paths-{len(self._parts):05d}.arrow"
+
+        def write(partial: Path):
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+
+        write_atomically(file, write)
+        self.forget()
+
+    def forget(self):
+        """Reads the plan anew when it is next asked for."""
+        for name in ("paths", "_parts", "shards"):
+            self.__dict__.pop(name, None)
+
+    def finish(self, shard: Shard, rejected: list[tuple[str, str]], rows: int, first: Counter):
+        """Marks a shard as done, whose data are written: `rejected` are paths and reasons, `first` counts findings."""
+        summary = {"recordings": shard.stop - shard.start, "rows": rows, "rejected": rejected, "first": dict(first)}
+        write_atomically(self._summary_file(shard), json.dumps(summary))
+
+    def summaries(self) -> Iterator[dict]:
+        """Yields what `finish` wrote of each shard, in order."""
+        for shard in self.shards:
+            yield json.loads(self._summary_file(shard).read_text())
+
+    def write_rejected(self):
+        """Writes rejected.csv of all shards."""
+
+        def write(partial: Path):
+            with open(partial, "w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                table.writerow(("path", "reason"))
+                for summary in self.summaries():
+                    table.writerows(summary["rejected"])
+
+        write_atomically(self.folder / "rejected.csv", write)
+
+
+def _readme(settings: dict) -> str:
+    return f"""# Predictions of {os.path.basename(str(settings["model"]))}
+
+{NOTICE}
+
+`data/*.parquet`, written by predict.py: a row per recording, or per window of it. `rejected.csv`: what was not read,
+with the reason. `similarities` are cosines of the recording's and the finding's embedding; `probabilities` are there
+where the model is calibrated for the finding. `patient` is a pseudonym unless `--keep-identifiers` was given; the
+key to it is in the hidden folder `{WORK}`, which is not for sharing.
+"""

@@ -1,0 +1,388 @@
+"""predict.py from its command line, on files of several formats: what it says, writes, keeps to itself and resumes."""
+
+import copy
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny import tiny_model, tiny_processor
+
+import predict
+from findings_melp import embed_prompts
+from melp.files import FolderLock
+from melp.notice import NOTICE
+from melp.predict import plan as plan_module
+from melp.predict import reading as reading_module
+from modeling_melp import MelpForEcgClassification, MelpModel
+from signal_melp import LEADS
+
+REPO = Path(__file__).resolve().parent.parent.parent
+FINDINGS = "atrial fibrillation, sinus rhythm,Dextrocardia"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """`whole`, `calibrated`, `tower`, `classifier`."""
+    root, model = tmp_path_factory.mktemp("models"), tiny_model()
+    config = copy.deepcopy(model.ecg_model.config)
+    config.id2label, config.label2id = {0: "AFIB", 1: "SR"}, {"AFIB": 0, "SR": 1}
+    torch.manual_seed(1)
+    parts = {"whole": model, "calibrated": model, "tower": model.ecg_model}
+    for name, part in (parts | {"classifier": MelpForEcgClassification(config)}).items():
+        part.save_pretrained(root / name)
+        processor = tiny_processor()
+        (processor if part is model else processor.feature_extractor).save_pretrained(root / name)
+    entries = {
+        "AF": {"prompts": ["atrial fibrillation."], "slope": 30.0, "intercept": -2.0},
+        "SR": {"prompts": ["sinus rhythm."], "slope": -30.0, "intercept": 2.0},
+    }
+    (root / "calibrated" / "findings.json").write_text(json.dumps({"findings": entries}))
+    return root
+
+
+def edf(signals: np.ndarray, patient: str) -> bytes:
+    """An EDF file of 500 Hz of (leads, samples) in mV, a second per record."""
+    count, seconds = len(signals), signals.shape[1] // 500
+    texts = [["0", 8], [patient, 80], ["Startdate 02-MAR-2002", 80], ["02.03.02", 8], ["10.00.00", 8]]
+    texts += [[str(256 * (count + 1)), 8], ["", 44], [str(seconds), 8], ["1", 8], [str(count), 4]]
+    columns = [([f"ECG {lead}" for lead in LEADS[:count]], 16), ([""] * count, 80), (["mV"] * count, 8)]
+    columns += [([value] * count, 8) for value in ("-10", "10", "-32768", "32767")]
+    columns += [([""] * count, 80), (["500"] * count, 8), ([""] * count, 32)]
+    header = "".join(text.ljust(width) for text, width in texts)
+    header += "".join(value.ljust(width) for values, width in columns for value in values)
+    counts = np.round((signals + 10) / 20 * 65535 - 32768).astype("<i2")
+    return header.encode() + counts.reshape(count, seconds, 500).swapaxes(0, 1).tobytes()
+
+
+@pytest.fixture(scope="module")
+def ecgs(tmp_path_factory) -> Path:
+    """A folder: five WFDB records (one of 25 s, one flat), an EDF file of a named patient, a stack, other files."""
+    import wfdb
+
+    root, random = tmp_path_factory.mktemp("ecgs"), np.random.default_rng(0)
+    (root / "sub").mkdir()
+    units = {"fs": 500, "units": ["mV"] * 12, "sig_name": list(LEADS), "fmt": ["16"] * 12}
+    for name, length in (("a", 5000), ("b", 5000), ("flat", 5000), ("long", 12500), ("short", 2500)):
+        walk = random.standard_normal((12, length)).cumsum(-1) / 50 * (name != "flat")
+        wfdb.wrsamp(name, p_signal=walk.T, write_dir=str(root), **units)
+    (root / "sub" / "named.edf").write_bytes(
+        edf(random.standard_normal((12, 5000)).cumsum(-1) / 50, "P123 F 01-JAN-1950 Jane_Doe")
+    )
+    arrays = random.standard_normal((3, 12, 5000)).cumsum(-1).astype(np.float32) / 50
+    np.savez(root / "stack.npz", signal=arrays, leads=LEADS, sampling_rate=500, unit="mV")
+    (root / "notes.pdf").write_bytes(b"%PDF-1.4 no ECG")
+    (root / ".hidden").write_text("x")
+    return root
+
+
+def run(*arguments):
+    predict.main([*map(str, arguments), "--num-workers", "0"])
+
+
+def rows_of(output: Path) -> pd.DataFrame:
+    return pd.read_parquet(output / "data").set_index("record", drop=False)
+
+
+def rejected_of(output: Path) -> dict[str, str]:
+    with open(output / "rejected.csv", newline="") as file:
+        return {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def output(models, ecgs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("output") / "out"
+    run(ecgs, "--model", models / "whole", "--findings", FINDINGS, "--output", folder, "--embeddings", "--draft")
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------------- folder
+
+
+def test_every_file_of_a_folder_is_a_row_or_a_reason(output):
+    rows, rejected = rows_of(output), rejected_of(output)
+    stack = {f"stack.npz#{number}" for number in range(3)}
+    assert set(rows["record"]) == {"a", "b", "long", "short", "named.edf"} | stack
+    assert set(rejected) == {"flat.hea", "notes.pdf"}
+    assert "constant" in rejected["flat.hea"] and "no format" in rejected["notes.pdf"]
+    assert not any(str(output.parent) in reason for reason in rejected.values())
+
+
+def test_rows_hold_what_the_model_says(output, models, ecgs):
+    rows = rows_of(output)
+    model, processor = MelpModel.from_pretrained(models / "whole").eval(), tiny_processor()
+    names = ["a", "b", "short"]
+    inputs = processor(ecg=[str(ecgs / name) for name in names], return_tensors="pt")
+    with torch.no_grad():
+        ecg = model.get_ecg_features(**inputs).pooler_output
+    embedding = np.stack(rows.loc[names, "embedding"])
+    np.testing.assert_allclose(embedding, ecg.numpy(), atol=1e-5)
+    drafts = processor.batch_decode(model.generate(**inputs, do_sample=False), skip_special_tokens=True)
+    assert rows.loc[names, "draft"].tolist() == drafts
+    texts = embed_prompts(model, processor, [["dextrocardia."]])
+    for name, expected in zip(names, (ecg @ texts.T)[:, 0].tolist(), strict=True):
+        row = rows.loc[name]
+        assert dict(zip(row["findings"], row["similarities"], strict=True))["Dextrocardia"] == pytest.approx(
+            expected, abs=1e-5
+        )
+        assert list(row["similarities"]) == sorted(row["similarities"], reverse=True)
+        assert set(row["findings"]) == {"atrial fibrillation", "sinus rhythm", "Dextrocardia"}
+        assert all(map(math.isnan, row["probabilities"]))  # not calibrated
+    assert "padded from 5 to 10 s with 0 mV" in rows.loc["short", "done"]
+    assert rows.loc["long", "seconds"] == 25 and rows.loc["a", "path"] == str(ecgs / "a.hea")
+
+
+def test_an_output_says_what_it_is(output, models):
+    rows = rows_of(output)
+    (commit,) = set(rows["commit"])
+    assert len(commit) == 16 and set(rows["model"]) == {str(models / "whole")}
+    assert json.loads(rows["processor"].iloc[0])["scaling"] == "minmax"
+    schema = pq.read_schema(output / "data" / "00000.parquet")
+    assert schema.metadata[b"notice"].decode() == NOTICE
+    assert NOTICE in (output / "README.md").read_text()
+
+
+def test_identifiers_stay_out_unless_asked_for(output, models, ecgs, tmp_path):
+    row = rows_of(output).loc["named.edf"]
+    assert row["patient"] and "P123" not in row["patient"]
+    kept = {path for path in output.rglob("*") if path.is_file()}
+    for word in (b"Doe", b"P123", b"1950"):
+        assert not [path for path in kept if word in path.read_bytes()]
+    run(ecgs / "sub", "--model", models / "tower", "--output", tmp_path / "kept", "--keep-identifiers")
+    row = rows_of(tmp_path / "kept").loc["named.edf"]
+    assert "P123" in row["patient"] and "Doe" in row["identifiers"]
+
+
+def test_pseudonyms_are_of_one_output(models, ecgs, tmp_path):
+    for name in ("one", "two"):
+        run(ecgs / "sub", "--model", models / "tower", "--output", tmp_path / name)
+    assert len({rows_of(tmp_path / name).loc["named.edf", "patient"] for name in ("one", "two")}) == 2
+    assert os.stat(tmp_path / "one" / plan_module.WORK / "key").st_mode & 0o077 == 0
+
+
+def test_windows_are_rows(models, ecgs, tmp_path):
+    run(ecgs / "long", "--model", models / "whole", "--findings", "x", "--stride", 10, "--output", tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    assert rows["window"].tolist() == [0, 1, 2] and rows["start"].tolist() == [0, 10, 15]
+    run(ecgs / "long", "--model", models / "whole", "--findings", "x", "--start", 15, "--output", tmp_path / "end")
+    end = rows_of(tmp_path / "end").iloc[0]
+    assert end["start"] == 15 and end["similarities"][0] == pytest.approx(rows["similarities"].iloc[2][0], abs=1e-5)
+
+
+def test_too_many_windows_are_refused(models, ecgs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_module, "MAX_WINDOWS", 2)
+    run(ecgs / "long", ecgs / "a", "--model", models / "tower", "--stride", 1, "--output", tmp_path / "out")
+    assert "--seconds" in rejected_of(tmp_path / "out")["long.hea"] and len(rows_of(tmp_path / "out")) == 1
+
+
+def test_fewer_leads(models, ecgs, tmp_path):
+    run(ecgs / "a", "--model", models / "tower", "--lead-subset", "I", "DII", "--output", tmp_path / "out")
+    row = rows_of(tmp_path / "out").iloc[0]
+    assert list(row["leads"]) == ["I", "II"] and set(row["derived_leads"]) == {"III", "aVR", "aVL", "aVF"}
+    assert set(row["masked_leads"]) == {f"V{number}" for number in range(1, 7)}
+    with pytest.raises(SystemExit, match="V7"):
+        run(ecgs / "a", "--model", models / "tower", "--lead-subset", "V7")
+
+
+# -------------------------------------------------------------------------------------------------------------- screen
+
+
+def test_a_few_recordings_are_shown(models, ecgs, capsys):
+    run(ecgs / "a", ecgs / "short.dat", "--model", models / "whole", "--findings", FINDINGS, "--draft")
+    shown = capsys.readouterr().out
+    assert shown.startswith(NOTICE) and "not calibrated: similarities, not probabilities" in shown
+    assert shown.count("draft:") == 2 and "padded from 5 to 10 s" in shown and "probability" not in shown
+    found = [
+        float(line.split()[-1]) for line in shown.split("short")[0].splitlines() if line.startswith("  sinus rhythm")
+    ]
+    assert len(found) == 1
+
+
+def test_calibrated_findings_come_in_order_of_probability(models, ecgs, capsys):
+    run(ecgs / "a", "--model", models / "calibrated", "--format", "jsonl")
+    notice, row = map(json.loads, capsys.readouterr().out.splitlines())
+    assert notice == {"notice": NOTICE} and set(row["findings"]) == {"AF", "SR"}
+    assert row["probabilities"] == sorted(row["probabilities"], reverse=True)
+    numbers = {
+        name: (s, p) for name, s, p in zip(row["findings"], row["similarities"], row["probabilities"], strict=True)
+    }
+    similarity, probability = numbers["AF"]
+    assert probability == pytest.approx(1 / (1 + math.exp(-30 * similarity + 2)))
+    run(ecgs / "a", "--model", models / "calibrated")
+    assert "not calibrated" not in capsys.readouterr().out
+
+
+def test_a_table_of_commas(models, ecgs, capsys, tmp_path):
+    arguments = (ecgs / "a", ecgs / "b", "--model", models / "calibrated", "--findings", "AF,QT", "--format", "csv")
+    run(*arguments)
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"# {NOTICE}\n")
+    table = pd.read_csv(io.StringIO(shown), comment="#").set_index("record")
+    assert table["probability: AF"].between(0, 1).all() and table["probability: QT"].isna().all()
+    assert table["similarity: QT"].between(-1, 1).all()
+    run(*arguments, "--output", tmp_path / "out")
+    written = pd.read_csv(tmp_path / "out" / "predictions.csv", comment="#").set_index("record")
+    pd.testing.assert_series_equal(written["similarity: QT"], table["similarity: QT"], atol=1e-6)
+
+
+def test_a_classifier_gives_its_own_classes(models, ecgs, capsys):
+    run(ecgs / "a", "--model", models / "classifier", "--format", "jsonl")
+    row = json.loads(capsys.readouterr().out.splitlines()[1])
+    model = MelpForEcgClassification.from_pretrained(models / "classifier").eval()
+    with torch.no_grad():
+        logits = model(**tiny_processor()(ecg=str(ecgs / "a"), return_tensors="pt")).logits[0]
+    expected = dict(zip(("AFIB", "SR"), logits.sigmoid().tolist(), strict=True))
+    assert dict(zip(row["findings"], row["probabilities"], strict=True)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        ("tower", ["--findings", "x"], "text tower"),
+        ("classifier", ["--draft"], "report decoder"),
+        ("whole", ["--label-set", "nothing"], "nothing is none of"),
+        ("whole", ["--pictures"], "--output"),
+        ("whole", ["--stride", "0"], "--stride"),
+        ("absent", [], "absent"),
+    ],
+)
+def test_what_cannot_be_is_refused(models, ecgs, model, options, message):
+    with pytest.raises(SystemExit, match=message):
+        run(ecgs / "a", "--model", models / model, *options)
+
+
+def test_an_absent_file_is_refused(models, tmp_path):
+    with pytest.raises(SystemExit, match="does not exist"):
+        run(tmp_path / "nothing", "--model", models / "whole")
+
+
+def test_pictures(models, ecgs, tmp_path):
+    run(ecgs / "a", ecgs / "sub", "--model", models / "whole", "--output", tmp_path / "out", "--pictures", "svg")
+    rows = rows_of(tmp_path / "out")
+    for name in ("a", "named.edf"):
+        sheet = (tmp_path / "out" / rows.loc[name, "picture"]).read_text()
+        assert NOTICE in sheet and "<svg" in sheet and "Doe" not in sheet and "P123" not in sheet
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_a_failed_run_goes_on_and_reads_nothing_twice(models, ecgs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan_module, "SHARD_RECORDINGS", (2, 2))
+    read, finish = [], plan_module.Plan.finish
+    original = reading_module.read_ecg
+    monkeypatch.setattr(
+        reading_module, "read_ecg", lambda path, **kw: read.append(Path(path).name) or original(path, **kw)
+    )
+
+    def finish_two(plan, shard, *rest):
+        if shard.number == 2:
+            raise OSError("pulled the plug")
+        finish(plan, shard, *rest)
+
+    arguments = (ecgs, "--model", models / "tower", "--output", tmp_path / "out", "--embeddings")
+    monkeypatch.setattr(plan_module.Plan, "finish", finish_two)
+    with pytest.raises(SystemExit, match="pulled the plug"):
+        run(*arguments)
+    first, read[:] = list(read), []
+    monkeypatch.setattr(plan_module.Plan, "finish", finish)
+    run(*arguments)
+    assert len(read) == 6 and not set(first[:4]) & set(read)  # two of five shards were done
+    assert "4 recordings were done before" in capsys.readouterr().out
+    assert rows_of(tmp_path / "out")["path"].is_unique and len(rows_of(tmp_path / "out")) == 8
+    read[:] = []
+    run(*arguments)
+    assert read == []
+
+
+def test_files_that_came_since_are_added(models, ecgs, tmp_path):
+    arguments = ("--model", models / "tower", "--output", tmp_path / "out")
+    run(ecgs / "a", *arguments)
+    before = (tmp_path / "out" / "data" / "00000.parquet").stat().st_mtime_ns
+    run(ecgs, *arguments)
+    assert (tmp_path / "out" / "data" / "00000.parquet").stat().st_mtime_ns == before
+    assert sorted(rows_of(tmp_path / "out")["record"]).count("a") == 1 and len(rows_of(tmp_path / "out")) == 8
+    assert set(rejected_of(tmp_path / "out")) == {"flat.hea", "notes.pdf"}
+
+
+def test_an_output_is_of_one_model_and_its_settings(models, ecgs, output, tmp_path):
+    with pytest.raises(SystemExit, match="other settings"):
+        run(ecgs / "a", "--model", models / "whole", "--findings", "other", "--output", output)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(SystemExit, match="thesis.tex"):
+        run(ecgs / "a", "--model", models / "tower", "--output", tmp_path)
+
+
+def test_a_second_run_on_the_same_output_is_refused(models, ecgs, tmp_path):
+    with FolderLock(tmp_path / "out", "another"), pytest.raises(SystemExit, match="another"):
+        run(ecgs / "a", "--model", models / "tower", "--output", tmp_path / "out")
+
+
+def command(*arguments, launcher=()):
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    words = [sys.executable, *launcher, str(REPO / "predict.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        words, env=environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def many(source: Path, folder: Path, count: int):
+    folder.mkdir()
+    header = (source / "a.hea").read_text()
+    for number in range(count):
+        (folder / f"r{number:05d}.hea").write_text(header.replace("a 12", f"r{number:05d} 12"))
+    os.symlink(source / "a.dat", folder / "a.dat")
+
+
+@pytest.mark.slow
+def test_kill_9_loses_a_shard_at_most(models, ecgs, tmp_path):
+    many(ecgs, tmp_path / "many", 1500)
+    arguments = (tmp_path / "many", "--model", models / "tower", "--output", tmp_path / "out")
+    process = command(*arguments)
+    first = tmp_path / "out" / plan_module.WORK / "00000.json"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = first.stat().st_mtime_ns
+    again = command(*arguments)
+    shown, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, shown
+    assert first.stat().st_mtime_ns == before and "recordings were done before" in shown
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 1500 and rows["path"].is_unique
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_files(models, ecgs, tmp_path):
+    many(ecgs, tmp_path / "many", 1100)
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29763")
+    arguments = (
+        tmp_path / "many",
+        ecgs,
+        "--model",
+        models / "tower",
+        "--output",
+        tmp_path / "out",
+        "--num-workers",
+        0,
+    )
+    process = command(*arguments, launcher=launcher)
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "process 1 of 2" in shown, shown
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 1108 and rows["path"].is_unique and set(rejected_of(tmp_path / "out")) >= {"notes.pdf"}
+    failing = command(ecgs / "nothing", *arguments[1:], launcher=launcher)
+    shown, _ = failing.communicate(timeout=120)
+    assert failing.returncode != 0 and "does not exist" in shown
