@@ -183,5 +183,6 @@ def _check_batch(embeds: torch.Tensor):
     if embeds.shape[0] < 2:
         raise ValueError(
             "A contrastive loss needs at least two pairs of ECG and report, the batch has "
-            f"{embeds.shape[0]}: raise the batch size, or pass return_loss=False."
+            f"{embeds.shape[0]}: raise the batch size, pass return_loss=False, or, where it is the last batch of an "
+            "epoch in transformers' Trainer, set dataloader_drop_last=True."
         )

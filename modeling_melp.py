@@ -600,6 +600,16 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             model_kwargs = model_kwargs | {CACHE: outputs.cache}
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
 
+    def _validate_generated_length(self, generation_config, *arguments):
+        # Before the first token: beyond this length the text tower has no position, or one that it was not trained on.
+        limit = self.config.max_text_length - 1
+        if generation_config.max_length > limit:
+            raise ValueError(
+                f"A draft has at most {limit} tokens, prompt and [BOS] included (max_text_length less one), not "
+                f"{generation_config.max_length}: lower max_length or max_new_tokens."
+            )
+        super()._validate_generated_length(generation_config, *arguments)
+
     def freeze_text_layers(self):
         """Excludes the first `num_frozen_text_layers` text layers from training; the embeddings stay trainable."""
         for layer in self.text_model.encoder.layer[: self.config.num_frozen_text_layers]:
@@ -788,6 +798,9 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         """Next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
         if encoder_outputs is None:
             raise ValueError("Drafting a report needs input_values or encoder_outputs.")
+        prompts, ecgs = len(decoder_input_ids), len(encoder_outputs.token_embeds)
+        if prompts != ecgs:
+            raise ValueError(f"{prompts} prompts (decoder_input_ids) for {ecgs} ECGs: give one for each.")
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         embeds = self.get_input_embeddings()(decoder_input_ids)

@@ -130,7 +130,8 @@ def is_disk_full(error: BaseException | None) -> bool:
             words in text for words in ("No space left on device", "os error 28", "Disk quota exceeded")
         ):
             return True
-        if "PytorchStreamWriter failed writing" in text:  # torch.save keeps the reason to itself
+        # torch.save keeps the reason to itself, and says in three ways that not all was written.
+        if any(words in text for words in ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos")):
             return True
         error = error.__cause__ or error.__context__
     return False

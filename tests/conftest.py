@@ -44,3 +44,34 @@ def evaluated(tmp_path_factory) -> Path:
     tiny_processor().feature_extractor.save_pretrained(root / "encoder")
     relabel(root / "data", root / "rhythm", lambda findings: [RHYTHMS[name] for name in findings if name in RHYTHMS])
     return root
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A prepared folder of 80 synthetic recordings."""
+    from melp.prepare.folder import prepare
+
+    return prepare("synthetic", tmp_path_factory.mktemp("data") / "corpus", records=80)
+
+
+@pytest.fixture(scope="session")
+def language(corpus, tmp_path_factory) -> Path:
+    """A run of the language stage on `corpus`."""
+    from tiny_runs import TINY_BERT
+
+    from melp.training.stages.recipes import LanguageRecipe
+    from train import train
+
+    steps = {"max_steps": 12, "warmup_steps": 2, "log_every": 4, "eval_every": 6, "save_every": 6}
+    return train(
+        LanguageRecipe(
+            data=str(corpus),
+            output=str(tmp_path_factory.mktemp("language") / "run"),
+            config=TINY_BERT,
+            vocab_size=300,
+            batch_size=8,
+            learning_rate=1e-3,
+            measure_peak=False,
+            **steps,
+        )
+    )

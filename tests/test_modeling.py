@@ -221,6 +221,18 @@ def test_generation_continues_a_prompt():
     assert torch.equal(teacher.logits[:, 2].argmax(-1), free[:, 3])
 
 
+def test_drafts_end_at_the_length_of_a_report():
+    model, batch = tiny_model(), tiny_batch()
+    longest = model.config.max_text_length - 1
+    assert model.generate(batch["input_values"], max_length=longest, min_length=longest).shape[1] == longest
+    prompt = batch["input_ids"][:, :3]
+    for options in ({"max_new_tokens": longest}, {"max_length": longest + 1}, {"num_beams": 2, "max_length": 200}):
+        with pytest.raises(ValueError, match=f"at most {longest} tokens"):
+            model.generate(batch["input_values"], decoder_input_ids=prompt, **options)
+    with pytest.raises(ValueError, match="1 prompts .* for 4 ECGs"):
+        model.generate(batch["input_values"], decoder_input_ids=prompt[:1], max_new_tokens=3)
+
+
 # -------------------------------------------------------------------------------------------- initialisation and files
 
 

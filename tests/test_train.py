@@ -1,5 +1,6 @@
 """Training as a user starts it: the stages, the run folder, resuming, two processes against one."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,49 +16,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
-from tiny_runs import FSDP2, TINY_BERT, TINY_MELP, Command, assert_same, log, melp_recipe, weights
+from tiny_runs import FSDP2, TINY_MELP, Command, assert_same, log, melp_recipe, weights, without_randomness
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 
 from melp.data.batches import StepBatches, TrainingBatches
 from melp.data.prepared import load_prepared
-from melp.prepare.folder import prepare
 from melp.training.checkpoints import newest_checkpoint
 from melp.training.health import GracefulStop, StepGuard
 from melp.training.recipe import Recipe
 from melp.training.run import Run
 from melp.training.stages.joint import join
 from melp.training.stages.multiscale import MelpStage
-from melp.training.stages.recipes import LanguageRecipe, load_recipe
+from melp.training.stages.recipes import load_recipe
 from train import main, train
 
 REPO = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return prepare("synthetic", tmp_path_factory.mktemp("data") / "corpus", records=80)
-
-
-@pytest.fixture(scope="module")
-def language(corpus, tmp_path_factory) -> Path:
-    """A run of the language stage."""
-    return train(
-        LanguageRecipe(
-            data=str(corpus),
-            output=str(tmp_path_factory.mktemp("language") / "run"),
-            config=TINY_BERT,
-            vocab_size=300,
-            max_steps=12,
-            batch_size=8,
-            learning_rate=1e-3,
-            warmup_steps=2,
-            log_every=4,
-            measure_peak=False,
-            eval_every=6,
-            save_every=6,
-        )
-    )
 
 
 @pytest.fixture(scope="module")
@@ -133,27 +107,10 @@ def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
-def without_dropout(config: dict, bert: Path, folder: Path) -> tuple[dict, Path]:
-    """The same sizes with no randomness in the forward pass."""
-    shutil.copytree(bert, folder)
-    values = json.loads((folder / "config.json").read_text())
-    values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(values))
-    ecg = config["ecg_config"] | {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-    return config | {"ecg_config": ecg}, folder
-
-
 @pytest.fixture(scope="module")
 def deterministic(corpus, language, tmp_path_factory):
     """A recipe of 20 steps with nothing random in the forward pass, and the run of one process with batches of 8."""
-    folder = tmp_path_factory.mktemp("deterministic")
-    config, bert = without_dropout(TINY_MELP, language / "model", folder / "bert")
-    steps = {"max_steps": 20, "save_every": 10, "eval_every": 20, "keep_checkpoints": 1}
-    same = {"config": config, "text_model": str(bert), "lead_dropout": 0.0, **steps}
-
-    def recipe(name: str, **fields) -> Recipe:
-        return melp_recipe(corpus, language, folder / name, **(same | fields))
-
+    recipe = without_randomness(corpus, language, tmp_path_factory.mktemp("deterministic"))
     return recipe, train(recipe("one"))
 
 
@@ -375,6 +332,21 @@ def test_the_whole_path_and_its_resumption(corpus, tmp_path, capsys):
         main(arguments)
     main([*arguments, "--resume", "auto"])
     assert_same(weights(tmp_path / "demo"), trained)
+
+
+def test_train_py_alone_works_beside_an_installed_package(corpus, language, tmp_path):
+    """Copied into an empty folder, it takes a recipe by its path; the demo's recipes it cannot know."""
+    shutil.copy(REPO / "train.py", tmp_path / "train.py")
+    spec = importlib.util.spec_from_file_location("copied_train", tmp_path / "train.py")
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+    melp_recipe(corpus, language, tmp_path / "run", max_steps=1).save(tmp_path / "mine.yaml")
+    copied.main([str(tmp_path / "mine.yaml")])
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    with pytest.raises(
+        SystemExit, match=f"recipes are in {tmp_path / 'recipes'}, which does not exist: name a recipe"
+    ):
+        copied.main([])
 
 
 def test_errors_end_with_a_sentence(corpus, tmp_path):

@@ -4,6 +4,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -63,6 +64,23 @@ def melp_recipe(corpus: Path, language: Path, output: Path, **fields) -> MelpRec
             **fields,
         }
     )
+
+
+def without_randomness(corpus: Path, language: Path, folder: Path):
+    """Returns what makes recipes of 20 steps, NAME and FIELDS, with nothing random in the forward pass."""
+    shutil.copytree(language / "model", folder / "bert")
+    values = json.loads((folder / "bert" / "config.json").read_text())
+    values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "bert" / "config.json").write_text(json.dumps(values))
+    ecg = TINY_MELP["ecg_config"] | {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    steps = {"max_steps": 20, "save_every": 10, "eval_every": 20, "keep_checkpoints": 1}
+    fixed = {
+        "config": TINY_MELP | {"ecg_config": ecg},
+        "text_model": str(folder / "bert"),
+        "lead_dropout": 0.0,
+        **steps,
+    }
+    return lambda name, **fields: melp_recipe(corpus, language, folder / name, **(fixed | fields))
 
 
 class Launched:

@@ -123,7 +123,8 @@ def read_source(source: str | Path) -> Source:
     else:
         folder, checkpoint = path.parent, read_checkpoint(path)
         tensors, options = checkpoint_parts(path, checkpoint)
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
+    if not named or not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(f"{source} holds no tensors by name.")
     if (weights := sum(value.numel() for value in tensors.values())) > MAX_WEIGHTS:
         # A tensor whose rows repeat takes little room in a checkpoint.
@@ -154,7 +155,7 @@ def checkpoint_parts(path: Path, checkpoint: dict) -> tuple[Tensors, dict]:
     """Returns tensors and options: Lightning's `state_dict`, or fairseq-signals' `model` and `cfg` or `args`."""
 
     def plain(options) -> dict:
-        return vars(options) if isinstance(options, Namespace) else dict(options or {})
+        return vars(options) if isinstance(options, Namespace) else options if isinstance(options, dict) else {}
 
     if "state_dict" in checkpoint:
         return checkpoint["state_dict"], plain(checkpoint.get("hyper_parameters"))

@@ -6,7 +6,7 @@ CHUNK = 1024  # rows whose similarities with all others are in memory at a time
 
 
 def embedding_metrics(ecg: torch.Tensor, text: torch.Tensor) -> dict[str, float]:
-    """Of pairs of L2-normalised embeddings, (pairs, dim) each.
+    """Describes pairs of L2-normalised embeddings, (pairs, dim) each.
 
     `spread`: root mean square distance from the mean, 0 where all are one point, at most 1; `alignment`: mean
     squared distance of a pair, `uniformity`: logarithm of the mean Gaussian potential over all pairs, 0 where all are
@@ -24,10 +24,19 @@ def embedding_metrics(ecg: torch.Tensor, text: torch.Tensor) -> dict[str, float]
 
 
 def recall(ecg: torch.Tensor, text: torch.Tensor, report_ids: torch.Tensor) -> float:
-    """Share of ECGs whose most similar report says what their own does, and of reports likewise; the mean of both."""
-    hits = 0
-    for queries, others in ((ecg, text), (text, ecg)):
+    """Returns how often the most similar is the right one, ECG to report and report to ECG; the mean of both.
+
+    Reports that say the same are one candidate, embedded as the first of them is, as in `evaluate.py retrieval`.
+
+    Args:
+        ecg, text: (pairs, dim), L2-normalised; report_ids: (pairs,) equal for reports that say the same.
+    """
+    _, group = report_ids.unique(return_inverse=True)
+    places = torch.arange(len(group), device=group.device)
+    first = torch.full_like(group, len(group)).scatter_reduce(0, group, places, "amin")
+    hits, text = 0, text[first[group]]
+    for queries, candidates in ((ecg, text), (text, ecg)):
         for chunk, ids in zip(queries.float().split(CHUNK), report_ids.split(CHUNK), strict=True):
-            found = (chunk @ others.float().t()).argmax(dim=1)
-            hits += int((report_ids[found] == ids).sum())
+            best = (chunk @ candidates.float().t()).argmax(dim=1)
+            hits += int((report_ids[best] == ids).sum())
     return hits / (2 * len(report_ids))

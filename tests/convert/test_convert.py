@@ -434,6 +434,20 @@ def test_checkpoints_run_nothing(tmp_path):
     refused("no tensors by name", path, "--output", tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"state_dict": {1: torch.zeros(2)}},
+        {"state_dict": [torch.zeros(2)]},
+        {"model": {"a": 1}, "cfg": 3, "args": [2]},
+    ],
+)
+def test_checkpoints_without_tensors_by_name_are_refused(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match="model.ckpt holds no tensors by name"):
+        read_source(tmp_path / "model.ckpt")
+
+
 def test_small_checkpoints_of_large_tensors_are_refused(tmp_path):
     """One whose archive is compressed, and one whose tensor repeats its rows."""
     torch.save({"state_dict": {"lm_model.x": torch.zeros(10_000)}}, tmp_path / "model.ckpt")

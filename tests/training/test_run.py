@@ -1,5 +1,6 @@
 """What a run does beside its steps: choosing a model, noticing that it is sick, logs, pictures, batches."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -14,31 +15,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_runs import TINY_BERT, log, melp_recipe, weights
+from tiny_runs import log, melp_recipe, weights
 
 from melp.data.batches import StepBatches
+from melp.evaluation.tasks.retrieval import DIRECTIONS, distinct_reports, rankings
 from melp.names import report_hash
-from melp.prepare.folder import prepare
 from melp.training.checkpoints import Progress
 from melp.training.embeddings import embedding_metrics, recall
 from melp.training.health import Collapse, GracefulStop, StepGuard
 from melp.training.logs import PACKAGES
 from melp.training.optim import decay_groups, warmup_cosine
 from melp.training.stages.multiscale import MelpStage
-from melp.training.stages.recipes import LanguageRecipe
 from train import main, train
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return prepare("synthetic", tmp_path_factory.mktemp("data") / "corpus", records=80)
-
-
-@pytest.fixture(scope="module")
-def language(corpus, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("language") / "run"
-    fields = {"config": TINY_BERT, "vocab_size": 300, "max_steps": 1, "batch_size": 8, "measure_peak": False}
-    return train(LanguageRecipe(data=str(corpus), output=str(output), **fields))
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +338,32 @@ def test_embedding_metrics():
     assert spread["ecg_uniformity"] == pytest.approx(expected, rel=1e-4)
     ids = torch.tensor([0, 1, 2, 3] * 2)
     assert recall(ring, ring, ids) == 1.0 and recall(ring, ring.roll(1, 0), ids) == 0.0
+
+
+def test_recall_is_that_of_the_retrieval_task():
+    """Also where reports say the same in another order of sentences, which are embedded differently."""
+    torch.manual_seed(0)
+    reports = ["sinus rhythm. normal ecg.", "normal ecg. sinus rhythm.", "paced.", "sinus rhythm.", "PACED"] * 8
+    ecg, text = (F.normalize(torch.randn(len(reports), 6), dim=-1) for _ in range(2))
+    _, index = distinct_reports(reports)
+    texts = text[[index.tolist().index(number) for number in range(3)]]
+    ranked = rankings(ecg.numpy(), texts.numpy(), index)
+    expected = [ranked[direction]["identical"].within(1).mean() for direction in DIRECTIONS]
+    ids = torch.tensor([report_hash(report) for report in reports])
+    assert recall(ecg, text, ids) == pytest.approx(sum(expected) / 2) and 0 < expected[0] < 1
+
+
+def test_a_resumed_run_warns_of_collapse_when_the_uninterrupted_one_would():
+    sick = {"contrastive_loss": math.log(64), "chance_loss": math.log(64)}
+    whole = Collapse(warmup_steps=0)
+    expected = [(step, text) for step in range(1, 12) for text in whole.warnings(step, sick)]
+    for stop in range(1, 11):
+        progress, found = Progress(), []
+        for steps in (range(1, stop), range(stop, 12)):
+            watch = Collapse(0, progress.collapse)
+            found += [(step, text) for step in steps for text in watch.warnings(step, sick)]
+            progress = Progress(**json.loads(json.dumps(dataclasses.asdict(progress))))
+        assert found == expected and len(found) == 1
 
 
 def test_every_held_out_row_counts_once(corpus, language, tmp_path):

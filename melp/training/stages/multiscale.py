@@ -232,12 +232,14 @@ class MelpStage(JointStage):
         if not metrics:
             return {}
         rows = [row for batch in self.held_out_batches(self.recipe.batch_size) for row in batch]
-        rows, ecg, text, ids = self._gather_uneven(rows, found)
+        rows, *parts = self._gather_uneven(rows, found)
+        order = rows.argsort()
+        ecg, text, ids = (part[order] for part in parts)
         metrics["val_recall"] = recall(ecg, text, ids)
         metrics["val_rankme"] = rankme(ecg.float().cpu().numpy())
         metrics |= {f"val_{name}": value for name, value in embedding_metrics(ecg, text).items()}
         if self.recipe.select_metric == "val_auroc":
-            metrics["val_auroc"] = self._zero_shot_auroc(ecg.cpu().numpy()[rows.argsort().cpu().numpy()])
+            metrics["val_auroc"] = self._zero_shot_auroc(ecg.cpu().numpy())
         return metrics
 
     def _gather_uneven(self, rows: list[int], found: list[tuple]) -> list[torch.Tensor]:
