@@ -1,8 +1,24 @@
-.PHONY: lint test
+.PHONY: lint test quick oldest
+
+PYTHON ?= python3
 
 lint:
 	ruff check .
 	ruff format --check .
+	mypy
 
 test:
 	pip install '.[test]' && python -m pytest
+
+quick:
+	python -m pytest -m 'not slow'
+
+# The oldest versions that pyproject.toml allows, with the Python that PYTHON names. torchao's newest release needs a
+# newer torch than the oldest, and transformers imports it wherever it is.
+oldest: environment = build/oldest
+oldest:
+	$(PYTHON) -m venv --clear $(environment)
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z0-9_-]*\)>=\([0-9.]*\).*/\1<=\2/p' pyproject.toml > $(environment)/oldest.txt
+	$(environment)/bin/pip install --quiet -c $(environment)/oldest.txt '.[test]'
+	$(environment)/bin/pip uninstall --quiet --yes torchao
+	$(environment)/bin/python -m pytest
