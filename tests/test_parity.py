@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
-from melp.convert.model import convert, main
+from melp.convert.__main__ import main
+from melp.convert.model import convert
 from melp.convert.rules import MODEL_RULES, map_state_dict
 from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
