@@ -1,7 +1,7 @@
 """One heartbeat in eight leads, and what disease does to it.
 
 A `Beat` is P, QRS and ST-T in the eight independent leads (I, II, V1 to V6), each wave a row of cubic B-splines over
-its own duration. A healthy beat is drawn from a Gaussian over those coefficients, fitted to the averaged beats of 930
+its own duration. A healthy beat is drawn from a Gaussian over those coefficients, fitted to the averaged beats of 924
 normal recordings of PTB-XL's folds 1 to 8 (`melp.synthetic.fit`, `normal_beat.csv`: means and covariance, no
 recording), so amplitudes by lead, axes, R progression and T shapes have the spread of real ones. Each disease is a
 function that changes a beat by the criteria stated in its docstring. Sources, by their letters there:
@@ -46,7 +46,7 @@ DOWER = np.array(
 _LIMB_CHAIN = [(LEADS.index("aVL"), 1), (0, 1), (LEADS.index("aVR"), -1), (1, 1), (LEADS.index("aVF"), 1), (2, 1)]
 _CHEST_CHAIN = [(lead, 1) for lead in range(6, 12)]
 
-_KNOTS = {"qrs": 13, "stt": 9, "p": 6}
+KNOTS = {"qrs": 13, "stt": 9, "p": 6}
 P_WINDOW = 0.168  # the P splines' span: a P of ordinary duration fills its middle
 _EARLY = 0.008  # ST-T splines begin this long before the J point
 # How ST and T fill the splines from J to the end of T: the plateau of injury, the normal asymmetric T wave (measured),
@@ -123,7 +123,7 @@ class Beat:
 
 @cache
 def _normal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (208,), residual deviation (208,) and components (24, 208) of normal beats in mV."""
+    """Mean (224,), residual deviation (224,) and components (24, 224) of normal beats in mV."""
     with (resources.files("melp.synthetic") / "normal_beat.csv").open() as file:
         rows = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]) / 1000
     return rows[0], rows[1], rows[2:]
@@ -134,7 +134,7 @@ def normal_beat(rng: np.random.Generator, spread: float = 1.0) -> Beat:
     mean, residual, components = _normal()
     scores = np.clip(rng.standard_normal(len(components)), -2.7, 2.7)
     values = mean + spread * (scores @ components + residual * rng.standard_normal(len(mean)))
-    ends = np.cumsum([8 * _KNOTS["qrs"], 8 * _KNOTS["stt"]])
+    ends = np.cumsum([8 * KNOTS["qrs"], 8 * KNOTS["stt"]])
     qrs, st_t, p = (part.reshape(8, -1) for part in np.split(values, ends))
     width = float(np.clip(rng.normal(0.088, 0.008), 0.072, 0.108))
     return Beat([Layer(qrs, width + 0.010, -0.005)], st_t, p, width=width)
@@ -294,9 +294,12 @@ def left_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: boo
 
 
 def intraventricular_delay(beat: Beat, rng: np.random.Generator) -> None:
-    """QRS above 110 ms without the form of a bundle branch block [S3]: stretched, slurred or notched."""
+    """QRS above 110 ms without the form of a bundle branch block [S3]: stretched, slurred or notched.
+
+    Here from 104 ms on, as readers call it.
+    """
     layer = beat.qrs[0]
-    beat.width = rng.uniform(0.111, 0.142)
+    beat.width = rng.uniform(0.104, 0.140)
     layer.duration = beat.width + 0.010
     layer.coefficients *= rng.uniform(0.75, 1.0)
     for _ in range(rng.integers(2, 5)):
@@ -460,7 +463,7 @@ def left_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
     beat.p_duration = rng.uniform(0.118, 0.140)
     at = np.arange(6)
     late = _bump(at, 4.1, 1.7)
-    size = rng.uniform(0.7, 1.7)
+    size = rng.uniform(0.45, 1.5)
     beat.p += (
         size * late * leads8(I=0.055, II=0.06, V1=-0.085, V2=-0.035, V3=0.01, V4=0.02, V5=0.035, V6=0.035)[:, None]
     )
@@ -477,10 +480,10 @@ def right_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def low_voltage(beat: Beat, rng: np.random.Generator) -> None:
-    """No limb lead's QRS reaches 0.5 mV from peak to peak, nor any chest lead's 1.0 mV [S5]; or limb leads alone."""
+    """No limb lead's QRS reaches 0.5 mV from peak to peak [S5] (here 0.56, as readers call it), chest leads low."""
     limbs = limb_voltage(beat)
-    factor = rng.uniform(0.28, 0.49) / max(limbs, 0.1)
-    chest = rng.uniform(0.45, 1.0)
+    factor = rng.uniform(0.28, 0.56) / max(limbs, 0.1)
+    chest = rng.uniform(0.45, 0.85)
     for layer in beat.qrs:
         layer.coefficients[:2] *= min(factor, 1)
         layer.coefficients[2:] *= chest

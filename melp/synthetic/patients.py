@@ -84,12 +84,12 @@ _WALLS = {
     "inferoposterior": 0.015,
 }
 _TENDENCY = {
-    "fibrillation": 0.12,
+    "fibrillation": 0.15,
     "flutter": 0.045,
     "reentry": 0.03,
     "paroxysm": 0.025,
     "atrial tachycardia": 0.02,
-    "wandering": 0.035,
+    "wandering": 0.04,
     "junctional": 0.02,
     "idioventricular": 0.012,
     "mobitz i": 0.02,
@@ -119,8 +119,20 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         if rng.random() < 0.06 and age < 60:
             heart.early_repolarisation(beat, rng)
             patient.findings.add("early repolarisation")
-        if rng.random() < 0.05:
+        draw = rng.random()
+        if draw < 0.05:
             _incomplete_right(patient, rng)
+        elif draw < 0.10:
+            heart.high_voltage(beat, rng)
+            patient.findings.add("high voltage")
+        elif draw < 0.13:
+            heart.infarction(beat, "inferior", "old", rng.uniform(0.3, 0.7), rng)
+            patient.findings.add("abnormal q waves")
+        elif draw < 0.16:
+            heart.low_voltage(beat, rng)
+            patient.findings.add("low voltage")
+        if rng.random() < 0.4:  # a rhythm without another disease
+            _draw_tendency(patient, rng)
         return patient
     # illness that no single finding names: T lower, heart faster
     heart.scale_t(beat, rng.uniform(0.6, 1.05))
@@ -160,12 +172,18 @@ def _chronic(patient: Patient, rng: np.random.Generator) -> None:
         patient.pr = rng.uniform(0.085, 0.118)
     if conduction:
         findings.add(conduction)
-    if rng.random() < 0.07 and not wide_left:
+    if rng.random() < 0.06 and not wide_left:
         heart.low_voltage(beat, rng)
+        findings.add("low voltage")
     if rng.random() < 0.13 and conduction != "ventricular pre-excitation":
         patient.pr = rng.uniform(0.206, 0.330)
+    _draw_tendency(patient, rng)
+
+
+def _draw_tendency(patient: Patient, rng: np.random.Generator) -> None:
+    """The rhythm other than sinus that the patient is prone to, if any."""
     patient.tendency = _pick(rng, _TENDENCY)
-    patient.persistence = rng.uniform(0.5, 1.0)
+    patient.persistence = rng.uniform(0.6, 1.0)
     if patient.tendency == "paced":
         patient.persistence = 1.0
         patient.paced_mode = str(rng.choice(["ventricle", "sensed", "both", "atrium"], p=[0.42, 0.23, 0.18, 0.17]))
@@ -229,7 +247,7 @@ def _chambers(patient: Patient, conduction: str, rng: np.random.Generator) -> No
             if patient.strain and rng.random() < 0.7:
                 findings.add("nonspecific ischaemia")
         elif draw < 0.235:
-            if rng.random() < 0.3:
+            if rng.random() < 0.2:
                 heart.high_voltage(beat, rng)
                 findings.add("high voltage")
             else:
@@ -418,7 +436,7 @@ def _schedule(patient: Patient, recording: Recording, tendency: str, rng: np.ran
         return rhythm.paroxysm(slow, rng.uniform(125, 200), min(pr, 0.2), rng)
     if tendency == "wandering":
         findings.add("supraventricular arrhythmia")
-        if rng.random() < 0.4:  # one ectopic focus
+        if rng.random() < 0.55:  # one ectopic focus
             recording.rate = rng.uniform(50, 95)
             return rhythm.sinus(recording.rate, min(pr, 0.14), rng, 0.02, rhythm.ATRIAL)
         return rhythm.wandering(recording.rate, min(pr, 0.2), rng)
@@ -484,7 +502,7 @@ def _sinus_schedule(recording: Recording, tendency: str, pr: float, rng: np.rand
     recording.rate = float(np.clip(recording.rate, 40, 150))
     arrhythmia = 0.022 * np.exp(0.7 * rng.standard_normal())
     if recording.rate < 95 and rng.random() < 0.09:
-        arrhythmia = rng.uniform(0.07, 0.20)
+        arrhythmia = rng.uniform(0.09, 0.27)
     # PR follows the rate; a P wave may not start within the QRS before
     pr = max(min(pr - 0.0002 * (recording.rate - 70), 0.42 * 60 / recording.rate), 0.085)
     return rhythm.sinus(recording.rate, pr, rng, arrhythmia)
@@ -545,7 +563,9 @@ def _other_beats(recording: Recording, rng: np.random.Generator) -> None:
     recording.p_gains = np.stack(
         [
             np.ones(8),
-            0.5 + 0.7 * rng.standard_normal(8),
+            np.where(np.array(heart.EIGHT) == "II", -1, 1) * (0.6 + 0.4 * rng.standard_normal(8))
+            if rng.random() < 0.6  # from low in the atria: inverted in II
+            else 0.5 + 0.7 * rng.standard_normal(8),
             0.4 + 0.8 * rng.standard_normal(8),
             heart.leads8(I=0.3, II=-1.0, V1=-0.9, V2=0.5, V3=0.1, V4=-0.3, V5=-0.4, V6=-0.5),
         ]
