@@ -12,7 +12,9 @@ import numpy as np
 
 try:
     from .formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
+        MISMATCH,
         Channel,
         FormatError,
         Recording,
@@ -33,7 +35,9 @@ except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
+        MISMATCH,
         Channel,
         FormatError,
         Recording,
@@ -64,7 +68,7 @@ def read_edf(source: Source, request: Request) -> Recording:
     is_bdf = head[:1] == b"\xff"
     count = whole(head[252:256], "the header's number of signals", 1, MAX_CHANNELS)
     if whole(head[184:192], "the header's size") != 256 * (count + 1):
-        raise FormatError(f"its header's size is not that of {count} signals; fetch the file again")
+        raise FormatError("wrong header", f"its size is not that of {count} signals")
     seconds = number(head[244:252], "the duration of a block", 0, 1e6)
     fields, position, text = [], 0, source.read(256, 256 * count)
     for width in _EDF_FIELDS:
@@ -82,7 +86,7 @@ def read_edf(source: Source, request: Request) -> Recording:
     notes = [k for k, label in enumerate(labels) if label.upper() in ("EDF ANNOTATIONS", "BDF ANNOTATIONS")]
     signals = [k for k in range(count) if k not in notes and sizes[k]]
     if not signals or seconds == 0:
-        raise FormatError("it holds annotations alone, no signals; pass the file with the ECG")
+        raise FormatError("no ECG in it", "annotations alone")
     first, last = request.span(blocks * sum(sizes), sum(sizes) / seconds)  # in samples of all signals
     first, last = first // sum(sizes), -(-last // sum(sizes))
     data = source.read(256 * (count + 1) + first * block_bytes, (last - first) * block_bytes)
@@ -95,7 +99,7 @@ def read_edf(source: Source, request: Request) -> Recording:
         where = slice(starts[notes[0]], starts[notes[0] + 1])
         _check_onsets(opening[0, where], raw[:, where], first, seconds, required=kind[3:] == b"+D")
     elif kind[3:] == b"+D":
-        raise FormatError("a discontinuous file (EDF+D) without the onsets of its blocks; export it as continuous")
+        raise FormatError("unsupported", "a discontinuous file (EDF+D) without the onsets of its blocks")
 
     channels = []
     for k in signals:
@@ -114,19 +118,19 @@ def read_edf(source: Source, request: Request) -> Recording:
 def _edf_blocks(stated: bytes, size: int, block_bytes: int, request: Request, done: list[str]) -> int:
     blocks = whole(stated, "the header's number of blocks", -1)
     if not block_bytes:
-        raise FormatError("its blocks are empty; fetch the file again")
+        raise FormatError(CUT, "blocks without samples")
     if blocks == -1:  # still being recorded when it was closed
         blocks, rest = divmod(size, block_bytes)
-        request.check(not rest, f"cut off: its last block has {rest} of {block_bytes} bytes", done)
+        request.check(not rest, done, CUT, f"its last block has {rest} of {block_bytes} bytes")
     else:
         more = size - blocks * block_bytes
         if more < 0:
             raise FormatError(
-                f"cut off: {blocks} blocks of {block_bytes} bytes stated, {size} bytes are there; fetch it again"
+                "empty or cut off", f"{blocks} blocks of {block_bytes} bytes stated, {size} bytes are there"
             )
-        request.check(not more, f"{more} bytes more than its header states: they do not belong together", done)
+        request.check(not more, done, MISMATCH, f"{more} bytes more than its header states")
     if blocks == 0:
-        raise FormatError("empty: no block of samples; fetch the file again")
+        raise FormatError(CUT, "no block of samples")
     return blocks
 
 
@@ -146,7 +150,7 @@ def _edf_scale(label: str, *limits: bytes) -> tuple[float, float]:
         for text, name in zip(limits, names, strict=True)
     )
     if low == high or digital_low >= digital_high:
-        raise FormatError(f"the physical or digital range of {brief(label)} is empty; correct the header")
+        raise FormatError("wrong header", f"the physical or digital range of {brief(label)} is empty")
     scale = scale_of((high - low) / (digital_high - digital_low), f"the resolution of {brief(label)}")
     return scale, low - digital_low * scale
 
@@ -158,12 +162,9 @@ def _check_onsets(opening: np.ndarray, raw: np.ndarray, first: int, seconds: flo
         onset = _onset(row)
         if onset is None or origin is None:
             if required:
-                raise FormatError(f"a discontinuous file (EDF+D) whose block {index} states no onset; fetch it again")
+                raise FormatError("damaged", f"a discontinuous file (EDF+D) whose block {index} states no onset")
         elif abs(onset - origin - index * seconds) > 1e-3:
-            raise FormatError(
-                f"block {index} begins at {onset - origin:g} s instead of {index * seconds:g} s: a gap; cut the file "
-                "there and read the parts"
-            )
+            raise FormatError("gap", f"block {index} begins at {onset - origin:g} s instead of {index * seconds:g} s")
 
 
 def _onset(row: np.ndarray) -> float | None:
@@ -204,20 +205,18 @@ def read_ishne(source: Source, request: Request) -> Recording:
     """Reads the part asked for of a Holter recording in ISHNE's format."""
     head = source.read(0, 522)
     if not head.startswith(b"ISHNE1.0"):
-        raise FormatError("an ISHNE file of annotations, without samples; pass the one with the ECG")
+        raise FormatError("no ECG in it", "ISHNE annotations alone")
     variable, stated, _, offset = struct.unpack_from("<4i", head, 10)
     count = struct.unpack_from("<h", head, 156)[0]
     rate = struct.unpack_from("<h", head, 272)[0]
     if not 1 <= count <= 12 or offset < 522 or variable < 0 or rate <= 0:
-        raise FormatError(f"its header cannot be right: {count} leads, {rate} Hz, samples from byte {offset}")
+        raise FormatError("wrong header", f"{count} leads, {rate} Hz, samples from byte {offset}")
     done: list[str] = []
     _check_ishne_crc(source, head, request, done)
     codes, resolutions = struct.unpack_from("<12h", head, 158), struct.unpack_from("<12h", head, 206)
     held, rest = divmod(source.size - offset, 2 * count)
     if rest or stated not in (held, held * count):  # per lead, or of all leads together: writers differ
-        raise FormatError(
-            f"cut off: its header states {stated} samples, {held} per lead are there; fetch the file again"
-        )
+        raise FormatError(CUT, f"its header states {stated} samples, {held} per lead are there")
     first, last = request.span(held, rate)
     samples = np.frombuffer(source.read(offset + 2 * count * first, 2 * count * (last - first)), dtype="<i2")
     channels = []
@@ -236,7 +235,7 @@ def _check_ishne_crc(source: Source, head: bytes, request: Request, done: list[s
     variable = variable if 0 < variable <= min(source.size - 522, 2**20) else 0
     covered = head[10:522] + source.read(522, variable)
     agrees = not stated or stated in (crc_ccitt(head[10:522]), crc_ccitt(covered))
-    request.check(agrees, "the checksum of its header is wrong: gains or rate may be damaged", done)
+    request.check(agrees, done, "wrong checksum", "of the header: gains or rate may be damaged")
 
 
 def _ishne_patient(head: bytes) -> tuple[dict, dict]:
@@ -299,11 +298,11 @@ def read_mfer(source: Source, request: Request) -> Recording:
                 frames.append(_mfer_frame(state, value))
                 total += len(frames[-1][0].samples)
         elif tag == 0x07 and value and int.from_bytes(value, state["order"]) != total:
-            raise FormatError("its frames do not follow each other: a gap; cut the file there and read the parts")
+            raise FormatError("gap", "its frames do not follow each other")
         else:
             _mfer_header(state, person, tag, value)
     if not frames:
-        raise FormatError("no frame of an ECG's rhythm in it; pass the file with the ECG")
+        raise FormatError("no ECG in it", "no frame of a rhythm")
     return Recording(_mfer_channels(frames, request), "MFER", [], *_mfer_patient(person, state["order"]))
 
 
@@ -319,28 +318,30 @@ def _mfer_items(data: bytes, depth: int):
         channel = None
         if tag == 0x3F:
             if depth:
-                raise FormatError("a channel's definitions within a channel's; fetch the file again")
+                raise FormatError("damaged", "a channel's definitions within a channel's")
             channel, more = 0, True
             while more and position < len(data):
                 channel, more = channel << 7 | data[position] & 0x7F, data[position] & 0x80
                 position += 1
             if channel >= MAX_CHANNELS:
-                raise FormatError(f"it defines channel {brief(channel)}; fetch the file again")
+                raise FormatError("damaged", f"it defines channel {brief(channel)}")
         size, position = _mfer_size(data, position)
         if position + size > len(data):
-            raise FormatError(f"cut off: {size} bytes of tag {tag:#x} stated, {len(data) - position} are there")
+            raise FormatError(
+                "empty or cut off", f"{size} bytes of tag {tag:#x} stated, {len(data) - position} are there"
+            )
         yield tag, channel, data[position : position + size]
         position += size
 
 
 def _mfer_size(data: bytes, position: int) -> tuple[int, int]:
     if position >= len(data):
-        raise FormatError("cut off after a tag; fetch the file again")
+        raise FormatError(CUT, "after a tag")
     size, position = data[position], position + 1
     if size < 0x80:
         return size, position
     if not 1 <= size - 0x80 <= 4:
-        raise FormatError("a definition of no stated length, which is not read here; export the file anew")
+        raise FormatError("unsupported", "a definition of no stated length")
     end = position + size - 0x80
     return int.from_bytes(data[position:end], "big"), end
 
@@ -356,15 +357,13 @@ def _mfer_definition(tag: int, value: bytes, order: str) -> dict:
         return {name: whole(int.from_bytes(value[:4], order), f"the frame's {name}", 1)}
     if name == "type":
         if value[0] not in _MFER_TYPES:
-            raise FormatError(
-                f"samples of type {value[0]} (compressed, or unknown) are not read; export it uncompressed"
-            )
+            raise FormatError("unsupported", f"samples of type {value[0]}, compressed or unknown")
         return {name: value[0]}
     if name == "lead":
         return {name: int.from_bytes(value[:2], order) if len(value) > 1 else value[0]}
     if name in ("interval", "resolution"):
         if not 3 <= len(value) <= 6:
-            raise FormatError(f"its {name} has {len(value)} bytes; fetch the file again")
+            raise FormatError("damaged", f"its {name} has {len(value)} bytes")
         exponent = int.from_bytes(value[1:2], "big", signed=True)
         mantissa = int.from_bytes(value[2:], order, signed=True)
         return {name: (value[0], exponent, mantissa)}
@@ -374,7 +373,7 @@ def _mfer_definition(tag: int, value: bytes, order: str) -> dict:
 def _mfer_header(state: dict, person: dict, tag: int, value: bytes):
     if tag == 0x01:
         if value not in (b"", b"\0", b"\1"):
-            raise FormatError("its byte order cannot be read; fetch the file again")
+            raise FormatError("damaged", "its byte order cannot be read")
         state["order"] = "little" if value == b"\1" else "big"
     elif tag == 0x05:
         state["channels"] = whole(
@@ -384,7 +383,7 @@ def _mfer_header(state: dict, person: dict, tag: int, value: bytes):
     elif tag == 0x08:
         state["class"] = int.from_bytes(value[:2], state["order"]) if value else None
     elif tag == 0x0E and any(value[:2]):
-        raise FormatError("compressed samples are not read; export the file uncompressed")
+        raise FormatError("unsupported", "compressed samples")
     elif tag in (0x17, 0x81, 0x82, 0x83, 0x84, 0x85):
         person[tag] = value
     else:
@@ -404,10 +403,7 @@ def _mfer_frame(state: dict, data: bytes) -> list[Channel]:
     sequences = {own.get("sequences") for own in definitions}
     count = sequences.pop() or len(data) // size
     if sequences or count * size != len(data) or not count:
-        raise FormatError(
-            f"cut off, or its frame is defined wrongly: {len(data)} bytes of samples for {count} times {size}; fetch "
-            "the file again"
-        )
+        raise FormatError(CUT, f"{len(data)} bytes of samples for {count} sequences of {size}")
     rows = np.frombuffer(data, dtype=np.uint8).reshape(count, size)
     channels, start = [], 0
     for own, block, kind in zip(definitions, blocks, types, strict=True):
@@ -428,18 +424,18 @@ def _mfer_channel(own: dict, kind: np.dtype, samples: np.ndarray) -> Channel:
         code, exponent, mantissa = own["interval"]
         size = scale_of(mantissa * 10.0**exponent, "the sampling interval")
         if code not in (0, 1) or size < 0:
-            raise FormatError(f"its sampling interval has unit {code}, neither Hz nor seconds; export the file anew")
+            raise FormatError("unsupported", f"a sampling interval in unit {code}, neither Hz nor seconds")
         rate = size if code == 0 else rate_of_interval(1e6 * size, 1e6 * 10.0**exponent)
     if own.get("resolution"):
         code, exponent, mantissa = own["resolution"]
         scale = scale_of(mantissa * 10.0**exponent, "the resolution")
         unit = _MFER_UNITS[code] if code < len(_MFER_UNITS) else f"unit {code}"
     if own.get("offset") and any(own["offset"]):
-        raise FormatError("its samples have an offset, which writers define differently; export the file without one")
+        raise FormatError("unsupported", "samples with an offset, which writers define differently")
     missing = own.get("missing")
     if missing is not None:
         if len(missing) != kind.itemsize:
-            raise FormatError("its null value is of another type than its samples; fetch the file again")
+            raise FormatError("damaged", "its null value is of another type than its samples")
         missing = np.frombuffer(missing, dtype=kind)[0].item()
     return Channel(name, samples, rate, unit, scale, 0.0, missing)
 
@@ -449,7 +445,7 @@ def _mfer_channels(frames: list[list[Channel]], request: Request) -> list[Channe
         return [(one.name, one.rate, one.unit, one.scale, one.missing, one.samples.dtype) for one in frame]
 
     if any(layout(frame) != layout(frames[0]) for frame in frames):
-        raise FormatError("its frames define leads, rate or scale anew; cut the file there and read the parts")
+        raise FormatError("not recorded at once", "its frames define leads, rate or scale anew")
     channels = []
     for pieces in zip(*frames, strict=True):
         channel = pieces[0]
@@ -458,7 +454,7 @@ def _mfer_channels(frames: list[list[Channel]], request: Request) -> list[Channe
             first, last = request.span(len(samples), channel.rate)
             samples = samples[first:last]
         elif not request.is_whole:
-            raise FormatError("it states no sampling interval, which start= and seconds= need")
+            raise FormatError("not stated", "the sampling interval, which start= and seconds= need", "read it whole")
         channel.samples = samples
         channels.append(channel)
     return channels
@@ -507,7 +503,7 @@ def read_dicom(source: Source, request: Request) -> Recording:
         _refuse_cut(dataset)
         groups = dataset.get("WaveformSequence") or []
         if not groups:
-            raise FormatError("a DICOM object without waveforms; pass the one with the ECG")
+            raise FormatError("no ECG in it", "a DICOM object without waveforms")
         group = _dicom_group(list(groups))
         samples = _dicom_samples(group, ">" if syntax == _BIG_ENDIAN else "<")
         rate = number(group.get("SamplingFrequency"), "the sampling frequency", 1e-3, 1e6)
@@ -524,11 +520,11 @@ def _transfer_syntax(data: bytes) -> bytes:
     """Of the file's meta information, before pydicom inflates whatever a deflated file holds."""
     where = data.find(b"\x02\x00\x10\x00UI", 132, 2**16)
     if where < 0:
-        raise FormatError("its meta information states no transfer syntax; fetch the file again")
+        raise FormatError("damaged", "its meta information states no transfer syntax")
     size = int.from_bytes(data[where + 6 : where + 8], "little")
     syntax = data[where + 8 : where + 8 + size].strip(b"\0 ")
     if syntax == _DEFLATED:
-        raise FormatError("a deflated DICOM file is not read; save it uncompressed, with dcmconv for instance")
+        raise FormatError("unsupported", "deflated DICOM", "save it uncompressed, with dcmconv for instance")
     return syntax
 
 
@@ -538,7 +534,7 @@ def _refuse_cut(dataset):
         raw = dataset.get_item(tag)
         value, stated = raw.value, getattr(raw, "length", 0)
         if isinstance(value, bytes) and stated != 0xFFFFFFFF and len(value) < stated:
-            raise FormatError(f"cut off: {stated} bytes of element {tag} stated, {len(value)} are there")
+            raise FormatError(CUT, f"{stated} bytes of element {tag} stated, {len(value)} are there")
 
 
 def _dicom_group(groups: list):
@@ -550,12 +546,9 @@ def _dicom_group(groups: list):
     if not chosen and len(originals) == 1:
         return originals[0]
     if not chosen:
-        raise FormatError("no group of original samples with one of the twelve leads; pass the object with the ECG")
+        raise FormatError("no ECG in it", "no group of original samples with one of the twelve leads")
     if len(chosen) > 1:
-        raise FormatError(
-            f"{len(chosen)} groups of leads that were not recorded at once, as for a page of 3 x 4; read each alone, "
-            "as an array of its own"
-        )
+        raise FormatError("not recorded at once", f"{len(chosen)} groups of leads, as for a page of 3 x 4")
     return chosen[0]
 
 
@@ -565,15 +558,17 @@ def _dicom_samples(group, order: str) -> np.ndarray:
     length = whole(group.get("NumberOfWaveformSamples"), "the number of samples", 1)
     kind, bits = str(group.get("WaveformSampleInterpretation")), group.get("WaveformBitsAllocated")
     if kind not in _DICOM_SAMPLES:
-        raise FormatError(f"samples in {brief(kind)} (mu-law, A-law or unknown) are not read; export it as 16 bit")
+        raise FormatError("unsupported", f"samples in {brief(kind)}: mu-law, A-law or unknown")
     dtype = np.dtype(order + _DICOM_SAMPLES[kind])
     if bits != 8 * dtype.itemsize:
-        raise FormatError(f"samples of {brief(bits)} bits are said to be {kind}; fetch the file again")
+        raise FormatError("damaged", f"samples of {brief(bits)} bits are said to be {kind}")
     data = group.get("WaveformData") or b""
     if len(group.get("ChannelDefinitionSequence") or []) != count:
-        raise FormatError("it does not define each of its channels; fetch the file again")
+        raise FormatError("damaged", "it does not define each of its channels")
     if len(data) - count * length * dtype.itemsize not in (0, 1):  # filled up to an even length
-        raise FormatError(f"cut off: {length} samples of {count} channels stated, {len(data)} bytes are there")
+        raise FormatError(
+            "empty or cut off", f"{length} samples of {count} channels stated, {len(data)} bytes are there"
+        )
     return np.frombuffer(data, dtype=dtype, count=count * length).reshape(length, count)
 
 
@@ -601,7 +596,7 @@ def _dicom_channel(definition, samples: np.ndarray, rate: float, missing: int | 
     name = _dicom_name(definition) or None
     skew = definition.get("ChannelSampleSkew")
     if skew is not None and abs(number(skew, f"the skew of {name}")) >= 1:
-        raise FormatError(f"lead {name} is skewed by {skew} samples; export the file with aligned leads")
+        raise FormatError("unsupported", f"lead {name} is skewed by {skew} samples")
     sensitivity = definition.get("ChannelSensitivity")
     if sensitivity is None:
         return Channel(name, samples, rate, None, missing=missing)

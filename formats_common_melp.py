@@ -27,8 +27,37 @@ MAX_CHANNELS = 1024
 HEAD = 2**12  # bytes that are read at once, to see what a file is
 
 
+CUT = "empty or cut off"
+MISMATCH = "header and samples do not belong together"
+# Rules by which a file is refused -> what to do about it, where an error does not say otherwise.
+REMEDIES = {
+    "absurd amplitude": "correct its gain or unit",
+    "contradiction": "leave the argument out, or correct the header",
+    "damaged": "fetch the file again",
+    CUT: "fetch the file again",
+    "gap": "cut the file there and read the parts",
+    MISMATCH: "fetch the file again",
+    "its segments differ": "read the segments alone",
+    "no ECG in it": "pass the file with the ECG",
+    "not recorded at once": "read each part alone, as an array of its own",
+    "too large": "ask for a part of it with start= and seconds=, or repair it",
+    "unknown record": "name one as in FILE#RECORD",
+    "unsupported": "export the file otherwise",
+    "wrong checksum": "fetch the file again",
+    "wrong header": "correct the header",
+}
+
+
 class FormatError(ValueError):
-    """Why a file is refused and what to do, without the file's name, and without what identifies a person."""
+    """Why a file is refused and what to do, without the file's name, and without what identifies a person.
+
+    "rule: details; remedy": files that are refused by one rule are counted together.
+    """
+
+    def __init__(self, rule: str, details: str = "", remedy: str | None = None):
+        self.rule, self.details, self.remedy = rule, details, remedy
+        remedy = REMEDIES.get(rule) if remedy is None else remedy
+        super().__init__((f"{rule}: {details}" if details else rule) + (f"; {remedy}" if remedy else ""))
 
 
 class Source:
@@ -44,14 +73,16 @@ class Source:
             try:
                 status = os.stat(path)
                 if not stat.S_ISREG(status.st_mode):
-                    raise FormatError("is a folder or no regular file; pass the path of a recording")
+                    raise FormatError(
+                        "no regular file", "a folder, a pipe or a device", "pass the path of a recording"
+                    )
                 self.size = status.st_size
                 with open(path, "rb") as file:
                     self._head = file.read(min(HEAD, self.size))
             except (OSError, ValueError) as error:  # ValueError: a NUL in the name
                 if isinstance(error, FormatError):
                     raise
-                raise FormatError(f"cannot be opened: {getattr(error, 'strerror', None) or 'no valid path'}") from None
+                raise FormatError("cannot be opened", getattr(error, "strerror", None) or "no valid path") from None
         else:
             self.size, self._head = len(data), data[:HEAD]
         if self._head[:2] == b"\x1f\x8b":
@@ -66,8 +97,7 @@ class Source:
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes from `offset`. Raises FormatError where the file is shorter."""
         if offset < 0 or count < 0 or offset + count > self.size:
-            missing = f"{count} bytes at {offset} of a file of {self.size}"
-            raise FormatError(f"cut off, or its header is wrong: {missing}; fetch the file again")
+            raise FormatError(CUT, f"{count} bytes at {offset} of {self.size}, or its header is wrong")
         if offset + count <= len(self._head):
             return self._head[offset : offset + count]
         if self._data is not None:
@@ -76,7 +106,7 @@ class Source:
             file.seek(offset)
             data = file.read(count)
         if len(data) < count:
-            raise FormatError("cut off while it was read; fetch the file again")
+            raise FormatError(CUT, "while it was read")
         return data
 
     def head(self, count: int) -> bytes:
@@ -96,14 +126,12 @@ def _inflate(data: bytes) -> bytes:
         try:
             pieces.append(member.decompress(data, limit - total + 1))
         except zlib.error:
-            raise FormatError("a damaged gzip file; fetch it again") from None
+            raise FormatError("damaged", "no valid gzip") from None
         total += len(pieces[-1])
         if total > limit:
-            raise FormatError(
-                f"a gzip file that inflates to more than {limit} bytes; if it should, decompress it first"
-            )
+            raise FormatError("too large", f"gzip inflates to more than {limit} bytes", "decompress it first")
         if not member.eof:
-            raise FormatError("a gzip file that is cut off; fetch it again")
+            raise FormatError(CUT, "its gzip ends too early")
         data = member.unused_data
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -135,7 +163,7 @@ class Request:
                 continue
             is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
             if not is_number or not 0 <= value < 1e9 or (name == "seconds" and value == 0):
-                raise FormatError(f"{name}={brief(value)} is no number of seconds that there could be")
+                raise FormatError("wrong argument", f"{name}={brief(value)} is no number of seconds")
 
     def span(self, length: int, rate: float) -> tuple[int, int]:
         """The first index and the one past the last, of `length` samples at `rate`."""
@@ -143,16 +171,16 @@ class Request:
             raise FormatError(f"longer than {self.longest / 3600:g} h: it lasts {length / rate / 3600:.1f} h; cut it")
         first = round(self.start * rate)
         if first >= length and first:
-            raise FormatError(f"start={self.start:g} is past its end: it lasts {length / rate:g} s")
+            raise FormatError("wrong argument", f"start={self.start:g} is past its end, {length / rate:g} s")
         return first, length if self.seconds is None else min(length, round((self.start + self.seconds) * rate))
 
-    def check(self, holds: bool, contradiction: str, done: list[str]):
+    def check(self, holds: bool, done: list[str], rule: str, details: str):
         """Refuses what a file says of itself in vain, or with `verify=False` notes it in `done`."""
         if holds:
             return
         if self.verify:
-            raise FormatError(f"{contradiction}; fetch it again, or accept it (verify=False, --accept-mismatch)")
-        done.append(f"accepted: {contradiction}")
+            raise FormatError(rule, details, "fetch it again, or accept it (verify=False, --accept-mismatch)")
+        done.append(f"accepted: {rule}: {details}")
 
     @property
     def is_whole(self) -> bool:
@@ -222,9 +250,9 @@ def number(text, what: str, low: float = -math.inf, high: float = math.inf) -> f
     try:
         value = float(text)
     except (TypeError, ValueError, OverflowError):
-        raise FormatError(f"{what} is {brief(text)}, not a number; correct the header") from None
+        raise FormatError("wrong header", f"{what} is {brief(text)}, not a number") from None
     if not math.isfinite(value) or not low <= value <= high:
-        raise FormatError(f"{what} is {brief(text)}, which cannot be right; correct the header")
+        raise FormatError("wrong header", f"{what} is {brief(text)}, which cannot be right")
     return value
 
 
@@ -238,7 +266,7 @@ def whole(text, what: str, low: int = 0, high: int = 2**48) -> int:
         pass
     value = number(text, what, low, high)
     if value != int(value):
-        raise FormatError(f"{what} is {brief(text)}, not a whole number; correct the header")
+        raise FormatError("wrong header", f"{what} is {brief(text)}, not a whole number")
     return int(value)
 
 
@@ -246,7 +274,7 @@ def scale_of(text, what: str) -> float:
     """A gain, resolution or sensitivity: a number that is neither 0 nor absurdly small or large."""
     value = number(text, what)
     if not 1e-12 <= abs(value) <= 1e12:
-        raise FormatError(f"{what} is {brief(text)}, which cannot be right; correct the header")
+        raise FormatError("wrong header", f"{what} is {brief(text)}, which cannot be right")
     return value
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 try:
     from .formats_binary_melp import read_dicom, read_edf, read_ishne, read_mfer
-    from .formats_common_melp import Channel, FormatError, Recording, Request, Source, brief, to_millivolt
+    from .formats_common_melp import CUT, Channel, FormatError, Recording, Request, Source, brief, to_millivolt
     from .formats_scp_melp import read_scp
     from .formats_table_melp import (
         list_keys,
@@ -39,7 +39,7 @@ except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from formats_binary_melp import read_dicom, read_edf, read_ishne, read_mfer
-    from formats_common_melp import Channel, FormatError, Recording, Request, Source, brief, to_millivolt
+    from formats_common_melp import CUT, Channel, FormatError, Recording, Request, Source, brief, to_millivolt
     from formats_scp_melp import read_scp
     from formats_table_melp import (
         list_keys,
@@ -75,6 +75,7 @@ READERS: dict[str, Callable[[Source, Request], Recording]] = {
     "table": read_table,
 }
 STACKS = ("hdf5", "parquet", "npy", "npz")  # which may hold several records
+OTHERWISE = "pass an array, sampling_rate= and leads="  # a remedy
 MAX_RATE_RATIO = 1000  # between channels of one file
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,10 +148,10 @@ def _read_path(path: Path, request: Request) -> Recording:
         if header := _header_beside(path):
             return read_record(header, request)
         if path.is_dir():
-            raise FormatError("is a folder; pass the path of a recording in it")
+            raise FormatError("no regular file", "a folder", "pass the path of a recording in it")
         if path.suffix.lower() in ("", ".hea", ".dat", ".mat"):
-            raise FormatError(f"no header: {path.stem}.hea")
-        raise FormatError(f"no such file: {path.name}, nor a header {path.name}.hea")
+            raise FormatError("no header", f"{path.stem}.hea")
+        raise FormatError("no such file", f"{path.name}, nor a header {path.name}.hea")
     source = Source(path)
     kind = recognise(source)
     if kind not in ("xml", "dicom", "scp", "ishne", "mfer", "edf") and (header := _header_beside(path)):
@@ -160,19 +161,15 @@ def _read_path(path: Path, request: Request) -> Recording:
 
 def _read_source(source: Source, kind: str | None, request: Request) -> Recording:
     if source.size == 0:
-        raise FormatError("the file is empty; fetch it again")
+        raise FormatError(CUT, "no bytes")
     if kind is None:
         begins = source.head(12)
         if begins.startswith(b"MATLAB"):
-            raise FormatError(
-                "no header: a MATLAB file needs a WFDB header beside it; or pass its array, sampling_rate= and leads="
-            )
-        raise FormatError(
-            f"a file that begins with {begins!r} is of no format that is read, and no header (.hea) is beside it; see "
-            "docs/formats.md, or pass an array, sampling_rate= and leads="
-        )
+            raise FormatError("no header", "a MATLAB file needs a WFDB header beside it", OTHERWISE)
+        details = f"it begins with {begins!r}, and no header (.hea) is beside it"
+        raise FormatError("unknown format", details, f"see docs/formats.md, or {OTHERWISE}")
     if request.record is not None and kind not in STACKS:
-        raise FormatError(f"it holds one record, none called {brief(request.record)}")
+        raise FormatError("unknown record", f"it holds one, none called {brief(request.record)}")
     return READERS[kind](source, request)
 
 
@@ -200,11 +197,11 @@ def read_recording(source, request: Request | None = None) -> Recording:
     except (ImportError, FormatError):
         raise
     except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror or type(error).__name__}") from error
+        raise FormatError("cannot be read", error.strerror or type(error).__name__) from error
     except Exception as error:  # what a damaged file makes of a parser; its text may quote a patient's name
-        raise FormatError(f"damaged, or not as its format has it ({type(error).__name__}); fetch it again") from error
+        raise FormatError("damaged", f"or not as its format has it ({type(error).__name__})") from error
     if not recording.channels:
-        raise FormatError("it holds no channels; pass the file with the ECG")
+        raise FormatError("no ECG in it", "no channels")
     return recording
 
 
@@ -236,17 +233,14 @@ def usable_channels(
         else:
             rate = request.sampling_rate if channel.rate is None else channel.rate
             if rate is None:
-                raise FormatError("the file does not state its rate; pass sampling_rate= in Hz")
+                raise FormatError("not stated", "its sampling rate", "pass sampling_rate= in Hz")
             rate, own_unit = check_sampling_rate(rate), _unit(channel.unit, unit, lead)
             kept.append(replace(channel, name=lead, rate=rate, unit=own_unit))
     highest, given = max(channel.rate for channel in kept), request.sampling_rate
     if given is not None and abs(check_sampling_rate(given) - highest) > 1e-6 * highest:
-        raise FormatError(
-            f"sampling_rate={given:g} contradicts the header, which has {highest:g} Hz; leave the argument out, or "
-            "correct the header"
-        )
+        raise FormatError("contradiction", f"sampling_rate={given:g}, but the header has {highest:g} Hz")
     if any(channel.rate * MAX_RATE_RATIO < highest for channel in kept):
-        raise FormatError("the rates of its leads are too far apart; correct the header")
+        raise FormatError("wrong header", "the rates of its leads are too far apart")
     return kept, ignored
 
 
@@ -254,14 +248,13 @@ def _named(channels: list[Channel], leads: Sequence[str] | None) -> list[Channel
     unnamed = [index for index, channel in enumerate(channels) if not channel.name]
     if not unnamed:
         if leads is not None and canonical_leads(leads) != canonical_leads([channel.name for channel in channels]):
-            raise FormatError("leads= contradicts the file, which names its leads otherwise; leave it out")
+            raise FormatError("contradiction", "leads= names other leads than the file", "leave it out")
         return channels
     if leads is None:
-        raise FormatError(
-            f"channel {unnamed[0] + 1} of {len(channels)} has no name; pass leads=, one for each, in its order"
-        )
+        details = f"the name of channel {unnamed[0] + 1} of {len(channels)}"
+        raise FormatError("not stated", details, "pass leads=, one for each, in the file's order")
     if len(leads) != len(channels):
-        raise FormatError(f"{len(leads)} leads named for {len(channels)} channels; pass a name per channel")
+        raise FormatError("wrong argument", f"{len(leads)} leads named for {len(channels)} channels")
     return [replace(channel, name=str(lead)) for channel, lead in zip(channels, leads, strict=True)]
 
 
@@ -269,18 +262,20 @@ def _unit(stated: str | None, given: str | None, lead: str) -> str:
     """The unit of a channel; `given` may replace one that is absent or unknown, not contradict one that is known."""
     if stated is None:
         if given is None:
-            raise FormatError(f"the file does not state the unit of lead {lead}; pass unit=, as in unit='mV'")
+            raise FormatError("not stated", f"the unit of lead {lead}", "pass unit=, as in unit='mV'")
         unit_to_millivolt(given)
         return given
     try:
         factor = unit_to_millivolt(stated)
-    except ValueError as error:
+    except ValueError:
         if given is None:
-            raise FormatError(f"{error} (lead {lead})") from None
+            raise FormatError(
+                "unknown unit", f"{stated!r} (lead {lead})", "pass unit='V', 'mV', 'uV' or 'nV'"
+            ) from None
         unit_to_millivolt(given)
         return given
     if given is not None and unit_to_millivolt(given) != factor:
-        raise FormatError(f"unit={given!r} contradicts the header, which has {stated!r} for lead {lead}")
+        raise FormatError("contradiction", f"unit={given!r}, but the header has {stated!r} for lead {lead}")
     return stated
 
 
@@ -368,17 +363,17 @@ def in_millivolt(channels: list[Channel]) -> tuple[np.ndarray, float]:
     """(leads, samples) float32 in mV at the highest rate, which is returned too."""
     rate, sizes = max(channel.rate for channel in channels), {len(channel.samples) for channel in channels}
     if 0 in sizes:
-        raise FormatError("empty: no samples; fetch the file again")
+        raise FormatError(CUT, "no samples")
     if len({channel.rate for channel in channels}) == 1:
         if len(sizes) > 1:
-            raise FormatError(f"empty or cut off: leads of {sorted(sizes)} samples; fetch the file again")
+            raise FormatError(CUT, f"leads of {sorted(sizes)} samples")
         signal = np.empty((len(channels), sizes.pop()), dtype=np.float32)
         for row, channel in zip(signal, channels, strict=True):
             to_millivolt(channel, out=row)
     else:
         rows = [resample_ecg(to_millivolt(channel), channel.rate, rate) for channel in channels]
         if len({len(row) for row in rows}) > 1:
-            raise FormatError("its leads differ in duration: cut off; fetch the file again")
+            raise FormatError(CUT, "its leads differ in duration")
         signal = np.stack(rows)
     for row, channel in zip(signal, channels, strict=True):
         check_amplitude(channel.name, np.fmin.reduce(row), np.fmax.reduce(row))
@@ -388,7 +383,7 @@ def in_millivolt(channels: list[Channel]) -> tuple[np.ndarray, float]:
 def check_amplitude(lead: str, low: float, high: float):
     """Raises FormatError where a lead's range in mV shows that its gain or unit cannot be right; NaN says nothing."""
     if low <= -MAX_MILLIVOLT or high >= MAX_MILLIVOLT:
-        raise FormatError(f"absurd amplitude: lead {lead} reaches {max(-low, high):.3g} mV; correct its gain or unit")
+        raise FormatError("absurd amplitude", f"lead {lead} reaches {max(-low, high):.3g} mV")
 
 
 def list_records(path) -> list[str]:

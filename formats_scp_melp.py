@@ -11,6 +11,7 @@ import numpy as np
 try:
     from .formats_binary_melp import crc_ccitt
     from .formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
         Channel,
         FormatError,
@@ -28,6 +29,7 @@ except ImportError:
         raise
     from formats_binary_melp import crc_ccitt
     from formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
         Channel,
         FormatError,
@@ -61,24 +63,24 @@ def default_table() -> list[Code]:
 def read_scp(source: Source, request: Request) -> Recording:
     """Reads the rhythm. It is decoded whole, then cut."""
     if source.size > MAX_SIZE:
-        raise FormatError(f"{source.size} bytes are too many for SCP-ECG; fetch the file again")
+        raise FormatError("too large", f"{source.size} bytes of SCP-ECG")
     data, done = source.all(), []
     sections = _sections(data)
     if crc_ccitt(data[2:]) != struct.unpack_from("<H", data)[0]:
         done.append("the file's checksum is wrong, as is common in SCP-ECG; look at the signal")
     for needed, title in ((3, "leads"), (6, "rhythm")):
         if needed not in sections:
-            raise FormatError(f"no section {needed} ({title}): it holds no rhythm; pass the file with the ECG")
+            raise FormatError("no ECG in it", f"no section {needed} ({title})")
     leads, by_reference = _leads(sections[3])
     multiplier, interval, differences, bimodal = struct.unpack_from("<HHBB", sections[6])
     if by_reference:
-        raise FormatError("a rhythm stored as the rest after its reference beat is not read; export it without that")
+        raise FormatError("unsupported", "reference-beat subtraction")
     if bimodal:
-        raise FormatError("bimodal compression is not read; export the file without it")
+        raise FormatError("unsupported", "bimodal compression")
     if not multiplier or not interval:
-        raise FormatError("no amplitude or time scale; fetch the file again")
+        raise FormatError("not stated", "the amplitude or time scale of its samples", "fetch the file again")
     if differences > 2:
-        raise FormatError(f"differences of order {differences}; fetch the file again")
+        raise FormatError("damaged", f"differences of order {differences}")
     tables = _tables(sections[2]) if 2 in sections else None
     rate = rate_of_interval(interval)
     sizes = struct.unpack_from(f"<{len(leads)}H", sections[6], 6)
@@ -86,7 +88,9 @@ def read_scp(source: Source, request: Request) -> Recording:
     for (code, length), size in zip(leads, sizes, strict=True):
         packed = sections[6][position : position + size]
         if len(packed) < size:
-            raise FormatError(f"cut off: {size} bytes of {coded_lead(code)} stated, {len(packed)} are there")
+            raise FormatError(
+                "empty or cut off", f"{size} bytes of {coded_lead(code)} stated, {len(packed)} are there"
+            )
         position += size
         values = _decode(packed, length, tables)
         samples = integrate(values, differences)
@@ -99,7 +103,7 @@ def _sections(data: bytes) -> dict[int, bytes]:
     """The contents of every section that is there, by the pointers of section 0."""
     if len(data) < 22 + 10 or struct.unpack_from("<I", data, 2)[0] != len(data):
         stated = struct.unpack_from("<I", data, 2)[0] if len(data) >= 6 else 0
-        raise FormatError(f"cut off: {stated} bytes stated, {len(data)} are there; fetch the file again")
+        raise FormatError(CUT, f"{stated} bytes stated, {len(data)} are there")
     pointers = _section(data, 0, 6, struct.unpack_from("<I", data, 10)[0])
     sections = {}
     for start in range(0, len(pointers) - 9, 10):
@@ -111,10 +115,10 @@ def _sections(data: bytes) -> dict[int, bytes]:
 
 def _section(data: bytes, number: int, start: int, size: int) -> bytes:
     if start < 6 or size < 16 or start + size > len(data):
-        raise FormatError(f"section {number} lies outside the file; fetch it again")
+        raise FormatError("damaged", f"section {number} lies outside the file")
     held, length = struct.unpack_from("<HI", data, start + 2)
     if held != number or length != size:
-        raise FormatError(f"section {number} is not where section 0 says; fetch the file again")
+        raise FormatError("damaged", f"section {number} is not where section 0 says")
     return data[start + 16 : start + size]
 
 
@@ -122,13 +126,13 @@ def _leads(section: bytes) -> tuple[list[tuple[int, int]], bool]:
     """(code, samples) of each lead, and whether a reference beat was subtracted."""
     count, flags = section[0], section[1]
     if not 1 <= count <= MAX_CHANNELS or len(section) < 2 + 9 * count:
-        raise FormatError(f"section 3 does not describe {count} leads; fetch the file again")
+        raise FormatError("damaged", f"section 3 does not describe {count} leads")
     entries = [struct.unpack_from("<IIB", section, 2 + 9 * k) for k in range(count)]
     if len({(start, stop) for start, stop, _ in entries}) > 1:
-        raise FormatError("its leads were not recorded at once, or differ in length; read each alone, as an array")
+        raise FormatError("not recorded at once", "its leads begin or end at different samples")
     start, stop, _ = entries[0]
     if not 0 < stop - start + 1 <= 2**24:
-        raise FormatError(f"leads from sample {start} to {stop}; fetch the file again")
+        raise FormatError("damaged", f"leads from sample {start} to {stop}")
     return [(code, stop - start + 1) for *_, code in entries], bool(flags & 1)
 
 
@@ -138,7 +142,7 @@ def _tables(section: bytes) -> list[list[Code]] | None:
     if count == DEFAULT_TABLE:
         return [default_table()]
     if not 0 < count < 256:
-        raise FormatError(f"section 2 states {count} Huffman tables; fetch the file again")
+        raise FormatError("damaged", f"section 2 states {count} Huffman tables")
     tables, position = [], 2
     for _ in range(count):
         codes = struct.unpack_from("<H", section, position)[0]
@@ -148,9 +152,9 @@ def _tables(section: bytes) -> list[list[Code]] | None:
             prefix, total, is_value, value, code = struct.unpack_from("<BBBhI", section, position)
             position += 9
             if not 1 <= prefix <= 32 or not prefix <= total <= prefix + 16:
-                raise FormatError(f"section 2 has a code of {prefix} bits in {total}; fetch the file again")
+                raise FormatError("damaged", f"section 2 has a code of {prefix} bits in {total}")
             if not is_value and not 1 <= value <= count:
-                raise FormatError(f"section 2 switches to table {value}, which is not there; fetch the file again")
+                raise FormatError("damaged", f"section 2 switches to table {value}, which is not there")
             # stored with the bit that is read first as the lowest
             bits = int(f"{code & (1 << prefix) - 1:0{prefix}b}"[::-1], 2)
             tables[-1].append((prefix, total, bool(is_value), value, bits))
@@ -175,10 +179,10 @@ def _decode(packed: bytes, length: int, tables: list[list[Code]] | None) -> np.n
     """`length` numbers of a lead: plain 16 bit, or Huffman codes, the highest bit of each byte first."""
     if tables is None:
         if len(packed) != 2 * length:
-            raise FormatError(f"cut off: {length} samples of 16 bit stated, {len(packed)} bytes are there")
+            raise FormatError(CUT, f"{length} samples of 16 bit stated, {len(packed)} bytes are there")
         return np.frombuffer(packed, dtype="<i2").astype(np.int64)
     if length > 8 * len(packed):
-        raise FormatError(f"cut off: {length} samples stated, {len(packed)} bytes are there; fetch the file again")
+        raise FormatError(CUT, f"{length} samples stated, {len(packed)} bytes are there")
     lookups = [_lookup(codes) for codes in tables]
     table, longer = lookups[0]
     values = np.empty(length, dtype=np.int64)
@@ -190,7 +194,7 @@ def _decode(packed: bytes, length: int, tables: list[list[Code]] | None) -> np.n
         window = (bits >> held - WINDOW if held >= WINDOW else bits << WINDOW - held) & (1 << WINDOW) - 1
         code = table[window] or _search(longer, bits, held)
         if code is None or code[1] > held:
-            raise FormatError(f"its Huffman codes end or break after {done} of {length} samples; fetch the file again")
+            raise FormatError("damaged", f"its Huffman codes end or break after {done} of {length} samples")
         prefix, total, is_value, value, _ = code
         held -= total
         if total > prefix:
@@ -221,7 +225,7 @@ def integrate(values: np.ndarray, order: int) -> np.ndarray:
     elif order:
         values = np.cumsum(values) if order == 1 else values
     if len(values) and (values.min() < -(2**15) or values.max() >= 2**15):
-        raise FormatError("its samples leave 16 bits: damaged or another compression; fetch the file again")
+        raise FormatError("damaged", "its samples leave 16 bits")
     return values.astype(np.int16)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 try:
     from .formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
         MAX_INFLATED,
         MAX_INFLATION,
@@ -29,6 +30,7 @@ except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
         MAX_INFLATED,
         MAX_INFLATION,
@@ -52,11 +54,24 @@ _CLOCK = re.compile(
 )
 
 
+SHAPES = "pass an array (leads, samples), (samples, leads), or a stack of such"  # a remedy
+
+
+def _no_rate() -> FormatError:
+    return FormatError("not stated", "its sampling rate", "pass sampling_rate= in Hz")
+
+
+def _name_one(records: int, example) -> FormatError:
+    return FormatError("unknown record", f"it holds {records}", f"name one, as in FILE#{example}, or list them all")
+
+
+def _which_signal(names) -> FormatError:
+    return FormatError("unclear signal", f"one of {', '.join(list(names)[:6])}", "call it 'ecg' or 'tracings'")
+
+
 def _bounded(size: int, source: Source):
     if size > max(MAX_INFLATED, MAX_INFLATION * source.size):
-        raise FormatError(
-            f"it would unpack to {size} bytes, out of all proportion; ask for a part of it, or repair it"
-        )
+        raise FormatError("too large", f"it would unpack to {size} bytes, out of all proportion")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,7 +98,7 @@ def _table_lines(file) -> Iterator[str]:
         file = io.BytesIO(file.read().decode("utf-16", "replace").encode())
     while line := file.readline(2**16):
         if len(line) == 2**16 or b"\0" in line:
-            raise FormatError("no table of text: a line without end, or bytes of 0")
+            raise FormatError("unknown format", "no table of text: a line without end, or bytes of 0")
         try:
             text = line.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -127,12 +142,12 @@ def read_table(source: Source, request: Request) -> Recording:
         while opening and not _is_numeric(_cells(opening[0], delimiter)):
             heads.append(_cells(opening.pop(0), delimiter))
         if not opening or len(heads) > 2:
-            raise FormatError("no table of samples: rows of numbers, below at most two rows of names and units")
+            raise FormatError("no ECG in it", "no rows of numbers below at most two rows of names and units")
         names, units = _headings(heads, len(_cells(opening[0], delimiter)))
         kept = [k for k, name in enumerate(names) if name is None or not _CLOCK.fullmatch(name.lower())]
         rate = request.sampling_rate
         if rate is None and not request.is_whole:
-            raise FormatError("a table does not know its rate; pass sampling_rate= in Hz")
+            raise _no_rate()
         first = round(request.start * rate) if request.start else 0
         count = None if request.seconds is None else round(request.seconds * rate)
 
@@ -142,7 +157,11 @@ def read_table(source: Source, request: Request) -> Recording:
 
         values = _table_values(rows(), delimiter, len(names), kept, first, count)
     if not len(values):
-        raise FormatError("start= is past its end" if first else "no rows of samples")
+        raise (
+            FormatError("wrong argument", "start= is past its end")
+            if first
+            else FormatError(CUT, "no rows of samples")
+        )
     channels = [Channel(names[k], column, None, units[k]) for k, column in zip(kept, values.T, strict=True)]
     return Recording(channels, "CSV")
 
@@ -150,7 +169,7 @@ def read_table(source: Source, request: Request) -> Recording:
 def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], list[str | None]]:
     """Names and units of the columns: `I`, `I (mV)`, `I [mV]`, or units in a row of their own."""
     if any(len(row) != width for row in heads):
-        raise FormatError(f"its header has {len(heads[0])} cells, its rows have {width}; repair the table")
+        raise FormatError("wrong header", f"{len(heads[0])} names for {width} columns")
     if not heads:
         return [None] * width, [None] * width
     names: list[str | None] = []
@@ -174,7 +193,9 @@ def _table_values(lines, delimiter: str, width: int, kept: list[int], first: int
             break
         cells = line.split(delimiter) if delimiter != " " else line.split()
         if len(cells) != width:
-            raise FormatError(f"row {index + 1} of its samples has {len(cells)} cells instead of {width}: cut off?")
+            raise FormatError(
+                CUT, f"row {index + 1} of its samples has {len(cells)} of {width} cells", "repair the table"
+            )
         block.append([cells[k] for k in kept])
         if len(block) == 1000:
             blocks.append(_floats(block, total, delimiter))
@@ -198,9 +219,8 @@ def _floats(block: list[list[str]], total: int, delimiter: str) -> np.ndarray:
             try:
                 values[row, column] = np.nan if text in ("", "NA", "-") else float(text)
             except ValueError:
-                raise FormatError(
-                    f"row {total + row + 1} of its samples holds {brief(cell)}; repair the table"
-                ) from None
+                details = f"row {total + row + 1} of its samples holds {brief(cell)}"
+                raise FormatError("damaged", details, "repair the table") from None
     return values
 
 
@@ -233,7 +253,9 @@ def _array_recording(array, keys: list[str] | None, said: Mapping, request: Requ
         said: what the file says of itself, by whatever name.
     """
     if array.dtype.kind not in "fiu":
-        raise FormatError(f"an array of real numbers is needed, not of {array.dtype}")
+        raise FormatError(
+            "unsupported", f"an array of {array.dtype}, not of real numbers", "save the samples as numbers"
+        )
     leads = _words(_first(said, LEAD_NAMES)) if _first(said, LEAD_NAMES) is not None else None
     rate = _first(said, RATE_NAMES)
     rate = request.sampling_rate if rate is None else number(np.asarray(rate).reshape(-1)[0], "its rate", 1e-3, 1e6)
@@ -241,17 +263,15 @@ def _array_recording(array, keys: list[str] | None, said: Mapping, request: Requ
     if len(shape) == 3:
         index, shape = (_row_of(shape[0], keys, request),), shape[1:]
     elif len(shape) == 2 and request.record is not None and keys is None:
-        raise FormatError(f"it holds one record, none called {brief(request.record)}")
+        raise FormatError("unknown record", f"it holds one, none called {brief(request.record)}")
     if len(shape) != 2 or 0 in shape:
-        raise FormatError(f"an array of shape {array.shape}; (leads, samples), or a stack of such arrays, is needed")
+        raise FormatError("no ECG in it", f"an array of shape {array.shape}", SHAPES)
     axis = _lead_axis(shape, leads or request.leads)
     count, length = shape[axis], shape[1 - axis]
     if count > MAX_CHANNELS:
-        raise FormatError(
-            f"an array of shape {array.shape} has more leads than any ECG; pass the one with the samples"
-        )
+        raise FormatError("no ECG in it", f"an array of shape {array.shape}", SHAPES)
     if rate is None and not request.is_whole:
-        raise FormatError("an array does not know its rate; pass sampling_rate= in Hz")
+        raise _no_rate()
     first, last = request.span(length, rate or 1.0)
     part = (slice(None), slice(first, last)) if axis == 0 else (slice(first, last), slice(None))
     samples = np.asarray(array[(*index, *part)])
@@ -260,7 +280,7 @@ def _array_recording(array, keys: list[str] | None, said: Mapping, request: Requ
     units = units if units and len(units) == count else [units[0] if units else None] * count
     names = leads if leads is not None else [None] * count
     if len(names) != count:
-        raise FormatError(f"it names {len(names)} leads for an array of shape {array.shape}; repair the file")
+        raise FormatError("wrong header", f"{len(names)} leads named for an array of shape {array.shape}")
     channels = [Channel(*row, rate, unit) for *row, unit in zip(names, samples, units, strict=True)]
     return Recording(channels, name)
 
@@ -272,8 +292,9 @@ def _lead_axis(shape: tuple[int, int], leads) -> int:
     matches = [size == len(leads) for size in shape]
     if matches.count(True) != 1:
         raise FormatError(
-            f"{len(leads)} leads named for an array of shape {shape}; exactly one axis must be as long: (leads, "
-            "samples) or (samples, leads)"
+            "wrong argument",
+            f"{len(leads)} leads named for an array of shape {shape}",
+            "exactly one axis must be as long",
         )
     return matches.index(True)
 
@@ -283,13 +304,13 @@ def _row_of(records: int, keys: list[str] | None, request: Request) -> int:
         if records == 1:
             return 0
         example = keys[0] if keys else 0
-        raise FormatError(f"it holds {records} records; name one, as in FILE#{example}, or list them all")
+        raise _name_one(records, example)
     if keys is not None:
         if keys.count(request.record) != 1:
-            raise FormatError(f"it has {keys.count(request.record)} records called {brief(request.record)}")
+            raise FormatError("unknown record", f"{keys.count(request.record)} are called {brief(request.record)}")
         return keys.index(request.record)
     if not request.record.isdigit() or int(request.record) >= records:
-        raise FormatError(f"it has no record {brief(request.record)}: they are numbered 0 to {records - 1}")
+        raise FormatError("unknown record", f"{brief(request.record)}; they are numbered 0 to {records - 1}")
     return int(request.record)
 
 
@@ -326,14 +347,14 @@ class _NpyArray:
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             self.shape, self.fortran, self.dtype = read(file)
         except (KeyError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, RecursionError):
-            raise FormatError("its .npy header cannot be read; save the array again") from None
+            raise FormatError("damaged", "its .npy header cannot be read", "save the array again") from None
         self.offset = file.tell()
         if self.dtype.hasobject:
-            raise FormatError("a pickled array, which is never loaded; save the samples as an array of numbers")
+            raise FormatError("unsupported", "a pickled array, which is never loaded", "save the samples as numbers")
         stated = int(np.prod([int(size) for size in self.shape], dtype=object)) * self.dtype.itemsize
         if stated != source.size - self.offset:
             held = source.size - self.offset
-            raise FormatError(f"cut off, or its header is wrong: {stated} bytes of samples stated, {held} are there")
+            raise FormatError(CUT, f"{stated} bytes of samples stated, {held} are there")
 
     def __getitem__(self, index):
         row, parts = (index[0], index[1:]) if len(self.shape) == 3 else (0, index)
@@ -374,11 +395,11 @@ def _npz_members(source: Source) -> dict[str, _NpyArray]:
                 try:
                     members[entry.filename[:-4]] = _NpyArray(Source(data=data))
                 except FormatError as error:
-                    raise FormatError(f"{brief(entry.filename)}: {error}") from None
+                    raise FormatError(error.rule, f"{entry.filename}: {error.details}", error.remedy) from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise FormatError(f"a damaged .npz file ({type(error).__name__}); save it again") from None
+        raise FormatError("damaged", f"no valid .npz ({type(error).__name__})", "save it again") from None
     if not members:
-        raise FormatError("a .zip file without .npy arrays; pass a recording")
+        raise FormatError("no ECG in it", "a .zip file without .npy arrays")
     return members
 
 
@@ -387,7 +408,7 @@ def _npz(source: Source):
     candidates = _signals({name: (array.shape, array.dtype.kind) for name, array in members.items()})
     name = _pick(candidates)
     if name is None:
-        raise FormatError(f"which of its arrays is the signal? {brief(list(candidates))}; call one of them 'ecg'")
+        raise _which_signal(candidates)
     small = {key: array for key, array in members.items() if len(array.shape) < 2}
     said = {key: array._read(0, int(np.prod(array.shape))).reshape(array.shape) for key, array in small.items()}
     ids = _first(said, ID_NAMES)
@@ -417,7 +438,7 @@ class _Hdf5:
         try:
             self.file = h5py.File(source.path if source.is_plain else io.BytesIO(source.all()), "r")
         except OSError:
-            raise FormatError("no readable HDF5 file: cut off or damaged; fetch it again") from None
+            raise FormatError("damaged", "no valid HDF5, or cut off") from None
         self.datasets = {}
 
         def visit(name, item):
@@ -428,13 +449,11 @@ class _Hdf5:
         self.file.visititems(visit)
         self.signals = _signals({name: (item.shape or (), item.dtype.kind) for name, item in self.datasets.items()})
         if not self.signals:
-            raise FormatError(
-                "no dataset of samples in it: (leads, samples), or a stack of such arrays; pass the right one"
-            )
+            raise FormatError("no ECG in it", "no dataset of samples", SHAPES)
         self.name = _pick(self.signals)
         self.of_records = self.name is None and all(len(shape) == 2 for shape in self.signals.values())
         if self.name is None and not self.of_records:
-            raise FormatError(f"which of its datasets is the signal? {brief(list(self.signals))}; call one 'tracings'")
+            raise _which_signal(self.signals)
 
     def keys(self) -> list[str] | None:
         """Identifiers of its records; None where they are numbered, or where there is one."""
@@ -456,7 +475,9 @@ def read_hdf5(source: Source, request: Request) -> Recording:
         name, keys = hdf5.name, hdf5.keys()
         if hdf5.of_records:
             if request.record not in hdf5.signals:
-                raise FormatError(f"it holds {len(keys)} records; name one, as in FILE#{keys[0]}, or list them all")
+                raise FormatError(
+                    "unknown record", f"it holds {len(keys)}", f"name one, as in FILE#{keys[0]}, or list them all"
+                )
             name, keys = request.record, [request.record]
         dataset = hdf5.datasets[name]
         small = {
@@ -484,7 +505,7 @@ class _BoundedDataset:
         try:
             return self.dataset[index]
         except OSError:
-            raise FormatError("samples of its dataset cannot be read: cut off or damaged; fetch it again") from None
+            raise FormatError("damaged", "samples of its dataset cannot be read") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -504,7 +525,7 @@ class _Parquet:
         try:
             self.file = pq.ParquetFile(pa.BufferReader(source.all()) if not source.is_plain else str(source.path))
         except (pa.ArrowException, OSError, ValueError):
-            raise FormatError("no readable Parquet file: cut off or damaged; fetch it again") from None
+            raise FormatError("damaged", "no valid Parquet, or cut off") from None
         self.schema, self.rows = self.file.schema_arrow, self.file.metadata.num_rows
         types = {field.name: field.type for field in self.schema}
         kinds = {name: "list" if _is_list(kind) else _number_kind(kind) for name, kind in types.items()}
@@ -512,11 +533,9 @@ class _Parquet:
         columns = [name for name, kind in kinds.items() if kind == "number" and not _CLOCK.fullmatch(name.lower())]
         self.columns = [name for name in columns if name.lower() not in (*ID_NAMES, *RATE_NAMES)]
         if not self.lists and not self.columns:
-            raise FormatError("no column of samples in it: numbers per lead, or lists per lead")
+            raise FormatError("no ECG in it", "no column of numbers, or of lists, per lead")
         if not self.lists and any(name.lower() in ID_NAMES for name in types):
-            raise FormatError(
-                "rows of several records, one below the other, are not read; store a list per lead and record"
-            )
+            raise FormatError("unsupported", "records one below the other", "store a list per lead and record")
         self.id = next((name for name in types if name.lower() in ID_NAMES), None)
         self.said = {
             key.decode(): value.decode("utf-8", "replace") for key, value in (self.schema.metadata or {}).items()
@@ -542,7 +561,7 @@ def read_parquet(source: Source, request: Request) -> Recording:
     try:
         return _parquet_rows(parquet, request) if parquet.lists else _parquet_columns(parquet, request)
     except (OSError, ArithmeticError) as error:
-        raise FormatError(f"its columns cannot be read ({type(error).__name__}): damaged; fetch it again") from None
+        raise FormatError("damaged", f"its columns cannot be read ({type(error).__name__})") from None
 
 
 def _said_rate(said: Mapping, request: Request) -> float | None:
@@ -553,9 +572,9 @@ def _said_rate(said: Mapping, request: Request) -> float | None:
 def _parquet_columns(parquet: _Parquet, request: Request) -> Recording:
     rate = _said_rate(parquet.said, request)
     if request.record is not None:
-        raise FormatError(f"it holds one record, none called {brief(request.record)}")
+        raise FormatError("unknown record", f"it holds one, none called {brief(request.record)}")
     if rate is None and not request.is_whole:
-        raise FormatError("a table does not know its rate; pass sampling_rate= in Hz")
+        raise _no_rate()
     first, last = request.span(parquet.rows, rate or 1.0)
     _bounded((last - first) * len(parquet.columns) * 8, parquet.source)
     values = np.empty((len(parquet.columns), last - first), dtype=np.float32)
@@ -595,26 +614,26 @@ def _parquet_rows(parquet: _Parquet, request: Request) -> Recording:
             break
         index -= len(batch)
     if row is None:
-        raise FormatError("cut off: fewer rows than it states; fetch the file again")
+        raise FormatError(CUT, "fewer rows than it states")
     cells = {name: row.column(k)[0] for k, name in enumerate(row.schema.names)}
     said = parquet.said | {name: cell.as_py() for name, cell in cells.items() if name not in parquet.lists}
     rate, unit = _said_rate(said, request), _first(said, UNIT_NAMES)
     if len(parquet.lists) == 1 and _is_list(row.schema.field(parquet.lists[0]).type.value_type):
         samples = [np.asarray(lead.values) for lead in cells[parquet.lists[0]]]
         if len({len(lead) for lead in samples}) != 1:
-            raise FormatError("its leads differ in length; repair the file")
+            raise FormatError(CUT, "its leads differ in length", "repair the file")
         return _array_recording(np.stack(samples), None, said, _one(request), "Parquet")
     channels = []
     for name in parquet.lists:
         samples = np.asarray(cells[name].values)
         if samples.dtype.kind not in "fiu":
-            raise FormatError(f"column {brief(name)} does not hold lists of numbers; leave it out")
+            raise FormatError("unsupported", f"column {brief(name)} does not hold lists of numbers", "leave it out")
         if rate is None and not request.is_whole:
-            raise FormatError("a table does not know its rate; pass sampling_rate= in Hz")
+            raise _no_rate()
         first, last = request.span(len(samples), rate or 1.0)
         channels.append(Channel(name, samples[first:last], rate, unit))
     if len({len(channel.samples) for channel in channels}) != 1:
-        raise FormatError("its leads differ in length; repair the file")
+        raise FormatError(CUT, "its leads differ in length", "repair the file")
     return Recording(channels, "Parquet")
 
 

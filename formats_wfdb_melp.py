@@ -14,7 +14,9 @@ import numpy as np
 
 try:
     from .formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
+        MISMATCH,
         Channel,
         FormatError,
         Recording,
@@ -33,7 +35,9 @@ except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
+        MISMATCH,
         Channel,
         FormatError,
         Recording,
@@ -49,6 +53,7 @@ except ImportError:
         whole,
     )
 
+SEGMENTS = "its segments differ"  # a rule of FormatError
 DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0  # header(5): of an absent rate, and of a gain that is absent or 0
 
 # Format -> samples in a group, its bytes, the value that marks a missing sample. FLAC files are read by soundfile.
@@ -111,10 +116,10 @@ def parse_header(data: bytes, stem: str) -> Header:
     comments = [text_of(line[1:]) for line in lines if line.startswith(b"#")]
     lines = [line for line in lines if line and not line.startswith(b"#")]
     if not lines:
-        raise FormatError("its header is empty; fetch it again")
+        raise FormatError(CUT, "its header")
     fields = text_of(lines[0]).split()
     if len(fields) < 2:
-        raise FormatError(f"its header begins with {brief(fields)}, not with a name and the number of signals")
+        raise FormatError("wrong header", f"it begins with {brief(fields)}, not with a name and the number of signals")
     count = whole(fields[1], "the header's number of signals", 0, MAX_CHANNELS)
     segments = _segment_count(fields[0], lines[1:], count, stem)
     header = Header(DEFAULT_RATE, None, [], [])
@@ -123,9 +128,9 @@ def parse_header(data: bytes, stem: str) -> Header:
         header.segments = [_segment_line(line) for line in lines[1 : segments + 1]]
     else:
         if count == 0:
-            raise FormatError("its header lists no signals; pass the record that holds the ECG")
+            raise FormatError("no ECG in it", "its header lists no signals")
         if len(lines) - 1 != count:
-            raise FormatError(f"its header says {count} signals and lists {len(lines) - 1}; correct the header")
+            raise FormatError("wrong header", f"it says {count} signals and lists {len(lines) - 1}")
         header.signals = [_signal_line(line) for line in lines[1:]]
         for field_name in ("initial", "checksum"):  # all 0: written by hand, or by a program that filled them in
             if not any(getattr(line, field_name) for line in header.signals):
@@ -143,13 +148,13 @@ def _segment_count(name: str, lines: list[bytes], signals: int, stem: str) -> in
         return int(last)
     if len(lines) == signals and last == stem:
         return 0
-    raise FormatError(f"its header says {brief(last)} segments and lists {len(lines)}; correct the header")
+    raise FormatError("wrong header", f"it says {brief(last)} segments and lists {len(lines)}")
 
 
 def _segment_line(line: bytes) -> tuple[str, int]:
     fields = text_of(line).split()
     if len(fields) < 2:
-        raise FormatError(f"its header has a segment {brief(text_of(line))} without a length; correct the header")
+        raise FormatError("wrong header", f"segment {brief(text_of(line))} has no length")
     return fields[0], whole(fields[1], f"the length of segment {brief(fields[0])}")
 
 
@@ -175,7 +180,7 @@ def _signal_line(line: bytes) -> SignalLine:
     match = _FORMAT.fullmatch(text_of(parts[1])) if len(parts) > 1 else None
     if not match:
         shown = brief(text_of(line))
-        raise FormatError(f"its header has a line {shown} that is no signal: a file and a format; correct the header")
+        raise FormatError("wrong header", f"line {shown} is no signal, a file and a format")
     integers = [whole(text, "a field of a signal in its header", -(2**40)) for text in parts[3:8]]
     _, zero, initial, checksum, _ = integers + [None] * (5 - len(integers))
     gain, baseline, unit = _gain(parts[2] if len(parts) > 2 else b"0")
@@ -199,13 +204,13 @@ def _gain(text: bytes) -> tuple[float | None, int | None, str]:
     """Units per physical unit (None: uncalibrated), the value of 0, and the physical unit, mV where none is given."""
     match, shown = _GAIN.fullmatch(text), brief(text_of(text))
     if not match:
-        raise FormatError(f"the gain {shown} in its header cannot be read; correct the header")
+        raise FormatError("wrong header", f"the gain {shown} cannot be read")
     gain = number(match[1].decode(), "the gain in its header")
     uncalibrated = gain == 0 and not re.search(rb"[1-9]", match[1].lower().partition(b"e")[0])
     if not uncalibrated:
         gain = scale_of(match[1].decode(), "the gain in its header")
     if match[3] == b"":
-        raise FormatError(f"no unit: its header has a gain {shown} with a slash but no unit; add it, as in 1000/mV")
+        raise FormatError("wrong header", f"the gain {shown} has a slash but no unit", "add it, as in 1000/mV")
     baseline = None if match[2] is None else whole(match[2].decode(), "the baseline", -(2**31), 2**31)
     return None if uncalibrated else gain, baseline, text_of(match[3]) if match[3] else "mV"
 
@@ -266,9 +271,9 @@ class _SignalFile:
         self.source, self.lines = source, lines
         self.format, self.offset = lines[0].format, lines[0].offset
         if any(line.format != self.format for line in lines):
-            raise FormatError(f"its header gives {brief(lines[0].file)} two sample formats; correct the header")
+            raise FormatError("wrong header", f"{brief(lines[0].file)} has two sample formats")
         if self.format not in SAMPLE_FORMATS | FLAC_FORMATS:
-            raise FormatError(f"sample format {self.format} is none of WFDB's; correct the header")
+            raise FormatError("wrong header", f"sample format {self.format} is none of WFDB's")
         self.width = sum(line.per_frame for line in lines)
         self.samples = self._count(request, done)
 
@@ -277,34 +282,32 @@ class _SignalFile:
         name = brief(self.lines[0].file)
         head = self.source.head(19)
         if head.startswith(b"MATLAB 5") or head.startswith(b"\x89HDF"):
-            raise FormatError(
-                f"{name} was saved again by a newer MATLAB, while its header describes a file of version 4; fetch the "
-                "original, or save it with -v4"
-            )
+            details = f"{name} was saved again by a newer MATLAB, its header describes a file of version 4"
+            raise FormatError(MISMATCH, details, "fetch the original, or save it with -v4")
         if self.format in FLAC_FORMATS:
             with self._flac() as file:
                 return max(0, len(file) - self.offset) * file.channels
         group, size, _ = SAMPLE_FORMATS[self.format]
         length = self.source.size - self.offset
         if length < 0:
-            raise FormatError(f"{name} ends before its samples begin; fetch the file again")
+            raise FormatError(CUT, f"{name} ends before its samples begin")
         groups, rest = divmod(length, size)
         whole_rest = self.format == "212" and rest == 2
         if group == 1:
-            request.check(not rest, f"{name} ends within a sample: cut off or damaged", done)
+            request.check(not rest, done, CUT, f"{name} ends within a sample")
         return groups * group + int(whole_rest)
 
     def frames(self) -> int:
         """Frames in the file, for a header that does not state them."""
         if self.samples % self.width:
-            raise FormatError(f"{brief(self.lines[0].file)} ends within a frame: cut off; fetch the file again")
+            raise FormatError(CUT, f"{brief(self.lines[0].file)} ends within a frame")
         return self.samples // self.width
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Frames `first` to `last`, (frames, width)."""
         if (last - first) and last * self.width > self.samples:
-            held = f"{self.samples // self.width} of {last} frames"
-            raise FormatError(f"empty or cut off: {brief(self.lines[0].file)} holds {held}; fetch the file again")
+            held = f"{brief(self.lines[0].file)} holds {self.samples // self.width} of {last} frames"
+            raise FormatError(CUT, held)
         if self.format in FLAC_FORMATS:
             return self._read_flac(first, last)
         start, stop = first * self.width, last * self.width
@@ -338,9 +341,9 @@ class _SignalFile:
         try:
             file = soundfile.SoundFile(io.BytesIO(self.source.all()))
         except Exception:  # a RuntimeError of its own
-            raise FormatError(f"{brief(self.lines[0].file)} is no FLAC file; fetch it again") from None
+            raise FormatError("damaged", f"{brief(self.lines[0].file)} is no FLAC file") from None
         if file.channels != len(self.lines) or len({line.per_frame for line in self.lines}) > 1:
-            raise FormatError(f"{brief(self.lines[0].file)} holds {file.channels} channels, not those of its header")
+            raise FormatError(MISMATCH, f"{brief(self.lines[0].file)} holds {file.channels} channels")
         return file
 
     def _read_flac(self, first: int, last: int) -> np.ndarray:
@@ -348,9 +351,7 @@ class _SignalFile:
         with self._flac() as file:
             bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}.get(file.subtype, 32)
             if bits > int(self.format) - 500:
-                raise FormatError(
-                    f"{brief(self.lines[0].file)} holds samples of {bits} bits, more than its header says"
-                )
+                raise FormatError(MISMATCH, f"{brief(self.lines[0].file)} holds samples of {bits} bits")
             file.seek(first * per_frame + self.offset)
             dtype = "int16" if bits <= 16 else "int32"
             pieces, wanted = [], (last - first) * per_frame
@@ -358,7 +359,7 @@ class _SignalFile:
                 pieces.append(file.read(min(wanted, 2**18), dtype=dtype, always_2d=True))
                 wanted -= len(pieces[-1])
                 if not len(pieces[-1]):
-                    raise FormatError(f"{brief(self.lines[0].file)} is cut off; fetch it again")
+                    raise FormatError(CUT, brief(self.lines[0].file))
         samples = np.concatenate(pieces) >> {8: 8, 16: 0, 24: 8}[bits]
         frames = samples.reshape(last - first, per_frame, len(self.lines))
         return frames.transpose(0, 2, 1).reshape(last - first, -1)
@@ -371,11 +372,11 @@ class _SignalFile:
 def find_file(folder: Path, name: str) -> Source:
     """The file of that name, or the same with .gz; a header cannot lead out of its record's folder."""
     if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or ":" in name:
-        raise FormatError(f"its header names the file {brief(name)}, outside its own folder; correct the header")
+        raise FormatError("wrong header", f"the file {brief(name)} lies outside its folder")
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return Source(path)
-    raise FormatError(f"no signal file: {name} is not beside its header; fetch it")
+    raise FormatError("no signal file", name, "fetch it, and put it beside its header")
 
 
 def read_record(header_path: Path, request: Request) -> Recording:
@@ -399,11 +400,13 @@ def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
     if frames is None:
         lengths = {name: file.frames() for name, file in files.items()}
         if len(set(lengths.values())) > 1:
-            raise FormatError(f"its header states no length, and its files hold {lengths} frames; fetch them again")
+            raise FormatError(
+                CUT, f"its header states no length, and its files hold {sorted(lengths.values())} frames"
+            )
         frames = next(iter(lengths.values()))
     skew = max(line.skew for line in header.signals)
     if skew >= frames:
-        raise FormatError(f"empty: {frames} frames" + (f" and a skew of {skew}" if skew else "") + "; fetch it again")
+        raise FormatError(CUT, f"{frames} frames" + (f" and a skew of {skew}" if skew else ""))
     if skew:
         done.append(f"dropped the last {skew} frames, which not every signal has (skew)")
     first, last = request.span(frames - skew, header.rate)
@@ -429,10 +432,10 @@ def _verify(line: SignalLine, initial: int, total: int | None, request: Request,
     lead = line.name or line.file
     if line.initial is not None and line.format != "8":
         there = f"lead {lead} begins with {initial}, its header says {line.initial}"
-        request.check(initial == line.initial, f"header and samples do not belong together: {there}", done)
+        request.check(initial == line.initial, done, MISMATCH, there)
     if total is not None and line.checksum is not None:
         agrees = (total - line.checksum) % 65536 == 0
-        request.check(agrees, f"wrong checksum: of lead {lead}; its samples are damaged", done)
+        request.check(agrees, done, "wrong checksum", f"of lead {lead}: its samples are damaged")
 
 
 def _channel(line: SignalLine, samples: np.ndarray, rate: float) -> Channel:
@@ -449,7 +452,7 @@ def _note_uncalibrated(lines: list[SignalLine], done: list[str]):
 def _read_segments(header: Header, folder: Path, request: Request) -> Recording:
     segments = list(header.segments)
     if sum(length == 0 for _, length in segments[1:]):
-        raise FormatError("its header has an empty segment; correct the header")
+        raise FormatError("wrong header", "a segment of length 0")
     layout = segments.pop(0)[0] if segments and segments[0][1] == 0 else None
     names = None
     if layout:
@@ -457,7 +460,7 @@ def _read_segments(header: Header, folder: Path, request: Request) -> Recording:
         names = [line.name for line in described.signals]
     total = sum(length for _, length in segments)
     if header.frames not in (None, total):
-        raise FormatError(f"its segments have {total} frames, its header says {header.frames}; correct the header")
+        raise FormatError("wrong header", f"{header.frames} frames, its segments have {total}")
     first, last = request.span(total, header.rate)
     parts, position, done = [], 0, list(header.done)
     for name, length in segments:
@@ -483,20 +486,16 @@ def _read_segment(folder: Path, name: str, length: int, rate: float, request: Re
     header = parse_header(_segment_header(folder, name).all(), name)
     shown = brief(name)
     if header.segments:
-        raise FormatError(f"its segment {shown} has segments of its own; correct the header")
+        raise FormatError("wrong header", f"segment {shown} has segments of its own")
     if header.rate != rate:
-        raise FormatError(
-            f"its segment {shown} has {header.rate:g} Hz, the record {rate:g} Hz; read the segments alone"
-        )
+        raise FormatError(SEGMENTS, f"{shown} has {header.rate:g} Hz, the record {rate:g} Hz")
     header.frames = header.frames or length
     if header.frames != length:
-        raise FormatError(
-            f"its segment {shown} has {header.frames} frames, the record says {length}; correct the header"
-        )
+        raise FormatError("wrong header", f"segment {shown} has {header.frames} frames, the record says {length}")
     try:
         return _read_signals(header, folder, request)
     except FormatError as error:
-        raise FormatError(f"segment {shown}: {error}") from None
+        raise FormatError(error.rule, f"segment {shown}: {error.details}", error.remedy) from None
 
 
 MAX_GAP_FRAMES = 10_000_000  # beside 20 times what is there: a header must not make us fill memory with nothing
@@ -512,21 +511,21 @@ def join_segments(parts: list[tuple[int, Recording | None]], names: list[str | N
     """
     held = [(frames, recording) for frames, recording in parts if recording is not None]
     if not held:
-        raise FormatError("nothing was recorded there: its segments are gaps; ask for another part")
+        raise FormatError("no ECG in it", "all of this part is a gap", "ask for another part")
     total = sum(frames for frames, _ in parts)
     if total > MAX_GAP_FRAMES + 20 * sum(frames for frames, _ in held):
-        raise FormatError("nearly all of it is a gap; ask for a part of it with start= and seconds=")
+        raise FormatError("too large", "nearly all of it is a gap")
     variable = names is not None
     if not variable:
         names = [channel.name for channel in held[0][1].channels]
     if len(set(names)) < len(names) or None in names:
-        raise FormatError("its segments name a lead twice, or not at all; correct the headers")
+        raise FormatError("wrong header", "its segments name a lead twice, or not at all")
     per_frame: dict[str, int] = {}
     for frames, recording in held:
         _check_segment(recording, names, variable)
         for channel in recording.channels:
             if per_frame.setdefault(channel.name, len(channel.samples) // frames) != len(channel.samples) // frames:
-                raise FormatError(f"its segments hold {brief(channel.name)} at different rates; read them alone")
+                raise FormatError(SEGMENTS, f"lead {channel.name} has different rates")
     joined = {name: np.full(total * count, np.nan, dtype=np.float32) for name, count in per_frame.items()}
     position, rates, done = 0, {}, []
     for frames, recording in parts:
@@ -546,12 +545,10 @@ def join_segments(parts: list[tuple[int, Recording | None]], names: list[str | N
 def _check_segment(recording: Recording, names: list[str], variable: bool):
     own = [channel.name for channel in recording.channels]
     if len(set(own)) < len(own):
-        raise FormatError("one of its segments names a lead twice; correct its header")
+        raise FormatError("wrong header", "one of its segments names a lead twice")
     strange = set(own) - set(names) if variable else set(own) ^ set(names)
     if strange:
-        raise FormatError(
-            f"its segments do not hold the same leads: {', '.join(sorted(map(str, strange)))}; read the segments alone"
-        )
+        raise FormatError(SEGMENTS, f"not all hold {', '.join(sorted(map(str, strange)))}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -585,19 +582,15 @@ def _from_record(record) -> Recording:
     elif getattr(record, "d_signal", None) is not None:
         channels = record.dac().T
     else:
-        raise FormatError("it holds no signal")
+        raise FormatError(CUT, "it holds no signal", "read it with wfdb.rdrecord")
     units, names = record.units, record.sig_name
     if units is None or names is None:
-        raise FormatError(
-            "a wfdb.Record without units or sig_name; read it again, or pass its array, leads= and unit="
-        )
+        raise FormatError("not stated", "units or sig_name, or its segments differ in them", "pass the record's path")
     kept = []
     for name, samples, unit, count in zip(names, channels, units, frames, strict=True):
         samples = np.asarray(samples)
         if str(unit).strip().lower() == "v" and np.nanmax(np.abs(samples), initial=0) > 1:
-            raise FormatError(
-                f"lead {brief(name)} is in volts and exceeds one: wfdb drops the micro sign of a header; pass the "
-                "record's path instead"
-            )
+            details = f"lead {name} is in volts and exceeds one: wfdb drops the micro sign of a header"
+            raise FormatError("absurd amplitude", details, "pass the record's path instead")
         kept.append(Channel(name, samples, record.fs * (count or 1), unit))
     return Recording(kept, "WFDB", facts={}, identifiers={})

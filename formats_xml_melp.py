@@ -16,6 +16,7 @@ import numpy as np
 
 try:
     from .formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
         Channel,
         FormatError,
@@ -35,6 +36,7 @@ except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from formats_common_melp import (
+        CUT,
         MAX_CHANNELS,
         Channel,
         FormatError,
@@ -62,7 +64,7 @@ def parse_xml(data: bytes) -> Element:
         FormatError: no well-formed XML, an entity declaration, or more elements or levels than any ECG has.
     """
     if len(data) > MAX_SIZE:
-        raise FormatError(f"XML of {len(data)} bytes; export a recording of hours in a binary format")
+        raise FormatError("too large", f"XML of {len(data)} bytes", "export a recording of hours in a binary format")
     try:
         return _parse(data, None)
     except expat.ExpatError as error:
@@ -72,7 +74,7 @@ def parse_xml(data: bytes) -> Element:
         ):
             return _parse_transcoded(data)
         reason = expat.ErrorString(error.code)
-        raise FormatError(f"no well-formed XML: {reason} in line {error.lineno}; fetch the file again") from None
+        raise FormatError("damaged", f"no well-formed XML, {reason} in line {error.lineno}") from None
     except ValueError as error:  # an encoding of several bytes, which expat leaves to Python
         if isinstance(error, FormatError):
             raise
@@ -90,7 +92,7 @@ def _parse_transcoded(data: bytes) -> Element:
             continue
         except expat.ExpatError:
             break
-    raise FormatError("its text is not in the encoding that it declares; fetch the file again")
+    raise FormatError("damaged", "its text is not in the encoding that it declares")
 
 
 def _parse(data: bytes, encoding: str | None) -> Element:
@@ -102,7 +104,7 @@ def _parse(data: bytes, encoding: str | None) -> Element:
         nonlocal depth, elements
         depth, elements = depth + 1, elements + 1
         if depth > MAX_DEPTH or elements > MAX_ELEMENTS:
-            raise FormatError("more XML elements, or deeper ones, than an ECG has; it is refused")
+            raise FormatError("too large", "more XML elements, or deeper ones, than an ECG has", "repair it")
         local = {key.rpartition("}")[2]: value for key, value in attributes.items()}
         builder.start(name.rpartition("}")[2], local)
 
@@ -112,7 +114,7 @@ def _parse(data: bytes, encoding: str | None) -> Element:
         builder.end(name.rpartition("}")[2])
 
     def refuse(*_):
-        raise FormatError("it declares entities (<!ENTITY), which are refused; remove the declarations")
+        raise FormatError("unsupported", "entity declarations (<!ENTITY)", "remove them")
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
@@ -138,10 +140,10 @@ def read_xml(source: Source, request: Request) -> Recording:
     elif name.endswith("SchillerEDI"):
         recording = _schiller(root)
     else:
-        raise FormatError(f"XML of an unknown kind: its root is {brief(name)}; see docs/formats.md for what is read")
+        raise FormatError("unknown format", f"XML whose root is {brief(name)}", "see docs/formats.md for what is read")
     lengths = {len(channel.samples) for channel in recording.channels}
     if len(lengths) != 1 or 0 in lengths:
-        raise FormatError(f"empty, or its leads differ in length: {sorted(lengths)} samples; fetch the file again")
+        raise FormatError(CUT, f"leads of {sorted(lengths)} samples")
     for channel in recording.channels:
         first, last = request.span(len(channel.samples), channel.rate)
         channel.samples = channel.samples[first:last]
@@ -168,9 +170,9 @@ def _integers(text: str, what: str) -> np.ndarray:
     try:
         values = np.array(text.replace(",", " ").split(), dtype=np.int64)
     except (ValueError, OverflowError):
-        raise FormatError(f"the samples of {what} are not all whole numbers; fetch the file again") from None
+        raise FormatError("damaged", f"the samples of {what} are not all whole numbers") from None
     if len(values) and not -(2**31) < values.min() <= values.max() < 2**31:
-        raise FormatError(f"the samples of {what} leave 32 bits; fetch the file again")
+        raise FormatError("damaged", f"the samples of {what} leave 32 bits")
     return values.astype(np.int32)
 
 
@@ -178,20 +180,26 @@ def _base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise FormatError(f"the samples of {what} are no base64: cut off or damaged; fetch the file again") from None
+        raise FormatError("damaged", f"the samples of {what} are no base64") from None
 
 
 def _words(data: bytes, what: str) -> np.ndarray:
     if len(data) % 2:
-        raise FormatError(f"the samples of {what} end within one; fetch the file again")
+        raise FormatError(CUT, f"the samples of {what} end within one")
     return np.frombuffer(data, dtype="<i2")
 
 
 def _expect(samples: np.ndarray, stated: str, what: str) -> np.ndarray:
     """`samples`, as many as a text states, where it states any."""
     if stated and len(samples) != whole(stated, f"the number of samples of {what}"):
-        raise FormatError(f"cut off: {len(samples)} of {stated} samples of {what}; fetch the file again")
+        raise FormatError(CUT, f"{len(samples)} of {stated} samples of {what}")
     return samples
+
+
+def _not_one(found: list, what: str) -> FormatError:
+    if not found:
+        return FormatError("no ECG in it", f"no {what}")
+    return FormatError("not recorded at once", f"{len(found)} {what}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,21 +210,21 @@ def _aecg(root: Element) -> Recording:
     series = [one for one in root.findall("component/series") if _attribute(one, "code", "code") == "RHYTHM"]
     sets = [one for rhythm in series for one in rhythm.findall("component/sequenceSet")]
     if len(sets) != 1:
-        raise FormatError(f"{len(sets)} sets of rhythm sequences; one is needed, of leads that were recorded at once")
+        raise _not_one(sets, "sets of rhythm sequences")
     rate, channels = None, []
     for sequence in sets[0].findall("component/sequence"):
         code, value = _attribute(sequence, "code", "code"), sequence.find("value")
         if value is None:
-            raise FormatError(f"its sequence {brief(code)} has no value; fetch the file again")
+            raise FormatError("damaged", f"its sequence {brief(code)} has no value")
         kind = value.get("type", "").rpartition(":")[2]
         if code.startswith("TIME"):
             rate = _aecg_rate(value)
         elif kind == "SLIST_PQ":
             channels.append(_aecg_channel(code, value))
         else:
-            raise FormatError(f"lead {brief(code)} is given as {brief(kind)}, not as SLIST_PQ; export the file anew")
+            raise FormatError("unsupported", f"lead {brief(code)} is given as {brief(kind)}, not as SLIST_PQ")
     if rate is None or not channels:
-        raise FormatError("a rhythm without a time axis, or without leads; fetch the file again")
+        raise FormatError("not stated", "the time axis or the leads of the rhythm", "export the file anew")
     for channel in channels:
         channel.rate = rate
     return Recording(channels, "HL7 aECG", [], *_aecg_patient(root, series[0]))
@@ -226,7 +234,7 @@ def _aecg_rate(value: Element) -> float:
     unit = _attribute(value, "increment", "unit")
     microseconds = {"s": 1e6, "ms": 1e3, "us": 1.0}.get(unit)
     if microseconds is None:
-        raise FormatError(f"its time axis has the unit {brief(unit)}; s, ms or us is needed")
+        raise FormatError("unsupported", f"a time axis in {brief(unit)}, not in s, ms or us")
     text = _attribute(value, "increment", "value")
     step = number(text, "the increment of its time axis", 1e-12)
     decimals = len(text.partition(".")[2]) if "e" not in text.lower() else 12
@@ -236,12 +244,12 @@ def _aecg_rate(value: Element) -> float:
 def _aecg_channel(code: str, value: Element) -> Channel:
     origin, scale = value.find("origin"), value.find("scale")
     if scale is None or not scale.get("unit"):
-        raise FormatError(f"lead {brief(code)} has no scale or no unit; export the file anew")
+        raise FormatError("not stated", f"scale or unit of {brief(code)}", "export the file anew")
     unit, what = scale.get("unit"), brief(code)
     step = scale_of(scale.get("value"), f"the scale of {what}")
     offset = 0.0 if origin is None else number(origin.get("value") or 0, f"the origin of {what}")
     if offset and origin.get("unit") != unit:
-        raise FormatError(f"origin and scale of {what} differ in unit; export the file anew")
+        raise FormatError("unsupported", f"origin and scale of {what} differ in unit")
     samples = _integers(_text(value, "digits"), what)
     return Channel(code, samples, None, unit, step, offset)
 
@@ -283,30 +291,30 @@ def _aecg_patient(root: Element, series: Element) -> tuple[dict, dict]:
 def _muse(root: Element, request: Request) -> Recording:
     waveforms = [one for one in root.findall("Waveform") if _text(one, "WaveformType").lower() == "rhythm"]
     if len(waveforms) != 1:
-        raise FormatError(f"{len(waveforms)} rhythm waveforms; one is needed, of leads that were recorded at once")
+        raise _not_one(waveforms, "rhythm waveforms")
     waveform = waveforms[0]
     if _text(waveform, "SampleExponent") not in ("", "0"):
-        raise FormatError("its SampleExponent is not 0: the sampling rate is unclear; export the file anew")
+        raise FormatError("unsupported", "a SampleExponent other than 0: the sampling rate is unclear")
     rate = number(_text(waveform, "SampleBase"), "SampleBase", 1)
     channels, offsets, done = [], set(), []
     for lead in waveform.findall("LeadData"):
         name = _text(lead, "LeadID")
         what = brief(name)
         if _text(lead, "LeadSampleSize") not in ("", "2"):
-            raise FormatError(f"samples of {what} that are not of 2 bytes are not read; export the file anew")
+            raise FormatError("unsupported", f"samples of {what} that are not of 2 bytes")
         data = _base64(_text(lead, "WaveFormData"), what)
         stated = _text(lead, "LeadDataCRC32")
         agrees = not stated or whole(stated, f"the checksum of {what}") == zlib.crc32(data)
-        request.check(agrees, f"the checksum of lead {what} is wrong: damaged samples", done)
+        request.check(agrees, done, "wrong checksum", f"of lead {name}; its samples are damaged")
         samples = _expect(_words(data, what), _text(lead, "LeadSampleCountTotal"), what)
         unit = _text(lead, "LeadAmplitudeUnits") or None
         scale = scale_of(_text(lead, "LeadAmplitudeUnitsPerBit"), f"LeadAmplitudeUnitsPerBit of {what}")
         offsets.add((_text(lead, "LeadTimeOffset") or "0", _text(lead, "LeadOffsetFirstSample") or "0"))
         channels.append(Channel(name, samples, rate, unit, scale))
     if len(offsets) > 1:
-        raise FormatError("its leads begin at different times; read each alone, as an array of its own")
+        raise FormatError("not recorded at once", "its leads begin at different times")
     if not channels:
-        raise FormatError("its rhythm waveform has no leads; fetch the file again")
+        raise FormatError("no ECG in it", "a rhythm waveform without leads")
     return Recording(channels, "GE MUSE XML", done, *_muse_patient(root))
 
 
@@ -335,19 +343,19 @@ def _muse_patient(root: Element) -> tuple[dict, dict]:
 def _philips(root: Element) -> Recording:
     version = _text(root, "documentinfo/documentversion")
     if version not in ("1.03", "1.04", "1.04.01", "1.04.02"):
-        raise FormatError(f"Philips XML of version {brief(version)}; 1.03 and 1.04 are read")
+        raise FormatError("unsupported", f"Philips XML of version {brief(version)}", "export it as 1.03 or 1.04")
     signal, waves = root.find("dataacquisition/signalcharacteristics"), root.find("waveforms/parsedwaveforms")
     if signal is None or waves is None:
-        raise FormatError("no waveforms in it; export the file with its waveforms")
+        raise FormatError("no ECG in it", "a report without waveforms", "export it with its waveforms")
     names = (waves.get("leadlabels") or _text(root, ".//mainwaveformformat")).split()
     count = whole(_text(signal, "numberchannelsvalid") or len(names), "the number of channels", 1, MAX_CHANNELS)
     if len(names) < count or waves.get("dataencoding") != "Base64":
-        raise FormatError(f"it names {len(names)} of {count} leads, or is not base64; export the file anew")
+        raise FormatError("unsupported", f"it names {len(names)} of {count} leads, or is not base64")
     rate = number(_text(signal, "samplingrate"), "samplingrate", 1)
     resolution = _text(signal, "signalresolution") or _text(signal, "resolution")
     scale = scale_of(resolution, "the resolution")
     if _text(signal, "signaloffset") not in ("", "0") or _text(signal, "bitspersample") not in ("", "16"):
-        raise FormatError("samples with an offset, or not of 16 bits, are not read; export the file anew")
+        raise FormatError("unsupported", "samples with an offset, or not of 16 bits")
     length = whole(waves.get("durationperchannel"), "durationperchannel") * rate / 1000
     data = _base64("".join(waves.itertext()), "the waveforms")
     method = (waves.get("compression") or waves.get("compressmethod") or "").lower()
@@ -356,9 +364,9 @@ def _philips(root: Element) -> Recording:
     elif method in ("", "uncompressed", "none") and waves.get("compressflag", "False").lower() == "false":
         leads = list(_words(data, "the waveforms").astype(np.int64).reshape(count, -1))
     else:
-        raise FormatError(f"compression {brief(method)} is not read; export the file uncompressed")
+        raise FormatError("unsupported", f"compression {brief(method)}")
     if any(len(lead) != round(length) for lead in leads):
-        raise FormatError(f"cut off: {len(leads[0])} of {length:g} samples per lead; fetch the file again")
+        raise FormatError(CUT, f"{len(leads[0])} of {length:g} samples per lead")
     rows = dict(zip(names[:count], leads, strict=True))
     if method == "xli":
         _add_limb_leads(rows)
@@ -375,7 +383,7 @@ def _xli_chunks(data: bytes, count: int) -> Iterator[tuple[bytes, int]]:
         initial = int.from_bytes(data[position + 6 : position + 8], "little", signed=True)
         chunk = data[position + 8 : position + 8 + size]
         if position + 8 > len(data) or len(chunk) < size:
-            raise FormatError(f"cut off in the {lead + 1}th of {count} leads; fetch the file again")
+            raise FormatError(CUT, f"in lead {lead + 1} of {count}")
         yield chunk, initial
         position += 8 + size
 
@@ -390,7 +398,7 @@ def _unpack_xli(chunk: bytes, initial: int) -> np.ndarray:
     high, low = np.frombuffer(unpacked, dtype=np.uint8).reshape(2, -1)
     stored = (high.astype(np.int16) << 8 | low).astype(np.int64)
     if len(stored) < 2:
-        raise FormatError("a lead without samples; fetch the file again")
+        raise FormatError(CUT, "a lead without samples")
     # x[k] - 2 x[k-1] + x[k-2] is 64 less what was stored for k - 1, and for the first one the header's number
     second = 64 - stored[1:-1]
     if len(second):
@@ -398,7 +406,7 @@ def _unpack_xli(chunk: bytes, initial: int) -> np.ndarray:
     steps = np.cumsum(np.concatenate([[stored[1] - stored[0]], second]))
     samples = stored[0] + np.concatenate([[0], np.cumsum(steps)])
     if np.abs(samples).max() >= 2**15:
-        raise FormatError("its samples leave 16 bits: damaged; fetch the file again")
+        raise FormatError("damaged", "its samples leave 16 bits")
     return samples
 
 
@@ -424,7 +432,7 @@ def _unpack_lzw(chunk: bytes) -> bytes:
         pieces.append(entry)
         previous, total = entry, total + len(entry)
         if total > MAX_XLI:
-            raise FormatError("a lead unpacks to more than an hour; it is refused")
+            raise FormatError("too large", "a lead unpacks to more than an hour")
     return b"".join(pieces)
 
 
@@ -448,7 +456,7 @@ def _without_calibration(rows: dict[str, np.ndarray], rate: float) -> tuple[dict
     if len(rows) < 3 or dropped < 0.1 * rate:
         return rows, []
     if not kept:
-        raise FormatError("all leads are equal throughout: a calibration, not an ECG; leave it out")
+        raise FormatError("no ECG in it", "all leads are equal throughout, a calibration")
     note = f"dropped the last {dropped} samples, a calibration pulse that is the same in all leads"
     return {name: row[:kept] for name, row in rows.items()}, [note]
 
@@ -482,12 +490,12 @@ def _mortara(root: Element) -> Recording:
         name = channel.get("NAME", "")
         what = brief(name)
         if channel.get("ENCODING") != "BASE64" or channel.get("FORMAT") != "SIGNED" or channel.get("BITS") != "16":
-            raise FormatError(f"samples of {what} that are not signed 16 bit in base64 are not read; export it anew")
+            raise FormatError("unsupported", f"samples of {what} that are not signed 16 bit in base64")
         samples = _expect(_words(_base64(channel.get("DATA", ""), what), what), channel.get("DURATION", ""), what)
         scale = 1 / scale_of(channel.get("UNITS_PER_MV"), f"UNITS_PER_MV of {what}")
         rate = number(channel.get("SAMPLE_FREQ"), f"SAMPLE_FREQ of {what}", 1)
         if whole(channel.get("OFFSET") or 0, f"OFFSET of {what}"):
-            raise FormatError(f"lead {what} begins later than others; read each lead alone, as an array of its own")
+            raise FormatError("not recorded at once", f"lead {what} begins later than others")
         channels.append(Channel(name, samples, rate, "mV", scale))
     source, subject = root.find("SOURCE"), root.find("SUBJECT")
     facts, identifiers = {}, {"recorded": root.get("ACQUISITION_TIME")}
@@ -502,15 +510,13 @@ def _mortara(root: Element) -> Recording:
 
 def _cardiosoft(root: Element) -> Recording:
     if root.find(".//FullDisclosure") is not None:
-        raise FormatError(
-            "full disclosure of an exercise test, at 100 Hz, is not read; export its strips at full rate"
-        )
+        raise FormatError("unsupported", "full disclosure of an exercise test, at 100 Hz", "export its strips")
     strips = list(root.iter("StripData"))
     if len(strips) != 1:
-        raise FormatError(f"{len(strips)} strips; one is needed, of leads that were recorded at once")
+        raise _not_one(strips, "strips")
     strip = strips[0]
     if _attribute(strip, "SampleRate", "units") not in ("", "Hz"):
-        raise FormatError("its SampleRate is not in Hz; export the file anew")
+        raise FormatError("unsupported", "a SampleRate that is not in Hz")
     rate = number(_text(strip, "SampleRate"), "SampleRate", 1)
     unit = _attribute(strip, "Resolution", "units").removesuffix("perLsb") or None
     scale, channels = scale_of(_text(strip, "Resolution"), "Resolution"), []
@@ -535,17 +541,17 @@ def _cardiosoft(root: Element) -> Recording:
 def _schiller(root: Element) -> Recording:
     waves = [one for one in root.iter("wavedata") if _text(one, "type") == "ECG_RHYTHMS"]
     if len(waves) != 1:
-        raise FormatError(f"{len(waves)} sets of rhythms; one is needed, of leads that were recorded at once")
+        raise _not_one(waves, "sets of rhythms")
     wave, clock = waves[0], waves[0].find("resolution/samplerate")
     if _text(clock, "units") != "Hz" or _text(clock, "exponent") not in ("", "0", "1"):
-        raise FormatError("its sampling rate is not in Hz, or has an exponent; export the file anew")
+        raise FormatError("unsupported", "a sampling rate that is not in Hz, or has an exponent")
     rate = number(_text(clock, "value"), "the sampling rate", 1)
     scale = scale_of(_text(wave, "resolution/yres/unitperbit"), "the scale (unitperbit)")
     unit, channels = _text(wave, "resolution/yres/units") or None, []
     for channel in wave.findall("channel"):
         name = _text(channel, "name")
         if _text(channel, "datastype") != "COMMASEPARATE":
-            raise FormatError(f"the samples of {brief(name)} are not COMMASEPARATE; export the file anew")
+            raise FormatError("unsupported", f"samples of {brief(name)} that are not COMMASEPARATE")
         channels.append(Channel(name, _integers(_text(channel, "data"), brief(name)), rate, unit, scale))
     person = root.find("patdata")
     facts = facts_of(sex=sex_of(_text(person, "gender")))

@@ -497,26 +497,26 @@ def test_edf(extractor, tmp_path):
     expected = extractor(heart(), sampling_rate=500, leads=LEADS).input_values
     np.testing.assert_allclose(extractor(tmp_path / "made.edf").input_values, expected, atol=1e-3)
     (tmp_path / "cut.edf").write_bytes(header.encode("latin-1")[:300])
-    with pytest.raises(ValueError, match="cut.edf: cut off"):
+    with pytest.raises(ValueError, match="cut.edf: empty or cut off"):
         extractor(tmp_path / "cut.edf")
 
 
 def test_unreadable_files_are_named(extractor, tmp_path):
     path = write_wfdb(tmp_path, heart(leads=USUAL_ORDER), USUAL_ORDER)
-    with pytest.raises(ValueError, match="made: sampling_rate=250 contradicts the header, which has 500 Hz"):
+    with pytest.raises(ValueError, match="made: contradiction: sampling_rate=250, but the header has 500 Hz"):
         extractor(path, sampling_rate=250)
-    with pytest.raises(ValueError, match="made: unit='uV' contradicts the header"):
+    with pytest.raises(ValueError, match="made: contradiction: unit='uV', but the header has 'mV'"):
         extractor(path, unit="uV")
     with pytest.raises(ValueError, match="nowhere: no header: nowhere.hea"):
         extractor(tmp_path / "nowhere")
     path.with_suffix(".dat").write_bytes(path.with_suffix(".dat").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="made: (empty or cut off|its header is empty)"):
+    with pytest.raises(ValueError, match="made: empty or cut off"):
         extractor(path)
     path.with_suffix(".dat").write_bytes(b"")
-    with pytest.raises(ValueError, match="made: (empty or cut off|its header is empty)"):
+    with pytest.raises(ValueError, match="made: empty or cut off"):
         extractor(path)
     path.with_suffix(".hea").write_text("")
-    with pytest.raises(ValueError, match="made: (empty or cut off|its header is empty)"):
+    with pytest.raises(ValueError, match="made: empty or cut off"):
         extractor(path)
 
 

@@ -91,7 +91,7 @@ def test_options_say_what_no_file_says(tmp_path, stacks):
     record = manifest.read(plan.to_pylist()[1])
     np.testing.assert_allclose(record.signal / record.gain[:, None], stacks[1], atol=6e-4)
     assert record.sampling_rate == 500 and record.leads == USUAL_ORDER
-    for missing, message in (("unit", "unit of lead"), ("sampling_rate", "its rate"), ("leads", "has no name")):
+    for missing, message in (("unit", "unit of lead"), ("sampling_rate", "sampling rate"), ("leads", "the name of")):
         plan = planned(tmp_path, lines, **{name: value for name, value in options.items() if name != missing})
         with pytest.raises(ValueError, match=f"^one0.npy: .*{message}"):
             manifest.read(plan.to_pylist()[0])
