@@ -83,7 +83,7 @@ class SignalLine:
     offset: int
     gain: float | None
     baseline: int
-    unit: str
+    unit: str | None
     initial: int | None
     checksum: int | None
     name: str | None
@@ -200,8 +200,8 @@ def _signal_line(line: bytes) -> SignalLine:
 
 
 @functools.lru_cache(maxsize=4096)
-def _gain(text: bytes) -> tuple[float | None, int | None, str]:
-    """Units per physical unit (None: uncalibrated), the value of 0, and the physical unit, mV where none is given."""
+def _gain(text: bytes) -> tuple[float | None, int | None, str | None]:
+    """Units per physical unit (None: uncalibrated), the value of 0, and the physical unit; None where not given."""
     match, shown = _GAIN.fullmatch(text), brief(text_of(text))
     if not match:
         raise FormatError("wrong header", f"the gain {shown} cannot be read")
@@ -212,7 +212,7 @@ def _gain(text: bytes) -> tuple[float | None, int | None, str]:
     if match[3] == b"":
         raise FormatError("wrong header", f"the gain {shown} has a slash but no unit", "add it, as in 1000/mV")
     baseline = None if match[2] is None else whole(match[2].decode(), "the baseline", -(2**31), 2**31)
-    return None if uncalibrated else gain, baseline, text_of(match[3]) if match[3] else "mV"
+    return None if uncalibrated else gain, baseline, text_of(match[3]) if match[3] else None
 
 
 _COMMENT = re.compile(r"<?(age|sex|gender)>?\s*[:=]\s*<?([^<>]*)", re.IGNORECASE)
@@ -423,7 +423,7 @@ def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
             samples = samples[0] if line.per_frame == 1 else samples.T.reshape(-1)
             channels[id(line)] = _channel(line, samples, header.rate * line.per_frame)
             row += line.per_frame
-    _note_uncalibrated(header.signals, done)
+    _note_defaults(header.signals, done)
     ordered = [channels[id(line)] for line in header.signals]
     return Recording(ordered, "WFDB", done, header.facts, header.identifiers)
 
@@ -441,10 +441,12 @@ def _verify(line: SignalLine, initial: int, total: int | None, request: Request,
 def _channel(line: SignalLine, samples: np.ndarray, rate: float) -> Channel:
     gain = line.gain or DEFAULT_GAIN
     missing = FLAC_FORMATS.get(line.format, SAMPLE_FORMATS.get(line.format, (0, 0, None))[2])
-    return Channel(line.name, samples, rate, line.unit, 1 / gain, -line.baseline / gain, missing)
+    return Channel(line.name, samples, rate, line.unit or "mV", 1 / gain, -line.baseline / gain, missing)
 
 
-def _note_uncalibrated(lines: list[SignalLine], done: list[str]):
+def _note_defaults(lines: list[SignalLine], done: list[str]):
+    if names := [line.name or line.file for line in lines if line.unit is None and line.gain is not None]:
+        done.append(f"the header states no unit of {', '.join(names)}: mV assumed, WFDB's default")
     if names := [line.name or line.file for line in lines if line.gain is None]:
         done.append(f"uncalibrated: {', '.join(names)}: gain 0, {DEFAULT_GAIN:g} units per mV assumed, WFDB's default")
 
