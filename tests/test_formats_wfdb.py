@@ -390,9 +390,8 @@ def segments(folder, parts, line=None, layout=None):
             ecg_files.wfdb(folder, data, name, **changes)
     lines = [f"{name} {2500 if data is None else data.shape[1]}" for name, data, _ in parts]
     if layout:
-        ecg_files.wfdb(
-            folder, DATA[:, :0], "layout", record_line=f"layout {len(layout)} 500 0", leads=layout, file="~"
-        )
+        described = [f"~ 0 400/mV 16 0 0 0 0 {lead}" for lead in layout]
+        (folder / "layout.hea").write_text("\n".join([f"layout {len(layout)} 500 0", *described]))
         lines = ["layout 0", *lines]
     total = sum(2500 if data is None else data.shape[1] for _, data, _ in parts)
     (folder / "many.hea").write_text("\n".join([line or f"many/{len(lines)} 12 500 {total}", *lines]))
@@ -434,7 +433,10 @@ def test_a_layout_with_gaps(tmp_path):
             "its segments differ: 'two' has 250 Hz",
         ),
         ([("one", DATA, {}), ("two", DATA[:11], {})], "its segments differ: not all hold V6"),
-        ([("one", DATA, {}), ("two", DATA, {"record_line": "two 12 500 2400"})], "'two' has 2400 frames"),
+        (
+            [("one", DATA, {}), ("two", DATA, {"record_line": "two 12 500 2400"})],
+            "wrong header: segment 'two' has 2400 frames",
+        ),
         ([("one", DATA, {}), ("two", DATA, {"checksum": 1})], "wrong checksum: segment 'two': of lead I"),
         ([("one", DATA, {}), ("two", DATA, {"file": "x.dat"})], "no signal file: segment 'two': x.dat"),
     ],
