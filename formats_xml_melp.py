@@ -75,7 +75,7 @@ def parse_xml(data: bytes) -> Element:
             return _parse_transcoded(data)
         reason = expat.ErrorString(error.code)
         raise FormatError("damaged", f"no well-formed XML, {reason} in line {error.lineno}") from None
-    except ValueError as error:  # an encoding of several bytes, which expat leaves to Python
+    except (LookupError, ValueError) as error:  # an encoding of several bytes, or none, which expat leaves to Python
         if isinstance(error, FormatError):
             raise
         return _parse_transcoded(data)
@@ -88,10 +88,10 @@ def _parse_transcoded(data: bytes) -> Element:
         try:
             text = data.decode(encoding)
             return _parse(text.lstrip("\ufeff").encode(), "utf-8")
-        except (LookupError, UnicodeError, ValueError):
+        except FormatError:
+            raise
+        except (LookupError, ValueError, expat.ExpatError):
             continue
-        except expat.ExpatError:
-            break
     raise FormatError("damaged", "its text is not in the encoding that it declares")
 
 
