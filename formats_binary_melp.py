@@ -4,6 +4,7 @@ Sources: Kemp and Olivan, Clin Neurophysiol 114, 1755 (2003) and edfplus.info; B
 3, 263 (1998) (ISHNE); ISO 22077-1 (MFER); DICOM PS3.3, C.10.9. Only DICOM needs a package: pydicom.
 """
 
+import binascii
 import re
 import struct
 import warnings
@@ -254,25 +255,9 @@ def _ishne_patient(head: bytes) -> tuple[dict, dict]:
     )
 
 
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 8
-        for _ in range(8):
-            value = (value << 1 ^ 0x1021 if value & 0x8000 else value << 1) & 0xFFFF
-        table.append(value)
-    return table
-
-
-_CRC_TABLE = _crc_table()
-
-
 def crc_ccitt(data: bytes) -> int:
-    """CRC-16/CCITT-FALSE, of ISHNE and SCP-ECG."""
-    value = 0xFFFF
-    for byte in data:
-        value = (value << 8 & 0xFFFF) ^ _CRC_TABLE[value >> 8 ^ byte]
-    return value
+    """Returns the CRC-16/CCITT-FALSE of ISHNE and SCP-ECG."""
+    return binascii.crc_hqx(data, 0xFFFF)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

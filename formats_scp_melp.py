@@ -44,7 +44,7 @@ except ImportError:
     )
 
 DEFAULT_TABLE = 19999
-MAX_SIZE = 64 * 2**20  # a recording of minutes; the format has no room for more
+MAX_SAMPLES = 2**23  # of all leads, half a microsecond each: twenty minutes of twelve leads
 
 # A code: bits of its prefix, bits in all (the rest is the value itself), whether it stands for a value (or for another
 # table), the value, and the prefix. The default table: 0, then +-1 to +-8, then values of 8 and of 16 bits.
@@ -62,7 +62,7 @@ def default_table() -> list[Code]:
 
 def read_scp(source: Source, request: Request) -> Recording:
     """Reads the rhythm. It is decoded whole, then cut."""
-    if source.size > MAX_SIZE:
+    if source.size > 4 * MAX_SAMPLES:
         raise FormatError("too large", f"{source.size} bytes of SCP-ECG")
     data, done = source.all(), []
     sections = _sections(data)
@@ -131,8 +131,10 @@ def _leads(section: bytes) -> tuple[list[tuple[int, int]], bool]:
     if len({(start, stop) for start, stop, _ in entries}) > 1:
         raise FormatError("not recorded at once", "its leads begin or end at different samples")
     start, stop, _ = entries[0]
-    if not 0 < stop - start + 1 <= 2**24:
+    if stop < start:
         raise FormatError("damaged", f"leads from sample {start} to {stop}")
+    if count * (stop - start + 1) > MAX_SAMPLES:
+        raise FormatError("too large", f"{count} leads of {stop - start + 1} samples")
     return [(code, stop - start + 1) for *_, code in entries], bool(flags & 1)
 
 

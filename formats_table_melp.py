@@ -7,7 +7,9 @@ stack holds several records; `list_keys` says which. Nothing is unpickled, and n
 import csv
 import io
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -396,7 +398,15 @@ def _npz_members(source: Source) -> dict[str, _NpyArray]:
                     members[entry.filename[:-4]] = _NpyArray(Source(data=data))
                 except FormatError as error:
                     raise FormatError(error.rule, f"{entry.filename}: {error.details}", error.remedy) from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
         raise FormatError("damaged", f"no valid .npz ({type(error).__name__})", "save it again") from None
     if not members:
         raise FormatError("no ECG in it", "a .zip file without .npy arrays")

@@ -69,6 +69,7 @@ SAMPLE_FORMATS = {
     "310": (3, 4, -(2**9)),
     "311": (3, 4, -(2**9)),
 }
+PIECE = 3 * 2**18  # samples that are unpacked at once
 FLAC_FORMATS = {"508": -(2**7), "516": -(2**15), "524": -(2**23)}
 
 
@@ -314,11 +315,17 @@ class _SignalFile:
         group, size, _ = SAMPLE_FORMATS[self.format]
         if self.format == "8":
             return self._read_differences(first, last)
-        skipped = start % group
-        position = self.offset + (start - skipped) // group * size
-        length = min(-(-(stop - start + skipped) // group) * size, self.source.size - position)
-        data = self.source.read(position, max(0, length))
-        return decode_samples(data, self.format, stop - start + skipped)[skipped:].reshape(-1, self.width)
+        if size // group * group == size:  # whole bytes: what is read is what is returned
+            data = self.source.read(self.offset + start // group * size, (stop - start) // group * size)
+            return decode_samples(data, self.format, stop - start).reshape(-1, self.width)
+        samples = np.empty(stop - start, dtype=np.int16)
+        for begin in range(start, stop, PIECE):  # unpacking takes several times as much
+            end, skipped = min(begin + PIECE, stop), begin % group
+            position = self.offset + (begin - skipped) // group * size
+            length = min(-(-(end - begin + skipped) // group) * size, self.source.size - position)
+            data = self.source.read(position, max(0, length))
+            samples[begin - start : end - start] = decode_samples(data, self.format, end - begin + skipped)[skipped:]
+        return samples.reshape(-1, self.width)
 
     def _read_differences(self, first: int, last: int) -> np.ndarray:
         stored = decode_samples(self.source.read(self.offset, last * self.width), "8", last * self.width)

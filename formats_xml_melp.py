@@ -54,6 +54,7 @@ except ImportError:
     )
 
 MAX_SIZE = 256 * 2**20  # hours of digits; what is longer belongs into a binary format
+MAX_XLI = 2**23  # samples of a Philips file, which takes a microsecond each: hours
 MAX_ELEMENTS, MAX_DEPTH = 200_000, 64
 
 
@@ -165,15 +166,24 @@ def _attribute(element: Element | None, path: str, name: str) -> str:
     return found.get(name, "").strip() if found is not None else ""
 
 
+_SPACE = re.compile(r"\s")
+
+
 def _integers(text: str, what: str) -> np.ndarray:
     """Digits separated by white space or commas as int32."""
-    try:
-        values = np.array(text.replace(",", " ").split(), dtype=np.int64)
-    except (ValueError, OverflowError):
-        raise FormatError("damaged", f"the samples of {what} are not all whole numbers") from None
-    if len(values) and not -(2**31) < values.min() <= values.max() < 2**31:
-        raise FormatError("damaged", f"the samples of {what} leave 32 bits")
-    return values.astype(np.int32)
+    text, pieces, start = text.replace(",", " "), [], 0
+    while start < len(text):  # a list of all the numbers would take fifteen times the file
+        end = _SPACE.search(text, start + 2**16)
+        stop = end.start() if end else len(text)
+        try:
+            values = np.array(text[start:stop].split(), dtype=np.int64)
+        except (ValueError, OverflowError):
+            raise FormatError("damaged", f"the samples of {what} are not all whole numbers") from None
+        if len(values) and not -(2**31) < values.min() <= values.max() < 2**31:
+            raise FormatError("damaged", f"the samples of {what} leave 32 bits")
+        pieces.append(values.astype(np.int32))
+        start = stop
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
 
 
 def _base64(text: str, what: str) -> bytes:
@@ -356,17 +366,19 @@ def _philips(root: Element) -> Recording:
     scale = scale_of(resolution, "the resolution")
     if _text(signal, "signaloffset") not in ("", "0") or _text(signal, "bitspersample") not in ("", "16"):
         raise FormatError("unsupported", "samples with an offset, or not of 16 bits")
-    length = whole(waves.get("durationperchannel"), "durationperchannel") * rate / 1000
+    length = round(whole(waves.get("durationperchannel"), "durationperchannel") * rate / 1000)
+    if count * length > MAX_XLI:
+        raise FormatError("too large", f"{count} leads of {length} samples")
     data = _base64("".join(waves.itertext()), "the waveforms")
     method = (waves.get("compression") or waves.get("compressmethod") or "").lower()
     if method == "xli":
-        leads = [_unpack_xli(chunk, initial) for chunk, initial in _xli_chunks(data, count)]
+        leads = [_unpack_xli(chunk, initial, length) for chunk, initial in _xli_chunks(data, count)]
     elif method in ("", "uncompressed", "none") and waves.get("compressflag", "False").lower() == "false":
         leads = list(_words(data, "the waveforms").astype(np.int64).reshape(count, -1))
     else:
         raise FormatError("unsupported", f"compression {brief(method)}")
-    if any(len(lead) != round(length) for lead in leads):
-        raise FormatError(CUT, f"{len(leads[0])} of {length:g} samples per lead")
+    if any(len(lead) != length for lead in leads):
+        raise FormatError(CUT, f"{len(leads[0])} of {length} samples per lead")
     rows = dict(zip(names[:count], leads, strict=True))
     if method == "xli":
         _add_limb_leads(rows)
@@ -388,12 +400,9 @@ def _xli_chunks(data: bytes, count: int) -> Iterator[tuple[bytes, int]]:
         position += 8 + size
 
 
-MAX_XLI = 2**22  # bytes of one lead, unpacked: an hour
-
-
-def _unpack_xli(chunk: bytes, initial: int) -> np.ndarray:
+def _unpack_xli(chunk: bytes, initial: int, length: int) -> np.ndarray:
     """The samples of one lead: LZW codes of 10 bits, high bytes before low bytes, second differences."""
-    unpacked = _unpack_lzw(chunk)
+    unpacked = _unpack_lzw(chunk, 2 * length)
     unpacked += b"\0" * (len(unpacked) % 2)
     high, low = np.frombuffer(unpacked, dtype=np.uint8).reshape(2, -1)
     stored = (high.astype(np.int16) << 8 | low).astype(np.int64)
@@ -410,7 +419,7 @@ def _unpack_xli(chunk: bytes, initial: int) -> np.ndarray:
     return samples
 
 
-def _unpack_lzw(chunk: bytes) -> bytes:
+def _unpack_lzw(chunk: bytes, limit: int) -> bytes:
     """LZW with codes of 10 bits, the highest bit first; the table is filled once, 1023 ends the lead."""
     table = [bytes([byte]) for byte in range(256)]
     pieces, previous, total = [], b"", 0
@@ -431,8 +440,8 @@ def _unpack_lzw(chunk: bytes) -> bytes:
             table.append(previous + entry[:1])
         pieces.append(entry)
         previous, total = entry, total + len(entry)
-        if total > MAX_XLI:
-            raise FormatError("too large", "a lead unpacks to more than an hour")
+        if total > limit:
+            raise FormatError("damaged", f"a lead unpacks to more than {limit // 2} samples")
     return b"".join(pieces)
 
 
