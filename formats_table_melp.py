@@ -533,7 +533,7 @@ class _Parquet:
             raise ImportError("Parquet files need pyarrow: pip install pyarrow (or '.[formats]')") from error
         self.source = source
         try:
-            self.file = pq.ParquetFile(pa.BufferReader(source.all()) if not source.is_plain else str(source.path))
+            self.file = pq.ParquetFile(str(source.path) if source.is_plain else pa.BufferReader(source.all()))
         except (pa.ArrowException, OSError, ValueError):
             raise FormatError("damaged", "no valid Parquet, or cut off") from None
         self.schema, self.rows = self.file.schema_arrow, self.file.metadata.num_rows

@@ -167,6 +167,7 @@ def test_what_a_table_does_not_say_is_asked_for(formats_data, name):
         read_ecg(formats_data / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_cut_file_is_refused(formats_data, name):
     """Never fewer samples without a word: what cannot be told from a whole file is a table's last rows."""
@@ -182,6 +183,7 @@ def test_a_cut_file_is_refused(formats_data, name):
                 assert kind == "table" and block.signal.shape[2] <= length or size >= len(data) - 2, (name, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLES)
 def test_flipped_bytes_raise_nothing_but_a_value_error(formats_data, name):
     said = SAMPLES[name][0]
