@@ -20,7 +20,10 @@ FLOORS = (
     ),
     ("databases", ("melp.databases", "melp.synthetic")),
     ("data", ("melp.prepare", "melp.data")),
-    ("measures", ("melp.evaluation", "melp.convert", "melp.hub")),
+    (
+        "measures",
+        ("melp.evaluation", "melp.convert", "melp.hub", "melp.synthetic.compare", "melp.synthetic.fit"),
+    ),
     ("training", ("melp.training",)),
     ("predictions", ("melp.predict", "melp.search")),
     ("tasks", ("melp.evaluation.tasks", "melp.benchmark", "melp.export")),

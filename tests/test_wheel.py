@@ -91,9 +91,7 @@ def test_its_top_level_is_melp_and_the_hub_files(wheel):
         names = archive.namelist()
     top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"melp", *(path.name for path in REPO.glob("*_melp.py"))}
-    data = {
-        path.relative_to(REPO).as_posix() for path in (REPO / "melp").rglob("*") if path.suffix in (".yaml", ".md")
-    }
+    data = {path.relative_to(REPO).as_posix() for path in REPO.glob("melp/**/*.*") if "__pycache__" not in path.parts}
     assert data and data <= set(names)
 
 
