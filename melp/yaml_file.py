@@ -5,8 +5,11 @@ from pathlib import Path
 MAX_BYTES, MAX_DEPTH = 1_000_000, 50
 
 
-def read_yaml(path: str | Path) -> object:
+def read_yaml(path: str | Path, aliases: bool = False) -> object:
     """Reads plain values from a YAML (or JSON) file.
+
+    Args:
+        aliases: whether parts may be repeated by aliases, for a caller who walks down a few levels only.
 
     Raises:
         ValueError: naming the file, where it is none, is too large or too deeply nested, is not YAML, or repeats a
@@ -24,7 +27,7 @@ def read_yaml(path: str | Path) -> object:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
+            if isinstance(event, yaml.AliasEvent) and not aliases:
                 raise ValueError(f"{path} has an alias (*{event.anchor}): write out what it stands for.")
             if depth > MAX_DEPTH:
                 raise ValueError(f"{path} is nested more than {MAX_DEPTH} levels deep.")

@@ -4,11 +4,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from findings_melp import embed_prompts
 from melp.evaluation.correspondences import finding_of
 from melp.evaluation.folders import SHARED
+from melp.yaml_file import read_yaml
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
@@ -23,10 +23,7 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
     Raises:
         ValueError: naming the file and the place where it holds something else.
     """
-    try:
-        prompts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        prompts = None
+    prompts = read_yaml(path, aliases=True)
     if not isinstance(prompts, dict) or not prompts:
         raise ValueError(f"{path} is not a prompt file: label set, label and a list of prompts.")
     if not any(isinstance(labels, dict) for labels in prompts.values()):

@@ -16,6 +16,7 @@ from melp.data.prepared import load_prepared
 from melp.evaluation.encoding import _warn_of_cache, encode
 from melp.evaluation.figures import NotDrawable, embedding_map
 from melp.evaluation.models import Runtime, load_model
+from melp.evaluation.prompts import load_yaml
 from melp.files import FolderLock
 
 CPU = torch.device("cpu")
@@ -184,3 +185,16 @@ def _umask() -> int:
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
+
+
+def test_a_prompt_file_that_unfolds_without_end_is_refused_at_once(tmp_path):
+    names = "abcdefghijk"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]" for one, two in zip(names, names[1:], strict=False)]
+    bomb = tmp_path / "bomb.yaml"
+    bomb.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"bomb.yaml: '', label 'b': a list of prompts is needed"):
+        load_yaml(bomb)
+    bomb.write_text("[" * 10_000)
+    with pytest.raises(ValueError, match=r"bomb.yaml is nested more than"):
+        load_yaml(bomb)
