@@ -1,4 +1,4 @@
-"""Encoders of others for `evaluate.py ... --against examples/encoders.py:CLASS`: patterns to copy for your own.
+"""External encoders for `evaluate.py ... --against examples/encoders.py:CLASS`: patterns to copy for your own.
 
     ENCODER=encoder.onnx python evaluate.py linear-probe --model MODEL --data DATA \\
         --against examples/encoders.py:OnnxAt100Hz

@@ -1,1 +1,1 @@
-"""The tasks of `evaluate.py`, one file each, over what they share: models, metrics, results."""
+"""Evaluation: models, metrics, results and pictures, and the tasks of `evaluate.py` on top of them."""

@@ -1,4 +1,4 @@
-"""Encoders of others behind a small protocol, to be measured by the same probes, draws and intervals.
+"""External encoders behind a small protocol, to be measured by the same probes, draws and intervals.
 
     python evaluate.py linear-probe --model MODEL --data DATA --against my_encoders.py:TheirEncoder
 
@@ -36,7 +36,7 @@ def names_encoder(source: str) -> bool:
     return _NAME.fullmatch(source) is not None and not Path(source).exists()
 
 
-class OtherEncoder:
+class ExternalEncoder:
     """An encoder by its name, and its embeddings of stored rows."""
 
     def __init__(self, source: str, encoder: Encoder):
@@ -91,7 +91,7 @@ def _millivolts(row: dict) -> np.ndarray:
     return (stored - baseline) / gain
 
 
-def load_encoder(source: str) -> OtherEncoder:
+def load_encoder(source: str) -> ExternalEncoder:
     """Imports and makes the encoder that MODULE:CLASS or FILE.py:CLASS names.
 
     Raises:
@@ -105,7 +105,7 @@ def load_encoder(source: str) -> OtherEncoder:
     encoder = factory()
     if not callable(getattr(encoder, "encode", None)):
         raise ValueError(f"{source} has no method encode(signals_mV, sampling_rate, leads).")
-    return OtherEncoder(source, encoder)
+    return ExternalEncoder(source, encoder)
 
 
 def encoder_file(source: str) -> Path | None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from melp.data.batches import MelpCollator, prepare_inputs
-from melp.evaluation.encoders import OtherEncoder
+from melp.evaluation.encoders import ExternalEncoder
 from melp.evaluation.models import Runtime, digest
 from melp.files import write_atomically
 from modeling_melp import MelpModel
@@ -83,7 +83,7 @@ def encode(
     """Returns the embeddings of a split, in its order: `rhythm` (rows, projection_dim), L2-normalised, and `probe`.
 
     Over several processes each encodes its share. With a cache, features of the same model, recordings and transform
-    are read instead; a file of the cache that cannot be read counts as absent. Features of an encoder of others are
+    are read instead; a file of the cache that cannot be read counts as absent. Features of an external encoder are
     kept where it has a `fingerprint`, a string that tells its weights and preprocessing apart.
 
     Raises:
@@ -138,8 +138,8 @@ def _warn_of_cache(folder: Path, what: str):
 
 def _encode_share(model, extractor, split, runtime: Runtime, name: str, transform) -> dict[str, np.ndarray]:
     share = split.select(range(runtime.rank, len(split), runtime.world)) if runtime.world > 1 else split
-    if isinstance(model, OtherEncoder):
-        own = _embed_otherwise(model, share, runtime, name, transform)
+    if isinstance(model, ExternalEncoder):
+        own = _embed_externally(model, share, runtime, name, transform)
     else:
         own = _embed(model, extractor, share, runtime, name, transform)
     if runtime.world == 1:
@@ -166,8 +166,8 @@ def _embed(model, extractor, rows: Dataset, runtime: Runtime, name: str, transfo
     return {key: np.concatenate(values) for key, values in parts.items()}
 
 
-def _embed_otherwise(encoder: OtherEncoder, rows: Dataset, runtime: Runtime, name: str, transform):
-    """Embeds by an encoder of others, whose features serve for probes and, normalised, for similarities."""
+def _embed_externally(encoder: ExternalEncoder, rows: Dataset, runtime: Runtime, name: str, transform):
+    """Embeds by an external encoder, whose features serve for probes and, normalised, for similarities."""
     rows, parts = rows.select_columns(SIGNAL_COLUMNS), []
     starts = range(0, len(rows), runtime.batch_size)
     for start in tqdm(starts, desc=name, unit="batch", disable=runtime.rank != 0):

@@ -19,7 +19,7 @@ def load_folders(paths: Sequence[str], names: Sequence[str] | None = None, keep:
 
     Args:
         names: the label set to take of each folder (default: the first that `labels.yaml` knows).
-        keep: columns of several folders that are needed beside those that every folder has.
+        keep: columns of several folders that are needed besides those that every folder has.
 
     Raises:
         ValueError: naming the folder and what is wrong with it.

@@ -102,7 +102,7 @@ def with_interval(patients, statistic: Statistic, samples: int = SAMPLES, seed: 
 
 
 def _by_score(targets, scores, weights):
-    """For each class, from the highest score down: weight of positives and of all at each distinct score."""
+    """Yields, per class from the highest score down, the weight of positives and of all at each distinct score."""
     targets, scores = np.asarray(targets), np.asarray(scores)
     for target, score in zip(targets.T, scores.T, strict=True):
         order = np.argsort(-score, kind="stable")
@@ -249,7 +249,7 @@ class ClassFigures:
 
     @cached_property
     def rows(self) -> list[dict]:
-        """Returns `score_classes`, with `auroc_low`, `auroc_high` and so on beside each figure."""
+        """Returns `score_classes`, with `auroc_low`, `auroc_high` and so on next to each figure."""
         rows = score_classes(self.targets, self.scores, self.classes, self.thresholds, self.min_positives)
         for metric in self.metrics:
             low, high = interval(self.draws(metric))

@@ -86,7 +86,7 @@ def _on_device(model, device: torch.device):
 def load_models(settings: Settings, runtime: Runtime, text: bool = False, untrained: bool = True) -> dict[str, tuple]:
     """Loads all models that a task measures: `{name: (model, processor)}`, "model" first.
 
-    An encoder of others has no processor.
+    An external encoder has no processor.
 
     Args:
         text: every model must have a text tower.
@@ -106,7 +106,7 @@ def load_models(settings: Settings, runtime: Runtime, text: bool = False, untrai
 
 
 def model_fingerprint(source: str) -> str:
-    """Returns a hash of a model's weights and configuration files, or of the code of an encoder of others."""
+    """Returns a hash of a model's weights and configuration files, or of the code of an external encoder."""
     contents = hashlib.sha256()
     if names_encoder(source):
         files = [file for file in [encoder_file(source)] if file is not None]

@@ -70,7 +70,7 @@ def _finish(folder: Path):
 
 
 def _written(folder: Path) -> set[str]:
-    """The names of the files and folders that the last evaluation left; none where there was no evaluation."""
+    """Returns the names of the files and folders that the last evaluation left; none where there was none."""
     try:
         results = json.loads((folder / RESULTS).read_text())
         names = results["files"] if "task" in results and "files" in results else USUAL if "task" in results else ()

@@ -31,7 +31,7 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
     checked = {}
     for label_set, labels in prompts.items():
         if not isinstance(labels, dict):
-            raise ValueError(f"{path}: {label_set!r} stands beside label sets and is none: it needs labels below it.")
+            raise ValueError(f"{path}: {label_set!r} is no label set, though others are: it needs labels below it.")
         checked[label_set] = {}
         for label, texts in labels.items():
             texts = [texts] if isinstance(texts, str) else texts

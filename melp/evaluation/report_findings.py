@@ -3,7 +3,7 @@
 How a report is read:
 
 - It is cut into sentences, these at ";", " - ", "but", "however" and "although", and what remains into clauses at
-  commas. Negation reaches to the end of its clause, and over the commas of a list that goes on with "or" or "nor"
+  commas. Negation reaches to the end of its clause, and over the commas of a list that continues with "or" or "nor"
   ("no st elevation, t wave inversion or q waves").
 - Negated is what follows "no", "not", "without", "absence of", "negative for", "rule out" or "has replaced", and what
   stands before "is absent", "not seen", "no longer present", "ruled out" or "resolved" in the clause. "rule out" asks
@@ -133,7 +133,7 @@ def _stated(clauses: list[str]) -> set[str]:
     """Returns the findings of clauses between which a list may be negated as a whole."""
     stated, listed = set(), False
     phrases = [_phrases(clause) for clause in clauses]
-    # Where a list of findings goes on with "or"; the "or" between leads is none.
+    # Where a list of findings continues with "or"; the "or" between leads is none.
     last = [
         bool((link := _OR.search(clause)) and any(start >= link.end() for start, _, _ in spans))
         for clause, spans in zip(clauses, phrases, strict=True)

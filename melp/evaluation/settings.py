@@ -28,7 +28,7 @@ def _default_cache() -> str:
 
 
 def option(help: str, default=..., **metadata):
-    """A field with its line of `--help`; without a default it must be given."""
+    """Declares a field with its line of `--help`; without a default it must be given."""
     metadata = {"help": help.replace("%", "%%"), **metadata}
     if default is ...:
         return field(metadata=metadata)
@@ -39,7 +39,7 @@ def option(help: str, default=..., **metadata):
 
 @dataclass(kw_only=True)
 class Settings:
-    """What every task takes.
+    """The settings of every task.
 
     Raises:
         ValueError: naming the option that cannot be right.
@@ -47,12 +47,12 @@ class Settings:
 
     task: ClassVar[str]  # its name on the command line, and the module `melp.evaluation.tasks.TASK` that has `run`
     next: ClassVar[str]  # the task to try after it
-    takes_encoders: ClassVar[bool] = False  # whether `against` may name encoders of others
-    also_writes: ClassVar[tuple[str, ...]] = ()  # into `output`, beside what every task writes
+    takes_encoders: ClassVar[bool] = False  # whether `against` may name external encoders
+    also_writes: ClassVar[tuple[str, ...]] = ()  # into `output`, besides what every task writes
 
     model: str = option("model folder, ID or ID@REVISION", metavar="MODEL")
     against: list[str] = option(
-        "other models, compared by a paired bootstrap; also MODULE:CLASS or FILE.py:CLASS, an encoder of others",
+        "other models, compared by a paired bootstrap; also MODULE:CLASS or FILE.py:CLASS, an external encoder",
         [],
         metavar="MODEL",
     )
@@ -74,7 +74,7 @@ class Settings:
         encoders = [source for source in self.against if names_encoder(source)]
         if encoders and not self.takes_encoders:
             able = ", ".join(name for name, kind in TASKS.items() if kind.takes_encoders)
-            raise ValueError(f"{self.task} cannot measure {encoders[0]}, an encoder of others; these can: {able}.")
+            raise ValueError(f"{self.task} cannot measure {encoders[0]}, an external encoder; these can: {able}.")
         for source in (self.model, *self.against, *getattr(self, "data", ())):
             if source not in encoders:
                 parse_source(source)
@@ -94,13 +94,13 @@ class Settings:
 
     @property
     def comparison_models(self) -> dict[str, str]:
-        """The models of `against`, by the name that their figures carry: "other", "other 2" and so on."""
+        """Returns the models of `against`, by the name of their figures: "other", "other 2" and so on."""
         return {"other" if number == 1 else f"other {number}": name for number, name in enumerate(self.against, 1)}
 
 
 @dataclass(kw_only=True)
 class DataSettings(Settings):
-    """What tasks take that measure on prepared folders."""
+    """The settings of tasks that measure on prepared folders."""
 
     data: list[str] = option(
         "prepared folder, or dataset ID or ID@REVISION; several are measured as one", metavar="DATA"
@@ -108,13 +108,13 @@ class DataSettings(Settings):
 
     @property
     def where(self) -> str:
-        """The data as errors name them."""
+        """Returns the data as errors name them."""
         return " ".join(self.data)
 
 
 @dataclass(kw_only=True)
 class LabelSettings(DataSettings):
-    """What tasks take that score classes."""
+    """The settings of tasks that score classes."""
 
     label_set: list[str] | None = option(
         "which labels, one name per folder of --data; by default the first that fits",
@@ -127,7 +127,7 @@ class LabelSettings(DataSettings):
 
 @dataclass(kw_only=True)
 class SubgroupSettings(LabelSettings):
-    """What tasks take that can give their figures by subgroup."""
+    """The settings of tasks that can give their figures by subgroup."""
 
     by: list[str] = option(
         "figures by the groups of these columns (sex, age, device, site, ...) and their differences from the rest",
@@ -138,7 +138,7 @@ class SubgroupSettings(LabelSettings):
 
 @dataclass(kw_only=True)
 class PromptSettings(LabelSettings):
-    """What tasks take that describe classes by texts."""
+    """The settings of tasks that describe classes by texts."""
 
     prompts: str | None = option(
         "YAML or JSON of label set, label and prompts; by default our own", None, metavar="FILE"
@@ -175,7 +175,7 @@ class ZeroShot(PromptSettings, SubgroupSettings):
 
     @property
     def finding_names(self) -> list[str]:
-        """The names in `findings`, each once."""
+        """Returns the names in `findings`, each once."""
         return list(dict.fromkeys(name.strip() for name in (self.findings or "").split(",") if name.strip()))
 
 

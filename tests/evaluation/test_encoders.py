@@ -1,4 +1,4 @@
-"""Encoders of others: what they are given, what they may answer, and both examples at work."""
+"""External encoders: what they are given, what they may answer, and both examples at work."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from evaluate import main
 from melp.data.prepared import load_prepared
-from melp.evaluation.encoders import OtherEncoder, load_encoder, names_encoder
+from melp.evaluation.encoders import ExternalEncoder, load_encoder, names_encoder
 from melp.evaluation.encoding import CPSC_ORIGINAL, encode
 from melp.evaluation.models import Runtime
 from signal_melp import LEADS
@@ -60,7 +60,7 @@ def test_recordings_come_in_millivolts_with_their_own_leads_and_length(evaluated
     short = dict(stored[1], leads=["II", "V2"], gain=[1000.0, 500.0], baseline=[0.0, 100.0])
     short["signal"] = np.array([[0, 1000, -1000], [100, 600, 100]], dtype="<i2").tobytes()
     recorder = Recorder()
-    embeddings = OtherEncoder("a.py:b", recorder).embed([stored[0], short, stored[2]])
+    embeddings = ExternalEncoder("a.py:b", recorder).embed([stored[0], short, stored[2]])
     assert [len(call[0]) for call in recorder.calls] == [2, 1] and embeddings[:, 1].tolist() == [5000, 3, 5000]
     signals, rate, leads = recorder.calls[1]
     assert rate == 500.0 and leads == ["II", "V2"] and signals.dtype == np.float32
@@ -73,14 +73,14 @@ def test_recordings_come_in_millivolts_with_their_own_leads_and_length(evaluated
 def test_embeddings_keep_the_order_and_take_part_in_the_cache_by_their_fingerprint(evaluated, tmp_path):
     rows = load_prepared(evaluated / "rhythm")["test"]
     recorder = Recorder()
-    encoder = OtherEncoder("a.py:b", recorder)
+    encoder = ExternalEncoder("a.py:b", recorder)
     whole = encode(encoder, None, rows, Runtime(CPU, batch_size=4, cache=tmp_path))
     one = encode(encoder, None, rows.select([5]), Runtime(CPU))
     np.testing.assert_array_equal(whole["probe"][5], one["probe"][0])
     np.testing.assert_allclose(np.linalg.norm(whole["rhythm"], axis=1), 1, rtol=1e-5)
     assert not list(tmp_path.iterdir())
     recorder.fingerprint, recorder.calls = "weights 1", []
-    encoder = OtherEncoder("a.py:b", recorder)
+    encoder = ExternalEncoder("a.py:b", recorder)
     for _ in range(2):
         kept = encode(encoder, None, rows, Runtime(CPU, cache=tmp_path))
     np.testing.assert_array_equal(kept["probe"], whole["probe"])

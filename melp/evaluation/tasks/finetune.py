@@ -31,7 +31,7 @@ _WARMUP = 0.1  # share of all steps
 
 
 class LabelledCollator(MelpCollator):
-    """Rows to a batch with `labels` (batch, classes) float32, 0 or 1."""
+    """Collates rows to a batch with `labels` (batch, classes) float32, 0 or 1."""
 
     def __init__(self, extractor, label_set: str, num_labels: int):
         super().__init__(extractor, text=False)
