@@ -75,3 +75,13 @@ def language(corpus, tmp_path_factory) -> Path:
             **steps,
         )
     )
+
+
+@pytest.fixture(scope="session")
+def zero_shot_output(evaluated, tmp_path_factory) -> Path:
+    """The folder that `evaluate.py zero-shot --against other` left."""
+    from evaluating import evaluate
+
+    output = tmp_path_factory.mktemp("zero-shot")
+    evaluate(evaluated, "zero-shot", "model", output, "--against", evaluated / "other")
+    return output

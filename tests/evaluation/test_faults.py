@@ -13,10 +13,7 @@ from tiny import relabel
 
 from evaluate import main
 from melp.data.prepared import load_prepared
-from melp.evaluation.encoding import _warn_of_cache, encode
 from melp.evaluation.figures import NotDrawable, embedding_map
-from melp.evaluation.models import Runtime, load_model
-from melp.evaluation.prompts import load_yaml
 from melp.files import FolderLock
 
 CPU = torch.device("cpu")
@@ -141,60 +138,3 @@ def test_finetune_does_not_write_over_a_trained_model(evaluated, tmp_path):
     shutil.copytree(evaluated / "model", tmp_path / "run" / "model")
     with pytest.raises(SystemExit, match="has model, which no evaluation wrote there"):
         evaluate(evaluated, evaluated / "rhythm", "finetune", tmp_path / "run")
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "folder"])
-def test_a_damaged_cache_counts_as_absent(evaluated, tmp_path, damage):
-    model, processor = load_model(str(evaluated / "model"), CPU)
-    rows, runtime = load_prepared(evaluated / "rhythm")["test"], Runtime(CPU, cache=tmp_path)
-    first = encode(model, processor, rows, runtime)
-    (file,) = tmp_path.glob("*.safetensors")
-    content = file.read_bytes()
-    assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
-    file.unlink()
-    if damage == "folder":
-        file.mkdir()
-    else:
-        other = encode(model, processor, rows.select([0]), Runtime(CPU, cache=tmp_path / "other")) and next(
-            (tmp_path / "other").glob("*.safetensors")
-        )
-        file.write_bytes({"cut": content[:-100], "empty": b"", "other": other.read_bytes()}[damage])
-    _warn_of_cache.cache_clear()
-    if damage == "other":  # features of another number of rows
-        again = encode(model, processor, rows, runtime)
-    else:
-        with pytest.warns(UserWarning, match="feature cache"):
-            again = encode(model, processor, rows, runtime)
-    np.testing.assert_array_equal(first["probe"], again["probe"])
-    if damage != "folder":
-        assert file.read_bytes() == content
-
-
-def test_a_cache_that_cannot_be_written_is_one_warning(evaluated, tmp_path):
-    model, processor = load_model(str(evaluated / "model"), CPU)
-    rows = load_prepared(evaluated / "rhythm")["test"]
-    (tmp_path / "file").touch()
-    _warn_of_cache.cache_clear()
-    with pytest.warns(UserWarning, match="nothing is kept there") as warned:
-        for part in (rows, rows.select([0])):
-            encode(model, processor, part, Runtime(CPU, cache=tmp_path / "file"))
-    assert len([one for one in warned if "feature cache" in str(one.message)]) == 1
-
-
-def _umask() -> int:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
-
-
-def test_a_prompt_file_that_unfolds_without_end_is_refused_at_once(tmp_path):
-    names = "abcdefghijk"
-    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]" for one, two in zip(names, names[1:], strict=False)]
-    bomb = tmp_path / "bomb.yaml"
-    bomb.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"bomb.yaml: '', label 'b': a list of prompts is needed"):
-        load_yaml(bomb)
-    bomb.write_text("[" * 10_000)
-    with pytest.raises(ValueError, match=r"bomb.yaml is nested more than"):
-        load_yaml(bomb)
