@@ -70,6 +70,7 @@ def test_card_has_the_figures_and_says_what_the_model_has_seen(evaluated, zero_s
     assert "trained on synthetic, tested here" in warning and overlaps(str(tmp_path), ["ptbxl"]) == []
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(evaluated, zero_shot_output, tmp_path):
     arguments = ["zero-shot", "--model", evaluated / "model", "--data", evaluated / "rhythm", "--cache", "none"]
     arguments += ["--samples", "20", "--batch-size", "5", "--against", evaluated / "other", "--output", tmp_path]

@@ -114,6 +114,10 @@ class Results:
         )
         for source in (settings.model, *comparison_models.values()):
             results.notes += [] if names_encoder(source) else overlaps(source, databases)
+        if settings.split == "validation" and settings.chooses_on_validation:
+            results.notes.append(
+                "WARNING: the best of several fits was chosen on the very recordings measured here: too good for use."
+            )
         if comparison_models:
             named = "; ".join(f"{name}: {source}" for name, source in comparison_models.items())
             results.notes.append(f"Compared on the same recordings and draws of patients: {named}.")

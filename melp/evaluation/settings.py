@@ -48,6 +48,7 @@ class Settings:
     task: ClassVar[str]  # its name on the command line, and the module `melp.evaluation.tasks.TASK` that has `run`
     next: ClassVar[str]  # the task to try after it
     takes_encoders: ClassVar[bool] = False  # whether `against` may name external encoders
+    chooses_on_validation: ClassVar[bool] = False  # whether it takes the best of several on the validation split
     also_writes: ClassVar[tuple[str, ...]] = ()  # into `output`, besides what every task writes
 
     model: str = option("model folder, ID or ID@REVISION", metavar="MODEL")
@@ -189,6 +190,7 @@ class LinearProbe(SubgroupSettings):
     """
 
     task, next = "linear-probe", "zero-shot"
+    chooses_on_validation = True
     takes_encoders = True
 
     fractions: list[float] = option("parts of the training recordings", [0.01, 0.1, 1.0])
@@ -219,6 +221,7 @@ class Finetune(SubgroupSettings):
     """
 
     task, next = "finetune", "linear-probe"
+    chooses_on_validation = True
     also_writes = ("model",)
 
     epochs: int = option("at most", 20)
@@ -248,6 +251,7 @@ class Transfer(PromptSettings):
     """
 
     task, next = "transfer", "finetune"
+    chooses_on_validation = True
     takes_encoders = True
 
     def __post_init__(self):

@@ -24,6 +24,7 @@ def test_calibration_keeps_the_order_and_gives_probabilities():
     assert probabilities.mean() == pytest.approx(0.2, abs=0.02) and probabilities.max() > 0.7
 
 
+@pytest.mark.slow
 def test_classes_that_cannot_be_measured_are_marked_with_the_cause(evaluated, tmp_path, capsys):
     relabel(evaluated / "data", tmp_path / "one-class", lambda findings: ["SR"])
     for task in ("zero-shot", "linear-probe"):

@@ -42,7 +42,7 @@ def variant(evaluated, tmp_path):
 # -------------------------------------------------------------------------------------------------- pictures that fail
 
 
-@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
+@pytest.mark.parametrize("task", ["zero-shot", pytest.param("linear-probe", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("copies", [1, 12])
 def test_one_recording_and_identical_ones_have_figures_but_no_map(evaluated, variant, tmp_path, task, copies):
     test = load_prepared(evaluated / "data")["test"].select([0])
@@ -90,6 +90,14 @@ def test_zero_shot_without_validation_recordings_has_no_thresholds(evaluated, va
     data = variant(validation=load_prepared(evaluated / "data")["validation"].select([]))
     results = evaluate(evaluated, data, "zero-shot", tmp_path / "out")
     assert "macro_auroc" in results["metrics"] and all(row["threshold"] is None for row in results["classes"])
+
+
+def test_the_split_that_chooses_does_not_measure_in_silence(evaluated, tmp_path):
+    results = evaluate(evaluated, evaluated / "data", "zero-shot", tmp_path / "out", "--split", "validation")
+    assert "macro_auroc" in results["metrics"] and "macro_f1" not in results["metrics"]
+    split, few = ["--split", "validation"], ["--fractions", "1"]
+    results = evaluate(evaluated, evaluated / "rhythm", "linear-probe", tmp_path / "out", *split, *few)
+    assert any(note.startswith("WARNING: the best of several fits was chosen on") for note in results["notes"])
 
 
 def test_a_label_set_without_a_class_is_named(evaluated, variant):

@@ -2,40 +2,11 @@
 
 import dataclasses
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from evaluate import main, read_settings
 from melp.evaluation.settings import TASKS, LinearProbe, Settings, ZeroShot
-
-REPO = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "datasets", "sklearn", "matplotlib", "scipy", "pandas", "accelerate")
-
-LIGHT = """
-import sys
-import evaluate
-COMMANDS = ("--help", "zero-shot --help", "zero-shot --model m --data d --bach-size 3",
-            "report --model m --data d --limit -5", "report --model /none --data d")
-for command in COMMANDS:
-    try:
-        evaluate.main(command.split())
-    except SystemExit as stopped:
-        print(stopped.code)
-print([name for name in sys.argv[1:] if name in sys.modules])
-"""
-
-
-def test_help_and_wrong_arguments_import_nothing_heavy():
-    command = [sys.executable, "-c", LIGHT, *HEAVY]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
-    *_, usage, limit, model, heavy = done.stdout.splitlines()
-    assert usage == "2" and "unrecognized arguments: --bach-size" in done.stderr
-    assert limit == "evaluate.py: --limit must be 1 or more, not -5."
-    assert model == "evaluate.py: /none is neither on this disk nor a Hub id (ID or ID@REVISION)."
-    assert heavy == "[]"
 
 
 @pytest.mark.parametrize("task", TASKS)

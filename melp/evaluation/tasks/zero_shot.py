@@ -34,29 +34,31 @@ def run(settings: ZeroShot, runtime: Runtime) -> Results:
     """Measures zero-shot classification; see `ZeroShot`."""
     if settings.findings is not None:
         return _run_findings(settings, runtime)
-    # All splits have the validation recordings among them: nothing is held out.
-    data, prompts = open_prompted(settings, held_out=settings.thresholds == "validation" and settings.split != ALL)
+    # Validation recordings that are measured themselves cannot give thresholds.
+    held_out = settings.thresholds == "validation" and settings.split not in (ALL, "validation")
+    data, prompts = open_prompted(settings, held_out=held_out)
     rows, targets, classes = data.rows[settings.split], data.targets[settings.split], data.classes
+    with_thresholds = held_out and "validation" in data.rows
     scored, probabilities, shown = {}, None, None
     for name, similarities in _models(settings, runtime, prompts):
         embeddings, scores = similarities(rows, f"{settings.split} ({name})")
         thresholds = None
-        if "validation" in data.rows:
-            held_out = data.targets["validation"], similarities(data.rows["validation"], f"validation ({name})")[1]
-            thresholds = thresholds_of(*held_out)
+        if with_thresholds:
+            validation = data.targets["validation"], similarities(data.rows["validation"], f"validation ({name})")[1]
+            thresholds = thresholds_of(*validation)
         elif settings.thresholds == BEST_ON_TEST:
             thresholds = thresholds_of(targets, scores)
         scored[name] = class_figures(settings, rows, classes, targets, scores, thresholds)
         if name == "model":
             shown = embeddings, similarities.texts
-            probabilities = calibrated(held_out, scores) if "validation" in data.rows else None
+            probabilities = calibrated(validation, scores) if with_thresholds else None
 
     results = Results.start(settings, rows, data.label_set)
     add_figures(results, rows, scored, probabilities, settings.by)
     results.add("rankme", rankme(shown[0]))
     results.notes.append(f"RankMe (effective rank of the embeddings): {results.metrics['rankme']['value']:.1f}.")
     if "f1" in scored["model"].metrics:
-        results.notes.append(_about_thresholds("validation" in data.rows))
+        results.notes.append(_about_thresholds(with_thresholds))
     results.figures["findings"] = lambda: draw.similarity(classes, shown[1])
     results.figures["map"] = lambda: draw.embedding_map(shown[0], targets, classes, settings.seed)
     return results

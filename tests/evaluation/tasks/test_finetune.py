@@ -31,6 +31,7 @@ def test_layers_further_down_learn_more_slowly(evaluated):
     assert trained == set(rate) and not any("token_pooler" in name for name in trained)
 
 
+@pytest.mark.slow
 def test_finetuned_model_gives_the_saved_predictions(evaluated, tmp_path):
     splits = load_prepared(evaluated / "rhythm")
     few = DatasetDict({**splits, "train": splits["train"].select(range(32))})

@@ -13,6 +13,7 @@ from melp.databases.published import read_tables
 from melp.evaluation.tasks import benchmark
 
 
+@pytest.mark.slow
 def test_benchmark_measures_what_is_there_and_names_what_is_not(evaluated, tmp_path):
     mine = tmp_path / "root" / "mine"
     shutil.copytree(evaluated / "rhythm", mine)
@@ -30,6 +31,7 @@ def test_benchmark_measures_what_is_there_and_names_what_is_not(evaluated, tmp_p
         main(["benchmark", "--model", str(evaluated / "model"), "--root", str(evaluated / "model")])
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_benchmark_prepares_raw_databases(evaluated, tmp_path, ecg_data, capsys):
     """Folds 9 and 10 of PTB-XL's first 500 at 100 Hz, ten of CPSC2018, and of Chapman some that are in training."""

@@ -8,6 +8,7 @@ from melp.evaluation.tasks.robustness import arms_exchanged, conditions, noisy
 from signal_melp import LEADS, limb_error
 
 
+@pytest.mark.slow
 def test_robustness_measures_every_condition_and_keeps_the_clean_one(evaluated, tmp_path):
     others = [evaluated / "other", evaluated / "model"]
     results, predictions = evaluate(evaluated, "robustness", "model", tmp_path, "--against", *others)
