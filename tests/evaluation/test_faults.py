@@ -44,7 +44,9 @@ def variant(evaluated, tmp_path):
 
 @pytest.mark.parametrize("task", ["zero-shot", pytest.param("linear-probe", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("copies", [1, 12])
-def test_one_recording_and_identical_ones_have_figures_but_no_map(evaluated, variant, tmp_path, task, copies):
+def test_one_recording_and_identical_ones_have_figures_but_no_map(
+    pictures, evaluated, variant, tmp_path, task, copies
+):
     test = load_prepared(evaluated / "data")["test"].select([0])
     data = variant(test=concatenate_datasets([test] * copies))
     more = ["--fractions", "1"] if task == "linear-probe" else []
@@ -86,6 +88,7 @@ def test_an_empty_split_to_fit_on_is_named(evaluated, variant, task, split):
         evaluate(evaluated, data, task)
 
 
+@pytest.mark.slow
 def test_zero_shot_without_validation_recordings_has_no_thresholds(evaluated, variant, tmp_path):
     data = variant(validation=load_prepared(evaluated / "data")["validation"].select([]))
     results = evaluate(evaluated, data, "zero-shot", tmp_path / "out")

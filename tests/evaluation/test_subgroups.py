@@ -98,7 +98,7 @@ def test_models_are_compared_within_a_group_and_rare_classes_left_out():
     "task",
     ["zero-shot", *(pytest.param(task, marks=pytest.mark.slow) for task in ("linear-probe", "finetune"))],
 )
-def test_tasks_give_figures_by_subgroup(evaluated, tmp_path, task):
+def test_tasks_give_figures_by_subgroup(pictures, evaluated, tmp_path, task):
     more = {"finetune": ["--epochs", "1"], "linear-probe": ["--fractions", "1"]}.get(task, [])
     splits = load_prepared(evaluated / "rhythm")
     few = DatasetDict({**splits, "train": splits["train"].select(range(64)), "test": splits["train"]})

@@ -14,7 +14,7 @@ from melp.evaluation.tasks import benchmark
 
 
 @pytest.mark.slow
-def test_benchmark_measures_what_is_there_and_names_what_is_not(evaluated, tmp_path):
+def test_benchmark_measures_what_is_there_and_names_what_is_not(pictures, evaluated, tmp_path):
     mine = tmp_path / "root" / "mine"
     shutil.copytree(evaluated / "rhythm", mine)
     (mine / "melp.json").write_text(json.dumps({"database": "ptbxl", "fingerprint": "mine"}))

@@ -9,7 +9,7 @@ from signal_melp import LEADS, limb_error
 
 
 @pytest.mark.slow
-def test_robustness_measures_every_condition_and_keeps_the_clean_one(evaluated, tmp_path):
+def test_robustness_measures_every_condition_and_keeps_the_clean_one(pictures, evaluated, tmp_path):
     others = [evaluated / "other", evaluated / "model"]
     results, predictions = evaluate(evaluated, "robustness", "model", tmp_path, "--against", *others)
     metrics = results["metrics"]

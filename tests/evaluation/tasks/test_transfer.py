@@ -1,10 +1,14 @@
 """Transfer: every pair of folders, over the findings that both label."""
 
+import numpy as np
 import pytest
 from evaluating import run
 from tiny import RHYTHMS
 
+from melp.evaluation.tasks.transfer import open_folder
 
+
+@pytest.mark.slow
 def test_transfer_pairs_labels_by_finding(evaluated, tmp_path):
     other = str(evaluated / "encoder")
     results, predictions = run(evaluated, tmp_path, "transfer", "--against", other, data=("data", "rhythm"))
@@ -22,3 +26,13 @@ def test_transfer_pairs_labels_by_finding(evaluated, tmp_path):
     assert {name: len(units) for name, units in results["profile"].items()} == {"model": 4, "other": 4}
     with pytest.raises(SystemExit, match="two or more folders"):
         run(evaluated, tmp_path, "transfer")
+
+
+def test_a_folder_is_opened_with_a_label_set_that_others_can_share(evaluated):
+    folder = open_folder(str(evaluated / "rhythm"), None, "test")
+    assert folder.data.label_set == "rhythm" and set(folder.data.rows) == {"train", "validation", "test"}
+    either = folder.any_of("test", [["SR", "AFIB"], ["SR"]])
+    columns = [folder.data.targets["test"][:, folder.data.classes.index(name)] for name in ("SR", "AFIB")]
+    np.testing.assert_array_equal(either, np.stack([columns[0] | columns[1], columns[0]], axis=1))
+    with pytest.raises(ValueError, match="no label set 'subclass'"):
+        open_folder(str(evaluated / "rhythm"), "subclass", "test")
