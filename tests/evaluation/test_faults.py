@@ -124,7 +124,7 @@ def test_names_that_break_tables_are_shown_as_they_are(evaluated, tmp_path):
     shutil.rmtree(data)
     DatasetDict({name: rows.cast_column("rhythm", named) for name, rows in splits.items()}).save_to_disk(str(data))
     prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps({name: "sinus rhythm" for name in names.values()}))
+    prompts.write_text(json.dumps(dict.fromkeys(names.values(), "sinus rhythm")))
     results = evaluate(evaluated, data, "zero-shot", tmp_path / "out", "--prompts", str(prompts))
     assert {row["label"] for row in results["classes"]} == set(names.values())
     table = results["tables"]["Classes"].splitlines()
@@ -138,9 +138,9 @@ def test_names_that_break_tables_are_shown_as_they_are(evaluated, tmp_path):
 
 
 def test_an_output_that_another_process_writes_is_refused(evaluated, tmp_path):
-    with FolderLock(tmp_path, "evaluate.py robustness"):
-        with pytest.raises(SystemExit, match=rf"is being written by process {os.getpid()} on {socket.gethostname()}"):
-            evaluate(evaluated, evaluated / "rhythm", "zero-shot", tmp_path)
+    holder = rf"is being written by process {os.getpid()} on {socket.gethostname()} \(evaluate.py robustness\)"
+    with FolderLock(tmp_path, "evaluate.py robustness"), pytest.raises(SystemExit, match=holder):
+        evaluate(evaluated, evaluated / "rhythm", "zero-shot", tmp_path)
     evaluate(evaluated, evaluated / "rhythm", "zero-shot", tmp_path)
     assert not (tmp_path / ".melp-lock").exists()
 

@@ -65,7 +65,7 @@ def test_interval_of_a_mean_is_the_known_one_and_wider_where_patients_repeat():
 
 
 def test_statistics_of_rows_and_of_weights_agree():
-    targets, scores, patients = problem(60)
+    _, scores, patients = problem(60)
     by_rows = resample(patients, on_rows(lambda rows: scores[rows, 0].mean()), samples=30)
     np.testing.assert_allclose(by_rows, resample(patients, weighted_mean(scores[:, 0]), samples=30))
 

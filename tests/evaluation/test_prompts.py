@@ -1,5 +1,6 @@
 """Texts that describe classes: where they come from, and their embeddings."""
 
+import itertools
 import json
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_prompts_cover_every_finding_and_several_are_averaged():
 def test_a_prompt_file_that_unfolds_without_end_is_refused_at_once(tmp_path):
     names = "abcdefghijk"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]" for one, two in zip(names, names[1:], strict=False)]
+    lines += [f"{two}: &{two} [{', '.join([f'*{one}'] * 9)}]" for one, two in itertools.pairwise(names)]
     bomb = tmp_path / "bomb.yaml"
     bomb.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"bomb.yaml: '', label 'b': a list of prompts is needed"):

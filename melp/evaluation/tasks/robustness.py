@@ -23,7 +23,7 @@ from processing_melp import LEADS, LIMB_LEADS, resample_ecg
 # The subsets of the PhysioNet/CinC Challenge 2021, and lead I alone.
 LEAD_SUBSETS = {"6": tuple(LIMB_LEADS), "3": ("I", "II", "V2"), "2": ("I", "II"), "1": ("I",)}
 RATES = (250, 100)  # Hz; recordings are stored at 500
-SILENT = dict(muscle=0.0, wander=0.0, mains=0.0)
+SILENT = {"muscle": 0.0, "wander": 0.0, "mains": 0.0}
 # Root mean squares, and the mains' amplitude, in mV at an electrode: visible on paper, the QRS still recognisable.
 NOISES = {
     "baseline wander": Noise(**SILENT | {"wander": 0.3}),
