@@ -342,7 +342,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
                 reports += [self._report(block, row, used[row], mask[row], crop, cut) for row in range(len(mask))]
         signal = torch.from_numpy(np.concatenate(values) if len(values) > 1 else values[0])
         mask = torch.from_numpy(np.concatenate(masks))
-        data = {"input_values": scale_ecg(signal, mask, self.scaling), "lead_mask": mask}
+        data: dict = {"input_values": scale_ecg(signal, mask, self.scaling), "lead_mask": mask}
         if stride is not None:
             data["window_record"] = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         if return_tensors != "pt":
@@ -618,7 +618,7 @@ class MelpProcessor(ProcessorMixin):
             raise ValueError("pass ecg=, text= or both")
         if ecg is None and ecg_kwargs:
             raise TypeError(f"{', '.join(sorted(ecg_kwargs))}: no option of MelpProcessor without ecg=")
-        data = {}
+        data: dict = {}
         if ecg is not None:
             data |= self.feature_extractor(ecg, return_tensors=return_tensors, **ecg_kwargs)
         if text is not None:

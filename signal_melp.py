@@ -314,9 +314,9 @@ def _suspected_swap(rows: Mapping[str, np.ndarray], error: float | None) -> str 
     correlates with I - aVR, which points to the left, by 0.5 more than V6 does (of 2,730 recordings of PTB-XL 2 are
     flagged, and 95% of the same with the order of the chest leads reversed).
     """
-    if error is not None and error > MAX_LIMB_ERROR and {"aVL", "aVF"} <= rows.keys():
-        if limb_error(rows | {"aVL": rows["aVF"], "aVF": rows["aVL"]}) <= MAX_LIMB_ERROR:
-            return "aVL/aVF"
+    exchanged = {**rows, "aVL": rows["aVF"], "aVF": rows["aVL"]} if {"aVL", "aVF"} <= rows.keys() else rows
+    if error is not None and limb_error(exchanged) <= MAX_LIMB_ERROR < error:
+        return "aVL/aVF"
     if not {"I", "II", "V6"} <= rows.keys():
         return None
     if _deflection(rows["I"]) < 0:

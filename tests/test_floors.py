@@ -19,7 +19,7 @@ FLOORS = (
         ),
     ),
     ("databases", ("melp.databases", "melp.synthetic")),
-    ("data", ("melp.prepare", "melp.data")),
+    ("data", ("melp.prepare", "melp.data", "melp.duplicates")),
     (
         "measures",
         ("melp.evaluation", "melp.convert", "melp.hub", "melp.synthetic.compare", "melp.synthetic.fit"),

@@ -266,8 +266,8 @@ def test_windows_of_another_rate_line_up(extractor):
     [
         ({"sampling_rate": None}, "record 0: .*pass sampling_rate="),
         ({"leads": None}, "record 0: .*pass leads="),
-        ({"leads": USUAL_ORDER[:11] + ["V9R1"]}, "record 0: unknown lead: 'V9R1'"),
-        ({"leads": USUAL_ORDER[:11] + ["V5"]}, "record 0: repeated lead: V5"),
+        ({"leads": [*USUAL_ORDER[:11], "V9R1"]}, "record 0: unknown lead: 'V9R1'"),
+        ({"leads": [*USUAL_ORDER[:11], "V5"]}, "record 0: repeated lead: V5"),
         ({"leads": USUAL_ORDER[:11]}, "11 leads named for an array of shape"),
         ({"leads": "I"}, "leads must be a list"),
         ({"leads": [f"V{i}R" for i in range(1, 10)] + ["X", "Y", "Z"]}, "no usable lead"),

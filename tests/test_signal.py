@@ -69,7 +69,7 @@ def test_what_is_masked_is_missing():
     for ecg, options in (
         (masked, {"leads": LEADS}),
         (masked[None], {"leads": LEADS}),
-        ({lead: row for lead, row in zip(LEADS, masked, strict=True)}, {}),
+        (dict(zip(LEADS, masked, strict=True)), {}),
     ):
         with pytest.raises(ValueError, match=r"record 0: missing values \(NaN\) in lead aVR"):
             extractor(ecg, sampling_rate=500, **options)
@@ -99,4 +99,4 @@ def test_windows_have_a_limit_and_a_day_is_below_it():
     record = {"II": np.sin(np.arange(60 * 500) / 50)}
     with pytest.raises(ValueError, match=r"record 0: stride=0.002 cuts it into 25,001 windows; at most 10,000"):
         MelpFeatureExtractor()(record, sampling_rate=500, stride=0.002)
-    assert 24 * 3600 / 10 <= MAX_WINDOWS
+    assert MAX_WINDOWS >= 24 * 3600 / 10

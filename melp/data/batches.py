@@ -135,7 +135,7 @@ class TrainingBatches(torch.utils.data.Dataset):
             )
         self.rows, self.collate, self.seed, self.rank, self.world = rows, collate, seed, rank, world
         self.steps_per_epoch = len(rows) // self.global_batch
-        self._order = (-1, None)  # epoch and its permutation
+        self._order = (-1, torch.empty(0))  # epoch and its permutation
 
     def order(self, epoch: int) -> torch.Tensor:
         """Returns the rows of an epoch, (rows,): each global batch takes the next ones."""

@@ -1,5 +1,6 @@
 """The format of a prepared folder: its columns, and what they mean. Imports nothing heavy."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 STORED_RATE = 500  # Hz of every recording in a prepared folder
@@ -15,9 +16,10 @@ COLUMNS = {
     "sampling_rate": ("int32", "Hz"),
     "gain": ("list of float32", "units per millivolt, of each lead"),
     "baseline": ("list of float32", "the sample value of 0 mV, of each lead"),
+    "signal_hash": ("string", "the same for recordings of equal samples, whatever their gain and name"),
     "quality": ("struct", "what is doubtful about the recording as its database holds it (`ecg_quality`)"),
 }
-REQUIRED_COLUMNS = tuple(name for name in COLUMNS if name != "quality")
+REQUIRED_COLUMNS = tuple(name for name in COLUMNS if name not in ("signal_hash", "quality"))
 QUALITY = {
     "nan_share": "float32",  # of the samples
     "flat_leads": "string",  # separated by spaces
@@ -50,11 +52,17 @@ def stored_features(label_sets: Mapping[str, Sequence[str]], extra: Mapping[str,
             "sampling_rate": Value("int32"),
             "gain": List(Value("float32")),
             "baseline": List(Value("float32")),
+            "signal_hash": Value("string"),
             "quality": {name: Value(dtype) for name, dtype in QUALITY.items()},
             **{name: List(ClassLabel(names=list(classes))) for name, classes in label_sets.items()},
             **{name: Value(dtype) for name, dtype in extra.items()},
         }
     )
+
+
+def signal_hash(signal: bytes) -> str:
+    """Returns the hash of a stored signal, by which copies of one tracing are known."""
+    return hashlib.blake2b(signal, digest_size=16).hexdigest()
 
 
 def label_names(features) -> dict[str, list[str]]:

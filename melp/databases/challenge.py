@@ -56,7 +56,7 @@ def plan(root, *, reports: str = "none", seed: int = 0) -> pa.Table:
     frame["challenge"] = [classes_of(row, CHALLENGE) for row in codes]
     frame["snomed"] = [names_of(row) for row in codes]
     sets = {"challenge": list(dict.fromkeys(CHALLENGE.values())), "snomed": occurring(frame["snomed"])}
-    return plan_table(frame, sets)
+    return plan_table(frame, sets, split_by_record=True)
 
 
 def read(item: dict) -> EcgRecord:

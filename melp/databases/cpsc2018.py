@@ -78,7 +78,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
     sets = {"cpsc2018": list(CPSC2018.values())}
     if splits:
         sets |= apply_tables(frame, splits, "cpsc2018")
-    return plan_table(frame, sets)
+    return plan_table(frame, sets, split_by_record=not splits)
 
 
 def reference_codes(path: Path) -> dict[str, list[str]]:

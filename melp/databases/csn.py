@@ -61,7 +61,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
     sets = {"csn-fixed": list(CSN.values()), "snomed": occurring(frame["snomed"])}
     if splits:
         sets = apply_tables(frame, splits, "csn") | sets  # the published set first: figures are then comparable
-    return plan_table(frame, sets)
+    return plan_table(frame, sets, split_by_record=not splits)
 
 
 def condition_names(root) -> dict[str, str]:

@@ -4,9 +4,10 @@ Columns: `record` (path of a file in any format of docs/formats.md, or FILE#RECO
 or NumPy stack, relative to the root), `patient`, and any of `split` (train, validation or test), `report`, `labels` or
 `labels_NAME` (class names separated by ";" or a list; an empty cell means "none of them", null in JSON or Parquet "not
 labelled"), and for files that do not state them `unit`, `sampling_rate` and `leads` (names separated by spaces), which
-`--unit`, `--sampling-rate` and `--leads` say of all. Other columns can be named for these with `--column ours=theirs`,
-and are left out otherwise. A recording that is named in two ways (x, ./x, x.hea) is one recording, and refused. A cell
-"nan" is a missing one. The table is in UTF-8, or in UTF-16 with its byte order mark.
+`--unit`, `--sampling-rate` and `--leads` say of all. `age` (years), `sex` (female, male), `device` and `site` are
+kept, from the table or else from what a file says of itself. Other columns can be named for these with `--column
+ours=theirs`, and are left out otherwise. A recording that is named in two ways (x, ./x, x.hea) is one recording, and
+refused. A cell "nan" is a missing one. The table is in UTF-8, or in UTF-16 with its byte order mark.
 """
 
 import functools
@@ -22,9 +23,10 @@ from melp.databases import SPLITS, EcgRecord
 from melp.databases.tables import add_seed, label_sets, occurring, plan_table, read_csv, read_text, seeded_split
 from melp.databases.wfdb_record import stored_item
 
-__all__ = ["SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
+__all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
-VERSION = 2
+VERSION = 3
+EXTRA = {"age": "float32", "sex": "string", "device": "string", "site": "string"}
 SOURCE = {"name": "a table of the user's own", "version": "", "licence": "", "citation": "", "url": ""}
 
 
@@ -74,13 +76,28 @@ def plan(
         "path": paths,
         "report": _text(table["report"]) if "report" in table else [""] * len(table),
         **_said(csv, table, {"unit": unit, "sampling_rate": sampling_rate, "leads": leads}),
+        **{name: _fact(csv, name, table[name]) for name in EXTRA if name in table},
         **labels,
     }
     return plan_table(columns, {name: occurring(lists) for name, lists in labels.items()})
 
 
 def read(item: dict) -> EcgRecord:
-    return stored_item(item)
+    return stored_item(item, EXTRA)
+
+
+def _fact(csv: str, name: str, column: pd.Series) -> pd.Series:
+    """Returns a column of `EXTRA` in its one spelling, None where a cell is empty."""
+    text = _text(column)
+    text = text.mask(text.isin({"", *_NAN}), None)
+    if name == "sex":
+        return text.str.lower().replace({"f": "female", "m": "male", "w": "female"})
+    if name != "age":
+        return text
+    age = pd.to_numeric(text, errors="coerce")
+    if (wrong := age.isna() & text.notna()).any():
+        raise ValueError(f"{csv}: age {text[wrong].iloc[0]!r} is no number of years.")
+    return age
 
 
 def _refuse_repeated(csv: str, record: pd.Series, paths: pd.Series):

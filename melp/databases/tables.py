@@ -108,10 +108,16 @@ def add_seed(parser, meaning: str = "of the split, 80/10/10 by patient, as the d
     parser.add_argument("--seed", type=int, default=0, help=meaning)
 
 
-def plan_table(columns: Mapping[str, Iterable], label_sets: Mapping[str, Sequence[str]]) -> pa.Table:
+def plan_table(
+    columns: Mapping[str, Iterable], label_sets: Mapping[str, Sequence[str]], split_by_record: bool = False
+) -> pa.Table:
     """Returns the table of a plan; its schema carries the classes of each label set, for `label_sets`.
 
     Records and patients get their one spelling (`identifiers`); a class that a recording has twice counts once.
+
+    Args:
+        split_by_record: patients are unknown, and the split is of our making: copies of one tracing, which are of one
+            patient, may be moved into one split.
     """
     arrays = {}
     for name, values in {"reject": None, **columns}.items():
@@ -128,7 +134,7 @@ def plan_table(columns: Mapping[str, Iterable], label_sets: Mapping[str, Sequenc
             arrays[name] = pa.array(values, dtype, from_pandas=True)
     table = pa.table(arrays)
     sets = {name: list(classes) for name, classes in label_sets.items()}
-    return table.replace_schema_metadata({"label_sets": json.dumps(sets)})
+    return table.replace_schema_metadata({"label_sets": json.dumps(sets), "split_by_record": str(split_by_record)})
 
 
 def label_sets(table: pa.Table) -> dict[str, list[str]]:

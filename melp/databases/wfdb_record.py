@@ -43,7 +43,7 @@ def reading(name: str):
 
 
 def read_stored(path: str | Path, name: str | None = None, *, unit: str | None = None, **said) -> dict:
-    """Reads a recording as `EcgRecord` takes it: `signal`, `leads`, `sampling_rate`, `gain` and `baseline`.
+    """Reads a recording as `EcgRecord` takes it: `signal`, `leads`, `sampling_rate`, `gain`, `baseline`; and `facts`.
 
     Samples are kept as they are stored where all leads have one rate and 16 bits hold them; otherwise they are read in
     mV and quantised.
@@ -58,7 +58,8 @@ def read_stored(path: str | Path, name: str | None = None, *, unit: str | None =
     name = name or str(path)
     try:
         request = Request(**said)
-        channels, _ = usable_channels(read_recording(path, request), request, unit)
+        recording = read_recording(path, request)
+        channels, _ = usable_channels(recording, request, unit)
         fields = _as_stored(channels)
         if fields is None:
             signal, rate = in_millivolt(channels)
@@ -68,7 +69,8 @@ def read_stored(path: str | Path, name: str | None = None, *, unit: str | None =
         raise ValueError(f"{name}: {str(error).removeprefix('record: ')}") from error
     rate = max(channel.rate for channel in channels)
     sampling_rate = int(rate) if float(rate).is_integer() else rate
-    return fields | {"leads": [channel.name for channel in channels], "sampling_rate": sampling_rate}
+    leads = [channel.name for channel in channels]
+    return fields | {"leads": leads, "sampling_rate": sampling_rate, "facts": recording.facts}
 
 
 def _as_stored(channels: list[Channel]) -> dict | None:
@@ -97,7 +99,10 @@ def stored_item(item: dict, extra: Iterable[str] = ()) -> EcgRecord:
     rate, leads = item.get("sampling_rate"), item.get("leads")
     said = {"unit": item.get("unit"), "verify": item.get("verify", True), "longest": MAX_DURATION}
     said |= {"sampling_rate": rate and float(rate), "leads": tuple(leads.replace(",", " ").split()) if leads else None}
-    return record_of(item, read_stored(item["path"], item["record"], **said), extra)
+    fields = read_stored(item["path"], item["record"], **said)
+    facts = fields.pop("facts")
+    known = {name: facts.get(name) if item.get(name) is None else item[name] for name in extra}
+    return record_of(item | known, fields, extra)
 
 
 def find_records(root: str | Path) -> list[str]:

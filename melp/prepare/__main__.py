@@ -101,6 +101,13 @@ def print_summary(folder: Path, description: dict):
         print(f"    {number:9,}  {rule}")
     labelled = ", ".join(f"{number:,} by {name}" for name, number in description["labelled"].items())
     print(f"With a report: {description['with_report']:,}; labelled: {labelled or 'none'}")
+    copies = description["copies"]
+    if copies["tracings"]:
+        print(f"Tracings that occur more than once: {copies['tracings']:,} (copies.csv)")
+    if copies["moved"]:
+        print(f"Moved into the split of the first copy, as patients are unknown: {copies['moved']:,} recordings")
+    if copies["across_splits"]:
+        print(f"WARNING: {copies['across_splits']:,} of them are in more than one split, as the tables have it")
     print(f"Next:\n    {next_command(description, folder)}")
 
 

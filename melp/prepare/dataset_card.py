@@ -58,6 +58,7 @@ def dataset_card(module, name: str, description: dict, features, tables: dict[st
         rejected=f"{description['rejected']:,}",
         rejected_by_rule=table(["rule", "recordings"], rules, numeric=False) if rules else "",
         doubtful=_doubtful(tables),
+        copies=description["copies"],
         labels=labels,
         columns=_columns(features),
         command=_command(description),

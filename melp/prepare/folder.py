@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from melp.data.stored import label_names, stored_features
 from melp.databases import DATABASES, SPLITS
 from melp.files import LOCK, FolderLock, explaining_full_disk, read_json, write_atomically
+from melp.prepare.copies import count_copies, find_copies, keep_together, write_copies
 from melp.prepare.dataset_card import count_reports, dataset_card, light_columns
 from melp.prepare.plan import cut_into_shards, make_plan, plan_fingerprint, reading_order, write_plan
 from melp.prepare.rows import ROW_VERSION, Job, rule_of
@@ -68,6 +69,7 @@ def prepare(
     features = stored_features(label_sets, getattr(module, "EXTRA", {}))
     gap = max_gap if nan == "interpolate" else None
     order = reading_order(plan)
+    split_by_record = (plan.schema.metadata or {}).get(b"split_by_record") == b"True"
     fingerprint = plan_fingerprint(plan, order, [database, module.VERSION, ROW_VERSION, gap, one_gain, str(features)])
     check_output(output, fingerprint)
     with FolderLock(output, f"melp.prepare {database}"), explaining_full_disk(output):
@@ -82,12 +84,15 @@ def prepare(
         pa.default_memory_pool().release_unused()
 
         label_ids = {name: {label: row for row, label in enumerate(classes)} for name, classes in label_sets.items()}
-        job = Job(database, work / "plan.arrow", features.arrow_schema, label_ids, gap, one_gain)
+        job = Job(database, work / "plan.arrow", features.arrow_schema, label_ids, gap, one_gain, split_by_record)
         summaries = run_shards(job, shards, workers)
         rejected += [row for summary in summaries for row in summary["rejected"]]
         if len(rejected) == planned:
             reasons = "; ".join(f"{row['record']}: {row['reason']}" for row in rejected[:3])
             raise ValueError(f"none of the {planned} recordings could be used ({reasons}).")
+        moved = 0
+        if split_by_record:
+            shards, summaries, moved = keep_together(shards, summaries)
         inputs = checksums(module.inputs(root, **options))
         options |= {"limit": limit, "nan": nan, "max_gap": gap, "one_gain": one_gain}
         options |= {"accept_mismatch": accept_mismatch or None}
@@ -101,6 +106,7 @@ def prepare(
             "options": {
                 name: os.path.basename(str(value)) for name, value in options.items() if value not in (None, [])
             },
+            "copies": {"moved": moved},
             "inputs": inputs,
         }
         finish(module, output, description, rejected, features)
@@ -184,6 +190,9 @@ def finish(module, output: Path, description: dict, rejected: list[dict], featur
     description["labelled"] = {
         name: sum(len(table) - table[name].null_count for table in tables.values()) for name in label_names(features)
     }
+    copies = find_copies(tables)
+    description["copies"] = count_copies(copies) | description["copies"]
+    write_copies(copies, output / "copies.csv")
     with open(output / "rejected.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=["record", "split", "reason"])
         writer.writeheader()

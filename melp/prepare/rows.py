@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from melp.data.stored import COLUMNS, QUALITY, STORED_RATE
+from melp.data.stored import COLUMNS, QUALITY, STORED_RATE, signal_hash
 from melp.databases import EcgRecord
 from melp.databases.wfdb_record import MAX_DURATION, MISSING, quantise
 from signal_melp import (
@@ -32,6 +32,7 @@ class Job:
     Attributes:
         max_gap: seconds of NaN that are interpolated; None: a recording with any is rejected.
         one_gain: units per mV that all leads get where they agree in digital units only, or "median" of theirs.
+        list_tracings: a shard's summary has name and hash of every row.
     """
 
     database: str
@@ -40,6 +41,7 @@ class Job:
     label_ids: dict[str, dict[str, int]]
     max_gap: float | None = None
     one_gain: float | str | None = None
+    list_tracings: bool = False
 
 
 def to_row(record: EcgRecord, job: Job) -> dict:
@@ -72,15 +74,17 @@ def to_row(record: EcgRecord, job: Job) -> dict:
         raise ValueError("flat: every lead is constant")
     if rate != STORED_RATE:
         samples, gain, baseline = quantise(resample_ecg(millivolts, rate, STORED_RATE))
+    signal = samples.astype("<i2").tobytes()
     row = {
         "record": record.record,
         "patient": record.patient,
         "report": record.report,
-        "signal": samples.astype("<i2").tobytes(),
+        "signal": signal,
         "leads": leads,
         "sampling_rate": STORED_RATE,
         "gain": gain.astype(np.float32),
         "baseline": baseline.astype(np.float32),
+        "signal_hash": signal_hash(signal),
         "quality": {name: quality[name] for name in QUALITY}
         | {name: " ".join(quality[name]) for name in ("flat_leads", "equal_leads")}
         | {"suspected_swap": quality["suspected_swap"] or ""},

@@ -44,7 +44,7 @@ def write_shard(job: Job, shard: Shard, report: Callable[[int], object]):
     with pa.memory_map(str(job.plan)) as plan:
         items = pa.ipc.open_file(plan).read_all().slice(shard.start, shard.stop - shard.start).to_pylist()
     partial = shard.path.with_suffix(".partial")
-    rejected, rows, size, count = [], [], 0, 0
+    rejected, tracings, rows, size, count = [], [], [], 0, 0
     # One process per core is the parallelism here: BLAS threads beside it would only spin.
     with (
         threadpool_limits(1),
@@ -55,6 +55,7 @@ def write_shard(job: Job, shard: Shard, report: Callable[[int], object]):
             try:
                 rows.append(to_row(module.read(item), job))
                 size += len(rows[-1]["signal"])
+                tracings.append((rows[-1]["record"], rows[-1]["signal_hash"]))
                 count += 1
             except ImportError:  # of the installation, not of the recording
                 raise
@@ -68,7 +69,8 @@ def write_shard(job: Job, shard: Shard, report: Callable[[int], object]):
         if rows:
             stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=job.schema))
     os.replace(partial, shard.path)
-    write_atomically(shard.summary, json.dumps({"records": count, "rejected": rejected}))
+    summary = {"records": count, "rejected": rejected} | ({"tracings": tracings} if job.list_tracings else {})
+    write_atomically(shard.summary, json.dumps(summary))
 
 
 def run_shards(job: Job, shards: list[Shard], workers: int) -> list[dict]:

@@ -1,5 +1,6 @@
 """From a prepared folder to batches: at random, in a stream, from the Hub, on any number of processes."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_the_processes_of_a_stream_share_all_rows(corpus, world):
         shares.append(records_of(stream, workers=0))
         if rank == 0:
             assert sorted(records_of(stream, workers=2)) == sorted(shares[0]), "workers share their process's rows"
-    assert sorted(sum(shares, [])) == sorted(names)
+    assert sorted(itertools.chain(*shares)) == sorted(names)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

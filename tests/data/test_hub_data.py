@@ -1,5 +1,6 @@
 """A prepared folder goes to a stand-in of the Hub with `hf upload` and is read, streamed and trained on from there."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_training_and_evaluation_take_its_name(server, run, uploaded, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     splits = load_from_disk(str(uploaded))
     assert found["loaded"] == {name: split["record"][:] for name, split in splits.items()}
-    assert sorted(sum(found["shares"], [])) == sorted(splits["train"]["record"]) and all(found["shares"])
+    assert sorted(itertools.chain(*found["shares"])) == sorted(splits["train"]["record"]) and all(found["shares"])
     about = json.loads((uploaded / "melp.json").read_text())
     known = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     commit = server.repositories[f"datasets/{ECGS}"].refs["main"]

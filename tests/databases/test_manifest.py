@@ -178,3 +178,18 @@ def test_two_samples_per_frame_are_twice_the_rate(tmp_path):
     (row,) = [row for split in load_prepared(folder).values() for row in split]
     stored = np.frombuffer(row["signal"], "<i2").reshape(12, -1) / np.array(row["gain"])[:, None]
     np.testing.assert_allclose(stored, signal[[USUAL_ORDER.index(lead) for lead in LEADS]], atol=1e-6)
+
+
+def test_facts_come_from_the_table_or_else_from_the_file(tmp_path):
+    write_wfdb(tmp_path / "x", some_ecg())
+    with open(tmp_path / "x.hea", "a") as header:
+        header.write("#Age: 50\n#Sex: Female\n")
+    write_wfdb(tmp_path / "y", some_ecg(seed=1))
+    lines = ["record,patient,age,sex,device,site", "x,1,,,,", "y,2,61.0,M,CS-12,3"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    prepare("manifest", tmp_path / "out", root=tmp_path, csv=str(tmp_path / "t.csv"))
+    rows = {row["record"]: row for split in load_prepared(tmp_path / "out").values() for row in split}
+    facts = {name: [rows[name][fact] for fact in ("age", "sex", "device", "site")] for name in "xy"}
+    assert facts == {"x": [50.0, "female", None, None], "y": [61.0, "male", "CS-12", "3"]}
+    with pytest.raises(ValueError, match="age 'old' is no number of years"):
+        planned(tmp_path, ["record,patient,age", "x,1,old"])

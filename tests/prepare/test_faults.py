@@ -41,9 +41,9 @@ def a_job(**options) -> Job:
 
 
 def test_a_second_run_says_who_holds_the_folder(tmp_path):
-    with FolderLock(tmp_path / "out", "melp.prepare synthetic"):
-        with pytest.raises(SystemExit, match=rf"being written by process {os.getpid()} .*melp.prepare synthetic"):
-            main(["synthetic", "--records", "10", "--output", str(tmp_path / "out")])
+    held = FolderLock(tmp_path / "out", "melp.prepare synthetic")
+    with held, pytest.raises(SystemExit, match=rf"being written by process {os.getpid()} .*melp.prepare synthetic"):
+        main(["synthetic", "--records", "10", "--output", str(tmp_path / "out")])
     main(["synthetic", "--records", "10", "--output", str(tmp_path / "out")])
     assert not list((tmp_path / "out").glob(f"{LOCK}*"))
 
