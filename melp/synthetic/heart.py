@@ -18,6 +18,7 @@ import csv
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
+from itertools import pairwise
 
 import numpy as np
 
@@ -638,11 +639,10 @@ def early_repolarisation(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def digitalis(beat: Beat, rng: np.random.Generator) -> None:
-    """ST sagging like a trough, T low or two-phased, QT short [S4]."""
+    """ST sagging like a trough, T low or two-phased [S4]; QT is short, which the patient's QTc sets."""
     weights = _varied(rng, leads8(I=0.6, II=0.8, V1=-0.2, V3=0.4, V4=0.8, V5=1.0, V6=0.9))
     scale_t(beat, rng.uniform(0.3, 0.7))
     add_st(beat, -rng.uniform(0.06, 0.18) * weights, SAG_SHAPE)
-    beat.qt *= rng.uniform(0.88, 0.96)
 
 
 def hypokalaemia(beat: Beat, rng: np.random.Generator) -> None:
@@ -662,8 +662,7 @@ def hyperkalaemia(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def hypocalcaemia(beat: Beat, rng: np.random.Generator) -> None:
-    """ST long and level before a T of ordinary width, so that QT is long [S4]."""
-    beat.qt += rng.uniform(0.05, 0.10)
+    """ST long and level before a T of ordinary width, so that QT is long [S4] (QTc: the patient's)."""
     profile = np.array([0.0, 0.0, 0.0, 0.0, 0.08, 0.5, 1.0, 0.7, 0.2])
     peaks = beat.st_t[:, 5:8].mean(1)
     beat.st_t = 0.25 * beat.st_t + peaks[:, None] * profile * 0.9
@@ -707,6 +706,6 @@ def contiguous(levels: np.ndarray, thresholds: np.ndarray, allowed: frozenset[st
             sign * levels[lead] >= thresholds[lead] and (allowed is None or LEADS[lead] in allowed)
             for lead, sign in chain
         ]
-        if any(a and b for a, b in zip(hits, hits[1:], strict=False)):
+        if any(a and b for a, b in pairwise(hits)):
             return True
     return False

@@ -6,6 +6,7 @@ other and a text is told apart by what it says, not by its company. Findings by 
 the noiseless beat (`measured`). A patient's `health` decides whether any disease is drawn at all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,7 +71,7 @@ _CONDUCTION = {
     "incomplete right bundle branch block": 0.11,
     "left bundle branch block": 0.065,
     "incomplete left bundle branch block": 0.03,
-    "nonspecific intraventricular conduction disturbance": 0.085,
+    "nonspecific intraventricular conduction disturbance": 0.10,
     "ventricular pre-excitation": 0.04,
 }
 _WALLS = {
@@ -259,7 +260,7 @@ def _chambers(patient: Patient, conduction: str, rng: np.random.Generator) -> No
         elif draw < 0.29:
             heart.septal_hypertrophy(beat, rng)
             findings.add("septal hypertrophy")
-    left = 0.10 + 0.10 * ("left ventricular hypertrophy" in findings)
+    left = 0.12 + 0.10 * ("left ventricular hypertrophy" in findings)
     right = 0.04 + 0.25 * ("right ventricular hypertrophy" in findings)
     draw = rng.random()
     if draw < left:
@@ -273,23 +274,37 @@ def _chambers(patient: Patient, conduction: str, rng: np.random.Generator) -> No
 # ---------------------------------------------------------------------------------------------------------------------
 # Recordings
 
-_REPOLARISATION = {
-    "nonspecific st changes": 0.055,
-    "nondiagnostic t wave abnormalities": 0.09,
-    "nonspecific t wave changes": 0.035,
-    "low t waves": 0.045,
-    "t wave abnormality": 0.02,
-    "nonspecific ischaemia": 0.045,
-    "ischaemia": 0.10,
-    "injury": 0.05,
-    "st depression": 0.03,
-    "st elevation": 0.03,
-    "t wave inversion": 0.03,
-    "digitalis effect": 0.03,
-    "electrolyte disturbance": 0.04,
-    "long qt": 0.05,
-    "prolonged st segment": 0.012,
+# Changes of ST and T: how often, and what draws them into a beat, given the territory. A change that is itself a
+# finding is named, but for those that are measured.
+_REPOLARISATION: dict[str, tuple[float, Callable[[Beat, str, np.random.Generator], None]]] = {
+    "nonspecific st changes": (0.06, lambda beat, _, rng: heart.nonspecific_st(beat, rng)),
+    "nondiagnostic t wave abnormalities": (0.09, lambda beat, _, rng: heart.flat_t(beat, rng, 0.25, 0.62)),
+    "nonspecific t wave changes": (0.035, lambda beat, _, rng: heart.flat_t(beat, rng, 0.25, 0.62)),
+    "t wave abnormality": (0.02, lambda beat, _, rng: heart.flat_t(beat, rng, 0.25, 0.62)),
+    "low t waves": (0.045, lambda beat, _, rng: heart.flat_t(beat, rng, 0.1, 0.35)),
+    "nonspecific ischaemia": (0.045, lambda beat, _, rng: heart.ischaemia(beat, "diffuse", rng, rng.uniform(0, 0.15))),
+    "ischaemia": (0.10, heart.ischaemia),
+    "subendocardial injury": (0.05, heart.subendocardial_injury),
+    "st depression": (0.03, lambda beat, _, rng: heart.st_depression(beat, rng)),
+    "st elevation": (0.03, lambda beat, _, rng: heart.st_elevation(beat, rng)),
+    "t wave inversion": (0.03, lambda beat, wall, rng: heart.ischaemia(beat, wall, rng, rng.uniform(0.15, 0.5))),
+    "digitalis effect": (0.03, lambda beat, _, rng: heart.digitalis(beat, rng)),
+    "electrolyte disturbance": (
+        0.04,
+        lambda beat, _, rng: (heart.hypokalaemia if rng.random() < 0.55 else heart.hyperkalaemia)(beat, rng),
+    ),
+    "long qt": (0.05, lambda beat, _, rng: None),
+    "prolonged st segment": (0.012, lambda beat, _, rng: heart.hypocalcaemia(beat, rng)),
 }
+_TERRITORIES = {
+    "anterolateral": 0.38,
+    "inferior": 0.16,
+    "inferolateral": 0.13,
+    "lateral": 0.12,
+    "anteroseptal": 0.13,
+    "anterior": 0.08,
+}
+_MEASURED = {"st depression", "st elevation", "t wave inversion", "long qt"}
 _PRIMARY_ST_T_NEEDS_NARROW = 0.12
 
 
@@ -329,48 +344,24 @@ def _repolarisation(patient: Patient, beat: Beat, findings: set[str], qtc: float
     """Draws changes of ST and T into the beat, and returns QTc."""
     if patient.healthy or beat.width >= _PRIMARY_ST_T_NEEDS_NARROW:
         return qtc
-    kind = _pick(rng, _REPOLARISATION) if not patient.strain else ""
-    territory = str(rng.choice(["anterolateral", "inferior", "inferolateral", "lateral", "anteroseptal", "anterior"],
-                               p=[0.38, 0.16, 0.13, 0.12, 0.13, 0.08]))  # fmt: skip
-    if kind == "ischaemia":
-        heart.ischaemia(beat, territory, rng)
-        findings.add(f"{territory} ischaemia")
-    elif kind == "injury":
-        territory = "anteroseptal" if territory == "anterior" else territory
-        heart.subendocardial_injury(beat, territory, rng)
-        findings.add(f"{territory} subendocardial injury")
-    elif kind == "nonspecific ischaemia":
-        heart.ischaemia(beat, "diffuse", rng, rng.uniform(0.0, 0.15))
-    elif kind == "nonspecific st changes":
-        heart.nonspecific_st(beat, rng)
-    elif kind in ("nondiagnostic t wave abnormalities", "nonspecific t wave changes", "t wave abnormality"):
-        heart.flat_t(beat, rng, 0.25, 0.62)
-    elif kind == "low t waves":
-        heart.flat_t(beat, rng, 0.1, 0.35)
-    elif kind == "st depression":
-        heart.st_depression(beat, rng)
-    elif kind == "st elevation":
-        heart.st_elevation(beat, rng)
-    elif kind == "t wave inversion":
-        heart.ischaemia(beat, territory, rng, rng.uniform(0.15, 0.5))
-    elif kind == "digitalis effect":
-        heart.digitalis(beat, rng)
-        qtc *= 0.93
-    elif kind == "electrolyte disturbance":
-        (heart.hypokalaemia if rng.random() < 0.55 else heart.hyperkalaemia)(beat, rng)
-        if beat.u_wave:
-            findings.add("u waves")
-    elif kind == "long qt":
-        qtc = rng.uniform(0.475, 0.570)
-    elif kind == "prolonged st segment":
-        heart.hypocalcaemia(beat, rng)
-        qtc += rng.uniform(0.06, 0.10)
-        if rng.random() < 0.5:
-            findings.add("electrolyte disturbance")
-    named = ("nonspecific", "nondiagnostic", "low t", "t wave abn", "digitalis", "electrolyte", "prolonged st")
-    if kind.startswith(named):
+    kind = _pick(rng, {name: entry[0] for name, entry in _REPOLARISATION.items()}) if not patient.strain else ""
+    if not kind:
+        return qtc
+    territory = _pick(rng, _TERRITORIES) or "anterolateral"
+    if kind == "subendocardial injury" and territory == "anterior":
+        territory = "anteroseptal"
+    _REPOLARISATION[kind][1](beat, territory, rng)
+    if kind in ("ischaemia", "subendocardial injury"):
+        findings.add(f"{territory} {kind}")
+    elif kind not in _MEASURED:
         findings.add(kind)
-    return qtc
+    if beat.u_wave:
+        findings.add("u waves")
+    if kind == "prolonged st segment" and rng.random() < 0.5:
+        findings.add("electrolyte disturbance")
+    if kind == "long qt":
+        return rng.uniform(0.475, 0.570)
+    return {"digitalis effect": 0.93 * qtc, "prolonged st segment": qtc + rng.uniform(0.06, 0.10)}.get(kind, qtc)
 
 
 def _set_qt(recording: Recording, qtc: float) -> None:
@@ -627,21 +618,29 @@ def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarra
         findings.add("right axis deviation")
     if np.ptp(qrs[:6], axis=1).max() < 0.5:
         findings.add("low voltage")
-    if beat.width < 0.12 and "ventricular pre-excitation" not in findings:
-        r, s = qrs[6:].max(1), -qrs[6:].min(1)
-        if r[3] < 0.9 * s[3] and r[2] < s[2]:
-            findings.add("clockwise rotation")
-        elif r[1] > 1.1 * s[1]:
-            findings.add("counterclockwise rotation")
-        if r[2] <= 0.3 and s[2] > 0.3:
-            findings.add("poor r wave progression")
-        if heart.fridericia(1000 * beat.qt, recording.schedule.mean_rr()) >= (460 if sex == "female" else 450):
-            findings.add("long qt")
-        if heart.contiguous(st, _ST_ELEVATION):
-            findings.add("st elevation")
-        if heart.contiguous(-st, np.full(12, 0.05)):
-            findings.add("st depression")
-        if heart.contiguous(-t, np.full(12, 0.1), _INVERTIBLE):
-            findings.add("t wave inversion")
-        elif np.abs(t[_LOW]).max() < 0.1 and qrs[_LOW].max() > 0.5:
-            findings.add("low t waves")
+    if beat.width >= 0.12 or "ventricular pre-excitation" in findings:
+        return
+    findings |= _progression(qrs)
+    if heart.fridericia(1000 * beat.qt, recording.schedule.mean_rr()) >= (460 if sex == "female" else 450):
+        findings.add("long qt")
+    if heart.contiguous(st, _ST_ELEVATION):
+        findings.add("st elevation")
+    if heart.contiguous(-st, np.full(12, 0.05)):
+        findings.add("st depression")
+    if heart.contiguous(-t, np.full(12, 0.1), _INVERTIBLE):
+        findings.add("t wave inversion")
+    elif np.abs(t[_LOW]).max() < 0.1 and qrs[_LOW].max() > 0.5:
+        findings.add("low t waves")
+
+
+def _progression(qrs: np.ndarray) -> set[str]:
+    """What the growth of R over the chest leads shows, from the QRS in twelve leads."""
+    r, s = qrs[6:].max(1), -qrs[6:].min(1)
+    findings = set()
+    if r[3] < 0.9 * s[3] and r[2] < s[2]:
+        findings.add("clockwise rotation")
+    elif r[1] > 1.1 * s[1]:
+        findings.add("counterclockwise rotation")
+    if r[2] <= 0.3 and s[2] > 0.3:
+        findings.add("poor r wave progression")
+    return findings

@@ -58,12 +58,22 @@ def sinus_times(rate: float, arrhythmia: float, rng: np.random.Generator, jitter
     rr = 60 / rate
     count = int((END - START) / rr * 1.35) + 4
     at = np.arange(count) * rr
-    breathing, phase = rng.uniform(0.16, 0.34), rng.uniform(0, 2 * np.pi, 2)
+    breathing, phase = rng.uniform(0.08, 0.34), rng.uniform(0, 2 * np.pi, 2)
     wave = arrhythmia * np.sin(2 * np.pi * breathing * at + phase[0])
     wave += 0.4 * arrhythmia * np.sin(2 * np.pi * 0.1 * at + phase[1])
+    if rng.random() < 0.4:  # not in waves: the node speeds up and slows down by and by
+        wave = arrhythmia * _wandering(count, rng)
     intervals = rr * np.maximum(1 + wave + jitter * rng.standard_normal(count), 0.5)
     times = START - rng.uniform(0, rr) + np.cumsum(intervals)
     return times[times < END]
+
+
+def _wandering(count: int, rng: np.random.Generator) -> np.ndarray:
+    """A first-order autoregressive sequence of unit deviation."""
+    values = rng.standard_normal(count)
+    for index in range(1, count):
+        values[index] = 0.6 * values[index - 1] + 0.8 * values[index]
+    return np.clip(values, -2, 2)
 
 
 def sinus(rate: float, pr: float, rng: np.random.Generator, arrhythmia: float = 0.02, p_kind: int = SINUS) -> Schedule:

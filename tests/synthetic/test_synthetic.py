@@ -316,7 +316,7 @@ def test_truth_is_in_the_signal():
     items = synthetic.plan(records=400, seed=8, variety="full").to_pylist()
     spikes, blocked, early = 0, 0, 0
     for item in items:
-        signal, truth, record = synthetic.simulated(item)
+        _, truth, record = synthetic.simulated(item)
         assert len(truth.beats) == len(truth.premature) == len(truth.kinds) == len(truth.t_ends)
         assert (truth.qrs_ends > truth.beats).all() and (truth.t_ends > truth.qrs_ends).all()
         assert (np.diff(truth.beats) > 0.15).all()
