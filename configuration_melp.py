@@ -350,7 +350,7 @@ def check_fields(config_class: type, values: dict, prefix: str):
                 raise ValueError(f"{shown}; it must be one of {', '.join(_DTYPES)}.")
         elif name in hints and name not in ("ecg_config", "text_config") and not _fits(value, hints[name]):
             raise ValueError(f"{shown}; it must be {_WORDS.get(hints[name], hints[name])}.")
-        elif name not in hints and callable(getattr(config_class, name, None)) or name.startswith("__"):
+        elif (name not in hints and callable(getattr(config_class, name, None))) or name.startswith("__"):
             raise ValueError(f"{shown}; a configuration has no such field.")
         low, high = next((bounds for end, bounds in _BOUNDS.items() if name.endswith(end)), (-math.inf, math.inf))
         if isinstance(value, (int, float)) and not low <= value <= high:

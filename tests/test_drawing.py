@@ -1,6 +1,7 @@
 """Sheets measure what a ruler should read off them, and show what is there."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_layouts_cover_ten_seconds_in_millimetres(layout, rows):
     assert len(panels) == rows
     for row in panels:
         assert row[0].start == 0 and row[-1].stop == 10
-        assert all(a.stop == b.start and a.x(a.stop) == b.left for a, b in zip(row, row[1:], strict=False))
+        assert all(a.stop == b.start and a.x(a.stop) == b.left for a, b in itertools.pairwise(row))
         assert float(row[-1].x(10.0) - row[0].x(0.0)) == 250.0 and row[-1].x(10.0) < width
         assert row[0].baseline % 5 == 0 and 0 < row[0].y(-1) < row[0].y(1) < height
     if layout in LAYOUTS:

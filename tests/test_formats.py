@@ -180,7 +180,7 @@ def test_a_cut_file_is_refused(formats_data, name):
             except ValueError as error:
                 assert str(error).startswith("recording: "), error
             else:
-                assert kind == "table" and block.signal.shape[2] <= length or size >= len(data) - 2, (name, size)
+                assert (kind == "table" and block.signal.shape[2] <= length) or size >= len(data) - 2, (name, size)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_zero_shot_gives_cosines_best_first(folders, files):
     answers = ask(files, candidate_labels=labels, batch_size=2, **STATED)
     assert is_json(answers) and len(answers) == 3
     model, processor = MelpModel.from_pretrained(folders / "whole").eval(), tiny_processor()
-    prompts = [*labels.values()][:2] + [["ventricular pacing."]]
+    prompts = [*[*labels.values()][:2], ["ventricular pacing."]]
     with torch.no_grad():
         ecg = model.get_ecg_features(**processor(ecg=files, **STATED, return_tensors="pt")).pooler_output
     expected = ecg @ embed_prompts(model, processor, prompts).T

@@ -4,6 +4,7 @@ The recipes of the stages are in `melp.training.stages.recipes`. Nothing heavy i
 error in a recipe, do not wait for torch.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -160,10 +161,8 @@ def check_type(name: str, value, hint):
     if choices and value not in choices and not (value is None and type(None) in allowed):
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
     if float in allowed and type(value) in (int, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if not choices and type(value) not in allowed:
         wanted = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
         raise ValueError(f"recipe field {name!r} is {value!r}; it must be of type {wanted}.")

@@ -1,6 +1,7 @@
 """What every stage of training has: a recipe, an accelerator, rows to learn from and held-out rows."""
 
 import contextlib
+import itertools
 from pathlib import Path
 
 import torch
@@ -130,10 +131,10 @@ class Stage:
         Every row is in one batch. A last batch of one row, which has no contrastive loss, joins the batch before it;
         a split of a single row is no validation.
         """
-        bounds = list(range(0, len(self.held_out), batch_size)) + [len(self.held_out)]
+        bounds = [*range(0, len(self.held_out), batch_size), len(self.held_out)]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
             del bounds[-2]
-        batches = [list(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False) if b - a > 1]
+        batches = [list(range(a, b)) for a, b in itertools.pairwise(bounds) if b - a > 1]
         return batches[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def mean_over_batches(self, losses_of, batch_size: int) -> dict[str, float]:

@@ -207,7 +207,7 @@ class LanguageStage(Stage):
         for ids, marks in itertools.islice(self._documents_with_words(generator), examples):
             words = self._whole_words(ids, marks)
             place = words[int(torch.randint(len(words), (), generator=generator))]
-            masked = ids[:place] + [tokenizer.mask_token_id] + ids[place + 1 :]
+            masked = [*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]
             logits = model(input_ids=torch.tensor([masked], device=model.device)).logits[0, place].float()
             best = logits.softmax(dim=-1).topk(guesses)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
