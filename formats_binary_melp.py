@@ -515,7 +515,7 @@ def _transfer_syntax(data: bytes) -> bytes:
 
 def _refuse_cut(dataset):
     """pydicom takes the end of the file for the end of whatever element it is in."""
-    for tag in dataset.keys():  # noqa: SIM118: a data set without them gives its elements, each read
+    for tag in dataset.keys():  # noqa: SIM118 - without them it would read each element
         raw = dataset.get_item(tag)
         value, stated = raw.value, getattr(raw, "length", 0)
         if isinstance(value, bytes) and stated != 0xFFFFFFFF and len(value) < stated:

@@ -135,7 +135,7 @@ def _is_numeric(cells: list[str]) -> bool:
 
 def read_table(source: Source, request: Request) -> Recording:
     """Reads samples in rows and leads in columns, line by line; a column that counts samples or time is left out."""
-    file = open(source.path, "rb") if source.is_plain else io.BytesIO(source.all())  # noqa: SIM115: see `with`
+    file = open(source.path, "rb") if source.is_plain else io.BytesIO(source.all())  # noqa: SIM115 - closed by `with`
     with file:
         lines = _table_lines(file)
         opening = [line for _, line in zip(range(6), lines, strict=False)]
