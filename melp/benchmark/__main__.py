@@ -8,6 +8,8 @@
     python -m melp.benchmark bootstrap         1,000 draws of patients at the size of the subclass test
     python -m melp.benchmark data [--data DIR] records read (WFDB; a prepared folder at random, in order, as a stream),
                                                arrays processed, records simulated, MIMIC-IV-ECG prepared
+    python -m melp.benchmark predict --dtype float32   predict.py on WFDB files, beside encoding alone
+    python -m melp.benchmark search            the nearest of a million embeddings, exactly and by faiss
     python -m melp.benchmark startup           CPU time until each command answers, and to load a small model
 
 At the paper's size. FLOPs are those the model needs (matrix products and convolutions, counted by torch); the peak is
@@ -23,6 +25,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
+BATCH_SIZES |= {"predict": 16, "search": 1}
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
 MIMIC_RECORDS = 800_035
 COLUMNS = "| task | device | dtype | batch | per second | TFLOP/s | peak | share | memory GB |"
@@ -63,6 +66,8 @@ def jobs(options) -> list[tuple[str, tuple]]:
         return [("model.measure_local_loss", size) for size in sizes]
     if options.task in ("data", "bootstrap"):
         return [(f"data.measure_{options.task}", ())]
+    if options.task in ("predict", "search"):
+        return [(f"predict.measure_{options.task}", ())]
     if options.onnx:
         return [("model.measure_onnx", ())]
     return [("model.measure_model", (options.task, dtype_name)) for dtype_name in options.dtype]
@@ -82,6 +87,10 @@ def remark(case: dict) -> str | None:
     """Returns in words what a task is about that compares ways."""
     if "times_pytorch" in case:
         return f"{case['way']}: {case['megabytes']:.1f} MB, {case['times_pytorch']:.2f} times PyTorch in float32"
+    if "times_encode" in case and case["way"] != "encode arrays":
+        return f"{case['way']}: {case['times_encode']:.2f} times the rate of encoding alone"
+    if "search_seconds" in case:
+        return f"{case['way']}: {case['search_seconds']:.2f} s for the nearest of {case['embeddings']:,} embeddings"
     if "times_wfdb" in case and case["way"] != "wfdb":
         return f"{case['way']}: {case['times_wfdb']:.0f} times wfdb"
     if (size := case.get("kilobytes_per_record")) is not None:

@@ -1,0 +1,101 @@
+"""Search in a predict output by text and by file: nearest first, each patient once, as table, CSV and sheet."""
+
+import csv
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny import tiny_model, tiny_processor
+
+import predict
+from findings_melp import embed_prompts
+from melp import search
+from melp.notice import NOTICE
+from melp.search import Index
+from modeling_melp import MelpModel
+from signal_melp import LEADS
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """`model`, `ecgs` (six WFDB records) and `index`."""
+    import wfdb
+
+    root, random = tmp_path_factory.mktemp("search"), np.random.default_rng(0)
+    tiny_model().save_pretrained(root / "model")
+    tiny_processor().save_pretrained(root / "model")
+    (root / "ecgs").mkdir()
+    units = {"fs": 500, "units": ["mV"] * 12, "sig_name": list(LEADS), "fmt": ["16"] * 12}
+    for name in "abcdef":
+        walk = random.standard_normal((5000, 12)).cumsum(0) / 50
+        wfdb.wrsamp(name, p_signal=walk, write_dir=str(root / "ecgs"), **units)
+    arguments = [root / "ecgs", "--model", root / "model", "--output", root / "index", "--embeddings"]
+    predict.main([*map(str, arguments), "--num-workers", "0"])
+    return root
+
+
+def found(root, query, capsys, *options) -> list[dict]:
+    search.main([str(root / "index"), str(query), "--format", "csv", *options])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"# {NOTICE}\n")
+    return list(csv.DictReader(io.StringIO(shown.partition("\n")[2])))
+
+
+@pytest.mark.parametrize("options", [(), ("--exact",)])
+def test_a_text_finds_by_cosine(root, capsys, options):
+    hits = found(root, "atrial fibrillation.", capsys, *options)
+    model, processor = MelpModel.from_pretrained(root / "model").eval(), tiny_processor()
+    paths = sorted(map(str, (root / "ecgs").glob("*.hea")))
+    ecgs = model.get_ecg_features(**processor(ecg=paths, return_tensors="pt")).pooler_output.detach()
+    cosines = (ecgs @ embed_prompts(model, processor, [["atrial fibrillation."]]).T)[:, 0]
+    assert [hit["path"] for hit in hits] == [paths[row] for row in cosines.argsort(descending=True).tolist()]
+    assert [float(hit["similarity"]) for hit in hits] == pytest.approx(
+        cosines.sort(descending=True)[0].tolist(), abs=1e-5
+    )
+
+
+def test_a_file_finds_itself_first(root, capsys):
+    (hit,) = found(root, root / "ecgs" / "c", capsys, "--top", "1")
+    assert hit["record"] == "c" and float(hit["similarity"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_table_and_a_sheet(root, capsys, tmp_path):
+    search.main([str(root / "index"), "flutter", "--top", "2", "--pictures", str(tmp_path / "sheet.svg")])
+    assert capsys.readouterr().out.startswith(NOTICE)
+    sheet = (tmp_path / "sheet.svg").read_text()
+    assert NOTICE in sheet and "Nearest to: flutter" in sheet and sheet.count("<!-- V5 -->") == 2
+
+
+@pytest.mark.parametrize("by_faiss", [False, True])
+def test_a_patient_is_shown_once(by_faiss):
+    random = np.random.default_rng(0)
+    embeddings = random.standard_normal((500, 8)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    query = embeddings[7]
+    order = np.argsort(-embeddings @ query)
+    patients = [None] * 500
+    for row in order[:100]:
+        patients[row] = "one"  # of whom the nearest hundred are
+    columns = {"path": [f"{row}" for row in range(500)], "patient": pa.array(patients, pa.string())}
+    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), 8)
+    index = Index(pa.table({"embedding": values, **columns}))
+    if by_faiss:
+        pytest.importorskip("faiss")
+        index.use_faiss()
+    hits = index.hits(query, 3)
+    assert [int(hit["path"]) for hit in hits] == [7, order[100], order[101]]
+    assert len(index.hits(query, 1000)) == 401
+
+
+def test_what_cannot_be_searched_is_refused(root, tmp_path):
+    arguments = [root / "ecgs" / "a", "--model", root / "model", "--output", tmp_path / "bare", "--findings", "x"]
+    predict.main([*map(str, arguments), "--num-workers", "0"])
+    with pytest.raises(SystemExit, match="--embeddings"):
+        search.main([str(tmp_path / "bare"), "text"])
+    with pytest.raises(SystemExit, match="no output"):
+        search.main([str(tmp_path), "text"])
+    tiny_model(seed=3).save_pretrained(tmp_path / "other")
+    tiny_processor().save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="not the model"):
+        search.main([str(root / "index"), "text", "--model", str(tmp_path / "other")])
