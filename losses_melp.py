@@ -13,7 +13,7 @@ CAPTION_CHUNK_TOKENS = 4096
 
 
 def similarity_logits(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    """Scaled cosine similarities (ecgs, reports), in float32 also under autocast."""
+    """Returns scaled cosine similarities (ecgs, reports), in float32 also under autocast."""
     with torch.autocast(ecg_embeds.device.type, enabled=False):
         return logit_scale.float() * ecg_embeds.float() @ text_embeds.float().t()
 
@@ -24,7 +24,7 @@ def contrastive_loss(
     logit_scale: torch.Tensor,
     positives: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Symmetric cross entropy between ECGs and their reports (rhythm scale).
+    """Computes the symmetric cross entropy between ECGs and their reports (rhythm scale).
 
     Args:
         ecg_embeds, text_embeds: (batch, dim), L2-normalised; row i of one belongs to row i of the other.
@@ -48,7 +48,7 @@ def sigmoid_contrastive_loss(
     logit_bias: torch.Tensor,
     positives: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Each ECG and report judged on its own: do they belong together? (Zhai et al., SigLIP, arXiv 2303.15343).
+    """Judges each pair of ECG and report on its own: do they belong together? (Zhai et al., SigLIP, arXiv 2303.15343).
 
     Args:
         logit_bias: scalar added to the scaled similarities; the others as in [`contrastive_loss`].
@@ -64,13 +64,13 @@ def _own(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _cross_entropy(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-    """Summed over the rows, with each row's target spread evenly over its positives; 0 for a row without any."""
-    of_positives = logits.log_softmax(dim=1).masked_fill(~positives, 0.0).sum(dim=1)
-    return -(of_positives / positives.sum(dim=1).clamp(min=1)).sum()
+    """Sums over the rows, each row's target spread evenly over its positives; a row without any adds 0."""
+    log_likelihood = logits.log_softmax(dim=1).masked_fill(~positives, 0.0).sum(dim=1)
+    return -(log_likelihood / positives.sum(dim=1).clamp(min=1)).sum()
 
 
 def caption_loss(hidden_states: torch.Tensor, lm_head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the next report token, mean over the real targets (token scale).
+    """Computes the cross entropy of the next report token, a mean over the real targets (token scale).
 
     Only real tokens reach the output matrix, a chunk at a time, and more than one chunk is recomputed in the backward
     pass, so the logits of a whole batch never lie in memory.
@@ -95,7 +95,7 @@ def caption_loss(hidden_states: torch.Tensor, lm_head: torch.nn.Linear, labels: 
 
 
 def _attend(dots: torch.Tensor, absent: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention of sentences (last dimension) over beats (dimension 1) from their dot products.
+    """Returns the attention of sentences (last dimension) over beats (dimension 1) from their dot products.
 
     The original normalises over the sentences first, then over the beats. A finite fill keeps a report without any
     sentence from giving NaN; callers mask what it yields.
@@ -107,7 +107,7 @@ def _attend(dots: torch.Tensor, absent: torch.Tensor, scale: float) -> torch.Ten
 def beat_attention(
     beat_embeds: torch.Tensor, sentence_embeds: torch.Tensor, sentence_mask: torch.Tensor, attention_scale: float = 4.0
 ) -> torch.Tensor:
-    """The beats that support each sentence of an ECG's own report.
+    """Returns how much each beat supports each sentence of an ECG's own report.
 
     Args:
         beat_embeds: (batch, beats, dim); sentence_embeds: (batch, sentences, dim); sentence_mask: (batch, sentences).
@@ -129,7 +129,7 @@ def beat_similarity(
     similarity_scale: float = 5.0,
     logit_scale: float = 10.0,
 ) -> torch.Tensor:
-    """How well each report's sentences are found in each ECG's beats: (ecgs, reports).
+    """Measures how well each report's sentences agree with each ECG's beats: (ecgs, reports).
 
     A sentence attends over the beats; the cosine between it and the beats it attends to needs only their dot products
     and the beats' Gram matrix, so no (ecg, report, sentence, dim) tensor is made.
@@ -160,7 +160,7 @@ def beat_loss(
     positives: torch.Tensor | None = None,
     **scales: float,
 ) -> torch.Tensor:
-    """Symmetric cross entropy between ECGs and reports over `beat_similarity` (beat scale).
+    """Computes the symmetric cross entropy between ECGs and reports over `beat_similarity` (beat scale).
 
     A report without a sentence is no target and no negative; the original crashes on one.
 
@@ -174,8 +174,8 @@ def beat_loss(
     has_sentence = sentence_mask.any(dim=1)
     positives = _own(similarity) if positives is None else positives
     positives = positives & has_sentence & has_sentence[:, None]
-    of_report = similarity.t().masked_fill(~has_sentence[:, None], 0.0)
-    total = _cross_entropy(similarity, positives) + _cross_entropy(of_report, positives)
+    by_report = similarity.t().masked_fill(~has_sentence[:, None], 0.0)
+    total = _cross_entropy(similarity, positives) + _cross_entropy(by_report, positives)
     return total / (2 * has_sentence.sum().clamp(min=1))
 
 

@@ -117,6 +117,7 @@ def deterministic(corpus, language, tmp_path_factory):
 LAUNCHES = {"": None, ", FSDP2": FSDP2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_two_processes_equal_one(deterministic, tmp_path, launch):
     """Global negatives, global token means, gradients through the gather: the weights agree after 20 steps.
@@ -144,6 +145,7 @@ def test_two_processes_equal_one(deterministic, tmp_path, launch):
         assert validated[0][name] == pytest.approx(validated[1][name], rel=1e-3), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", [", FSDP2"])
 def test_a_sick_record_in_bfloat16_is_left_out_by_all_processes(corpus, language, tmp_path, launch):
     """One that the second process alone reads, in the second step."""
@@ -167,6 +169,7 @@ def test_a_sick_record_in_bfloat16_is_left_out_by_all_processes(corpus, language
     assert all(torch.isfinite(value).all() for value in saved.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"contrastive": "sigmoid", "shared_positives": True}])
 def test_accumulation_equals_one_large_batch(deterministic, fields):
     """All three losses over micro-batches with cached embeddings, of which each has its own padding."""
@@ -182,6 +185,7 @@ def test_accumulation_equals_one_large_batch(deterministic, fields):
     assert_same(weights(one), weights(accumulated))
 
 
+@pytest.mark.slow
 def test_accumulation_on_two_processes(deterministic, tmp_path):
     recipe, one = deterministic
     fields = recipe("accumulated-two", batch_size=2, accumulation_steps=2)
@@ -206,6 +210,7 @@ def test_beat_loss_can_stay_with_each_process(deterministic, tmp_path):
     assert logged["contrastive_loss"] == pytest.approx(log(one)[0]["contrastive_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_losses_and_gradients_are_the_same(deterministic, monkeypatch):
     """Graphs as torch.compile captures them; generating code from them would take minutes on a CPU."""
     recipe, _ = deterministic
@@ -270,6 +275,7 @@ def wait_until(happened, command: Command, seconds: float = 200):
         time.sleep(0.0005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment, workers", [("step", 2), ("save", 0)])
 def test_killed_at_any_moment_resumes_to_the_same_weights(run, corpus, language, tmp_path, moment, workers):
     """SIGKILL in the middle of a step or of a save, in the middle of an epoch: bit-equal to `run`."""
@@ -309,7 +315,7 @@ def test_a_recipe_can_go_on_from_a_model(run, corpus, tmp_path):
     arguments = ["--model", str(run / "model"), "--data", str(corpus), "--output", str(tmp_path / "on")]
     main([str(REPO / "recipes" / "demo.yaml"), *arguments, "--max-steps", "2", "--batch-size", "8"])
     assert (tmp_path / "on" / "model" / "model.safetensors").exists()
-    with pytest.raises(SystemExit, match="no effect beside model"):
+    with pytest.raises(SystemExit, match="no effect where model is given"):
         main(
             [
                 str(REPO / "recipes" / "demo.yaml"),
@@ -321,6 +327,7 @@ def test_a_recipe_can_go_on_from_a_model(run, corpus, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_whole_path_and_its_resumption(corpus, tmp_path, capsys):
     """`train.py` without a recipe, then again as after an interruption between the last step and the evaluation."""
     arguments = ["--data", str(corpus), "--output", str(tmp_path / "demo"), "--max-steps", "2", "--batch-size", "8"]

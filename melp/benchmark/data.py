@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 import melp
 from melp.benchmark.case import new_case
-from melp.training.device import seconds_a_call
+from melp.training.device import seconds_per_call
 
 RECORDS, CLASSES, PATIENTS, DRAWS = 2158, 23, 1900, 1000  # of `bootstrap`: PTB-XL's subclass test
 CORPUS_RECORDS, WFDB_RECORDS = 500, 200  # that `data` makes
@@ -180,7 +180,7 @@ def measure_bootstrap(options) -> list[dict]:
     def call():
         return ClassFigures(targets, scores, names, patients, thresholds, samples=DRAWS).rows
 
-    seconds = seconds_a_call(call, torch.device("cpu"), 0.0, repeats=1)
+    seconds = seconds_per_call(call, torch.device("cpu"), 0.0, repeats=1)
     what = f"{RECORDS:,} recordings x {CLASSES} classes"
     others = {"whole_seconds": seconds, "draws": DRAWS, "what": what}
     return [new_case("bootstrap", torch.device("cpu"), "float64", RECORDS, DRAWS / seconds, **others)]

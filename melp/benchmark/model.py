@@ -12,7 +12,7 @@ from losses_melp import beat_loss
 from melp.benchmark.case import new_case
 from melp.models import read_config
 from melp.training.cpu_kernels import use_cpu_kernels
-from melp.training.device import count_flops, matrix_peak, peak_memory, seconds_a_call
+from melp.training.device import count_flops, matrix_peak, peak_memory, seconds_per_call
 from modeling_melp import MelpModel
 
 REPORT_TOKENS = (20, 41)  # reports of the usual length, about 30 tokens with [BOS] and [SEP]
@@ -101,7 +101,7 @@ def measure_model(task: str, dtype_name: str, options) -> list[dict]:
     flops = None if task == "generate" else count_flops(model, call)
     if options.compile:
         model.ecg_model.compile()
-    seconds = seconds_a_call(call, device, options.seconds)
+    seconds = seconds_per_call(call, device, options.seconds)
     others = {"compiled": options.compile}
     if flops:
         peak = matrix_peak(device, dtype, options.seconds / 5)
@@ -136,7 +136,7 @@ def measure_local_loss(way: str, batch_size: int, options) -> list[dict]:
     mask = torch.ones(batch_size, SENTENCES, dtype=torch.bool, device=device)
     loss = {"melp": beat_loss, "loop": looped_beat_loss}[way]
     before = peak_memory(device)
-    seconds = seconds_a_call(lambda: loss(beats, sentences, mask).backward(), device, options.seconds)
+    seconds = seconds_per_call(lambda: loss(beats, sentences, mask).backward(), device, options.seconds)
     others = {"way": way, "milliseconds": 1e3 * seconds, "own_memory_gb": peak_memory(device) - before}
     return [new_case("local-loss", device, "float32", batch_size, batch_size / seconds, **others)]
 
@@ -163,7 +163,7 @@ def measure_onnx(options) -> list[dict]:
     weights = sum(parameter.numel() for parameter in model.ecg_model.parameters()) * 4 / 1e6
     cases = []
     for way, call in calls.items():
-        seconds = seconds_a_call(call, device, options.seconds / len(calls))
+        seconds = seconds_per_call(call, device, options.seconds / len(calls))
         dtype_name = way.split(", ")[1]
         size = weights if way.startswith("PyTorch") else megabytes[dtype_name]
         others = {"way": way, "megabytes": size}

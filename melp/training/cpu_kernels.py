@@ -83,7 +83,7 @@ class DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, scaling: float, p: float) -> torch.Tensor:
-        """Queries, keys and values, (batch, heads, their length, their width) of one dtype."""
+        """Takes queries, keys and values, (batch, heads, their length, their width), of one dtype."""
         query, value = query * scaling, value.contiguous()
         signed = query.new_empty(*query.shape[:3], key.shape[2])
         outputs = query.new_empty(*query.shape[:3], value.shape[3])
@@ -193,9 +193,9 @@ def fourier_convolution(inputs: torch.Tensor, weight: torch.Tensor, groups: int,
         inputs = inputs.unfold(-1, size, step).reshape(batch_size, groups, width, windows, size)
         inputs = transform @ inputs.permute(4, 1, 0, 3, 2).reshape(size, -1)
         inputs = torch.cat([*inputs.view(2, -1, rows, width)], dim=1)  # real rows, then imaginary ones
-        of_real, of_imaginary = (inputs.repeat(2, 1, 1) @ spectrum).view(2, -1, 2, rows, width)
+        real_products, imaginary_products = (inputs.repeat(2, 1, 1) @ spectrum).view(2, -1, 2, rows, width)
         # By the conjugate, since torch's convolution does not turn the kernel round.
-        product = of_real + of_imaginary.flip(1) * torch.tensor([1.0, -1.0])[:, None, None]
+        product = real_products + imaginary_products.flip(1) * torch.tensor([1.0, -1.0])[:, None, None]
         outputs = inverse[:, :step].t() @ product.transpose(0, 1).reshape(len(transform), -1)
     outputs = outputs.view(step, groups, batch_size, windows, width).permute(2, 1, 4, 3, 0)
     return outputs.reshape(batch_size, channels, -1)[..., :length].to(dtype)

@@ -1,4 +1,4 @@
-"""What a device does: the time of a call, its FLOPs and the device's matrix peak, memory."""
+"""Measures of a device: the time of a call, its FLOPs and the device's matrix peak, memory."""
 
 import functools
 import math
@@ -11,12 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def synchronise(device: torch.device):
+    """Waits until the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def seconds_a_call(call, device: torch.device, min_seconds: float, repeats: int = 3) -> float:
-    """The fastest of a few timed stretches, after a warm-up: interference only ever slows."""
+def seconds_per_call(call, device: torch.device, min_seconds: float, repeats: int = 3) -> float:
+    """Returns the time of the fastest of a few stretches, after a warm-up: interference only ever slows."""
     for _ in range(2):
         call()
     synchronise(device)
@@ -32,7 +33,7 @@ def seconds_a_call(call, device: torch.device, min_seconds: float, repeats: int 
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 3.0) -> float:
-    """FLOP/s of a square matrix product on random data, as large as the device multiplies within a quarter second.
+    """Measures FLOP/s of a square matrix product on random data, as large as is multiplied within a quarter second.
 
     A CPU without units for bfloat16 is a thousand times slower in it than in float32.
     """
@@ -40,13 +41,13 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 3.0) 
     while True:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         multiply = functools.partial(torch.matmul, a, b)
-        if size == largest or seconds_a_call(multiply, device, 0.0, repeats=1) > 0.25 / 8:
-            return 2 * size**3 / seconds_a_call(multiply, device, seconds)
+        if size == largest or seconds_per_call(multiply, device, 0.0, repeats=1) > 0.25 / 8:
+            return 2 * size**3 / seconds_per_call(multiply, device, seconds)
         size *= 2
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB: of the device where it is a GPU, of the process otherwise."""
+    """Returns GB: of the device where it is a GPU, of the process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
@@ -54,13 +55,13 @@ def peak_memory(device: torch.device) -> float:
 
 
 def convolution_backward_flops(grad_out_shape, x_shape, weight_shape, *arguments, **_) -> int:
-    """Gradients of input and weight cost a forward each; torch's own count forgets the groups of a convolution."""
+    """Counts a forward for each gradient, of input and weight; torch's own count forgets a convolution's groups."""
     output_mask = arguments[-1]
     return sum(output_mask[:2]) * 2 * math.prod(grad_out_shape) * math.prod(weight_shape[1:])
 
 
 def count_flops(model: torch.nn.Module, call) -> int:
-    """FLOPs of a call; counted with explicit attention, whose products the counter sees on every device."""
+    """Counts the FLOPs of a call, with explicit attention, whose products the counter sees on every device."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
@@ -71,4 +72,5 @@ def count_flops(model: torch.nn.Module, call) -> int:
 
 
 def device_name(device: torch.device) -> str:
+    """Returns what a device is called in results."""
     return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

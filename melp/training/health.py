@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-COLLAPSE_LINES = 5  # log lines in a row on which a sign of collapse has to stand
+COLLAPSE_LINES = 5  # log lines in a row on which a sign of collapse has to be present
 COLLAPSES = {
     "the contrastive loss stays at ln(batch): the towers have collapsed": (
         lambda m: abs(m["contrastive_loss"] - m["chance_loss"]) < 0.01 * m["chance_loss"],
@@ -58,7 +58,7 @@ class Collapse:
 
 
 class GracefulStop:
-    """Ctrl-C and SIGTERM ask the loop to save and leave, instead of ending it in the middle of a step."""
+    """Turns Ctrl-C and SIGTERM into a request to save and leave, instead of an end in the middle of a step."""
 
     requested = False
 

@@ -33,6 +33,7 @@ class RunLog:
             accelerator.init_trackers("melp", config=settings, init_kwargs=options)
 
     def metrics(self, step: int, values: dict):
+        """Appends a line to metrics.jsonl, and tells the tracker."""
         if self.accelerator.is_main_process:
             with open(self.output / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step, **finite(values)}) + "\n")
@@ -40,13 +41,14 @@ class RunLog:
             self.accelerator.log(values, step=step)
 
     def warning(self, step: int, text: str):
+        """Prints a warning and appends it to metrics.jsonl."""
         if self.accelerator.is_main_process:
             tqdm.write(f"warning: {text}")
             with open(self.output / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step, "warning": text}) + "\n")
 
     def pictures(self, step: int, figures: dict):
-        """Figures by name: PNG files, and to a tracker."""
+        """Writes figures by name as PNG files, and to a tracker."""
         if not self.accelerator.is_main_process:
             return
         from PIL import Image  # a dependency of matplotlib
@@ -67,5 +69,6 @@ class RunLog:
                     tracker.log_images({f"sample-{name}": pixels[None]}, step=step, **options)
 
     def close(self):
+        """Ends the tracker's run."""
         for tracker in self.accelerator.trackers:
             tracker.finish()

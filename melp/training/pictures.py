@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from processing_melp import LEADS
 
 MM = 1 / 25.4  # inches
-SPEED, GAIN = 25.0, 10.0  # mm a second, mm a millivolt
+SPEED, GAIN = 25.0, 10.0  # mm/s, mm/mV
 LEAD_SPACING = 15.0  # mm between two leads' baselines
-LINE = 5.0  # mm a line of text
+LINE = 5.0  # mm per line of text
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:cyan", "tab:olive", "tab:pink")
 
 
@@ -63,7 +63,7 @@ def ecg_picture(
 
 
 def _paper(axes, seconds: float, height: float):
-    """Millimetre squares, every fifth line darker."""
+    """Draws millimetre squares, every fifth line darker."""
     for every, colour, width in ((1, "#f6d5d5", 0.25), (5, "#e58f8f", 0.5)):
         axes.vlines(np.arange(0, seconds + 1e-9, every / SPEED), 0, height, color=colour, linewidth=width)
         axes.hlines(np.arange(0, height + 1e-9, every), 0, seconds, color=colour, linewidth=width)

@@ -90,9 +90,11 @@ class Recipe:
         return [(name, part.strip()) for name, value in named if value for part in value.split(",")]
 
     def check_sources(self):
-        """Raises ValueError naming a source that is neither on this disk nor in the form of a Hub id."""
+        """Raises ValueError naming a source that is neither a file or folder nor in the form of a Hub id."""
         for _, source in self.sources():
-            parse_source(source)
+            path = parse_source(source).path
+            if path is not None and not path.is_file() and not path.is_dir():
+                raise ValueError(f"{source} is neither a file nor a folder.")
 
     @classmethod
     def for_new_model(cls, values: dict, overrides: dict) -> dict:

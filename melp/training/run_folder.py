@@ -167,18 +167,18 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
     Of a prepared folder that of its preparation, of other folders and files the hash of their content; a name on the
     Hub is pinned to a commit, which is its own.
     """
-    found = {}
+    values = {}
     for name, source in recipe.sources():
         path = parse_source(source).path
         if path is None:
-            found[f"{name} {source}"] = source
+            values[f"{name} {source}"] = source
         elif path.is_file():
-            found[f"{name} {source}"] = file_hash(path)
+            values[f"{name} {source}"] = file_hash(path)
         else:
             prepared = about_prepared(path).get("fingerprint") if name == "data" else None
             content = prepared or hashlib.sha256(json.dumps(checksums(path)).encode()).hexdigest()
-            found[f"{name} {source}"] = content
-    return found
+            values[f"{name} {source}"] = content
+    return values
 
 
 def git_revision() -> str | None:

@@ -15,12 +15,12 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @functools.cache
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, measured once a process."""
+    """Measures the FLOP/s of a large matrix product, once per process."""
     return matrix_peak(device, dtype)
 
 
 def step_flops(stage, batches: list[dict]) -> int:
-    """FLOPs that a step needs on this process, from one of its micro-batches; leaves gradients and draws as they were.
+    """Counts the FLOPs of a step on this process, by one of its micro-batches; gradients and draws stay as they were.
 
     What is computed twice to save memory counts once.
     """
@@ -37,22 +37,23 @@ def step_flops(stage, batches: list[dict]) -> int:
 class Meter:
     """Times the steps between two lines of the log."""
 
-    def __init__(self, rows_a_step: int, device: torch.device):
-        self.rows_a_step, self.device, self.flops, self.peak = rows_a_step, device, None, None
+    def __init__(self, rows_per_step: int, device: torch.device):
+        self.rows_per_step, self.device, self.flops, self.peak = rows_per_step, device, None, None
         self.restart()
 
     def measure(self, stage, batches: list[dict], recipe: Recipe):
-        """What a step needs and what the device can do, once at the start."""
+        """Measures what a step needs and what the device can do, once at the start."""
         self.flops = step_flops(stage, batches)
         with preserve_rng(self.device):
             self.peak = device_peak(self.device, DTYPES[recipe.mixed_precision])
         self.restart()
 
     def restart(self):
+        """Forgets the steps so far."""
         self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def timed(self, loader):
-        """The loader's batches; the time until each is there counts as waiting for data."""
+        """Yields the loader's batches; the time until each is there counts as waiting for data."""
         batches = iter(loader)
         while True:
             asked = time.perf_counter()
@@ -64,10 +65,10 @@ class Meter:
             yield batch
 
     def metrics(self) -> dict[str, float]:
-        """Of the steps since the last restart. Call it when the device is done, as after reading a loss."""
+        """Returns figures of the steps since the last restart; call it when the device is done (a loss was read)."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         metrics = {
-            "rows_per_second": self.steps * self.rows_a_step / seconds,
+            "rows_per_second": self.steps * self.rows_per_step / seconds,
             "data_wait_share": self.waited / seconds,
             "peak_memory_gb": peak_memory(self.device),
         }
@@ -77,7 +78,7 @@ class Meter:
 
 
 def estimate(recipe: Recipe, stage, optimizer, batches) -> str:
-    """Sizes and steps of a run, time and memory it would take from two steps after a first, whose work is lost."""
+    """Describes a run: sizes, steps, and the time and memory it would take, from two steps whose work is lost."""
     for count, micro_batches in enumerate([batches[0], batches[1], batches[2]]):
         if count == 1:
             started = time.perf_counter()
@@ -91,7 +92,7 @@ def estimate(recipe: Recipe, stage, optimizer, batches) -> str:
     trainable = sum(parameter.numel() for parameter in stage.model.parameters() if parameter.requires_grad)
     lines = [
         f"{recipe.stage}: {stage.describe()}, {trainable:,} trained",
-        f"{sharding.describe_launch(accelerator)}, {batches.global_batch:,} rows a step" + micro,
+        f"{sharding.describe_launch(accelerator)}, {batches.global_batch:,} rows per step" + micro,
         f"{recipe.max_steps:,} steps, {recipe.max_steps / batches.steps_per_epoch:.1f} epochs of "
         f"{batches.steps_per_epoch:,}; {len(stage.held_out):,} held-out rows",
         f"about {hours:.2f} h, from two steps timed here, data loading and validation not counted",

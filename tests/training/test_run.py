@@ -258,7 +258,7 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(corpus, language, tmp_
     fields = melp_recipe(corpus, language, tmp_path / "run", accumulation_steps=2, batch_size=4)
     train(fields, dry_run=True)
     printed = capsys.readouterr().out
-    assert "8 rows a step in 2 micro-batches" in printed and " h, from two steps" in printed
+    assert "8 rows per step in 2 micro-batches" in printed and " h, from two steps" in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -191,6 +191,7 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", [100_000, 600_000, 1_750_000])
 def test_a_full_disk_ends_with_one_message_and_what_was_there_stays(corpus, language, tmp_path, monkeypatch, free):
     """Filled up in the weights or the optimizer of the first checkpoint, or in the second checkpoint."""

@@ -246,6 +246,7 @@ def gradient_of_losses(rank: int, world: int, port: int, folder: str):
     torch.save(accelerator.reduce(found, "mean"), Path(folder) / f"{world}-{rank}.pt")
 
 
+@pytest.mark.slow
 def test_losses_over_two_processes_are_those_of_one(tmp_path):
     """Different numbers of masked frames on each, and a patient with a recording on both."""
     with socket.socket() as free:
@@ -353,6 +354,14 @@ def test_texts_come_from_files_datasets_and_reports(tmp_path):
     recipe.text, recipe.sequence_length = str(tmp_path / "text.txt"), 500
     with pytest.raises(ValueError, match="at most the model's positions, 128"):
         LanguageStage(recipe, Accelerator())
+
+
+def test_a_text_in_another_encoding_is_named(tmp_path):
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "text.txt").write_text("h\xf6her AV-Block\n" * 30, encoding=encoding)
+        recipe = LanguageRecipe(text=str(tmp_path / "text.txt"), config=BERT, vocab_size=60)
+        with pytest.raises(ValueError, match="text.txt is not UTF-8"):
+            LanguageStage(recipe, Accelerator())
 
 
 def test_a_text_model_of_absurd_sizes_is_refused_before_its_weights_are_read(tmp_path):
@@ -486,7 +495,7 @@ def test_the_multi_scale_stage_starts_from_both_towers(chain):
     for name, value in load_file(chain / "ecg" / "model" / "model.safetensors").items():
         assert torch.equal(after["ecg_model." + name], value), name
     assert load_recipe(chain / "melp" / "recipe.yaml").config["decoder_num_hidden_layers"] == 1
-    with pytest.raises(SystemExit, match="ecg_config has no effect beside ecg_model"):
+    with pytest.raises(SystemExit, match="ecg_config has no effect where ecg_model is given"):
         arguments = ["--data", str(chain / "data"), "--output", str(chain / "no"), "--config", "{ecg_config: {}}"]
         towers = ["--text-model", str(chain / "language" / "model"), "--ecg-model", str(chain / "ecg" / "model")]
         main([str(chain / "melp.yaml"), *arguments, *towers])

@@ -1,4 +1,4 @@
-"""What every stage of training has: a recipe, an accelerator, rows to learn from and held-out rows."""
+"""The base of all stages: a recipe, an accelerator, rows to learn from and held-out rows."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ CORPUS = "runs/corpus"
 
 
 class Stage:
-    """What every stage has: a recipe, an accelerator and the prepared folder it learns from.
+    """A recipe, an accelerator and the prepared folder that the stage learns from.
 
     The loop asks for `rows`, `collate` and `backward`; then for `validate`, `save` and what the log should say.
     """
@@ -38,7 +38,7 @@ class Stage:
 
     @contextlib.contextmanager
     def whole_weights(self):
-        """Inside, `unwrapped` is of use to each process on its own. Entered by every process."""
+        """Makes `unwrapped` of use to each process on its own; entered by every process."""
         if self.sharded is None:
             yield
             return
@@ -50,7 +50,7 @@ class Stage:
             self.sharded.release()
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
-        """Rows to learn from and held-out rows (maybe none): those with a report."""
+        """Returns rows to learn from and held-out rows (maybe none): those with a report."""
         splits = self.load_splits()
         recordings = get_split(splits, "train", self.data)
         rows = with_reports(recordings)
@@ -62,13 +62,14 @@ class Stage:
         return rows, with_reports(splits["validation"]) if "validation" in splits else rows.select([])
 
     def load_splits(self) -> DatasetDict:
+        """Opens the prepared folder; the main process makes or downloads it first."""
         with self.accelerator.main_process_first():
             self.data = self.data_folder(self.recipe)
         return load_prepared(self.data)
 
     @staticmethod
     def data_folder(recipe: Recipe) -> Path:
-        """The recipe's prepared folder, or the embedded synthetic corpus, made where it is not there yet."""
+        """Returns the recipe's prepared folder, or that of the synthetic corpus, made where it is not there yet."""
         if recipe.data is not None:
             return Path(recipe.data)
         folder = Path(f"{CORPUS}-{recipe.corpus_records}-{recipe.corpus_seed}")
@@ -76,7 +77,7 @@ class Stage:
 
     @property
     def unwrapped(self):
-        """The model without what Accelerate puts around it."""
+        """Returns the model without what Accelerate puts around it."""
         return self.gathered or self.accelerator.unwrap_model(self.model)
 
     def lengths(self) -> list[int] | None:
@@ -84,23 +85,23 @@ class Stage:
         return None
 
     def record_names(self, rows: list[int]) -> list[str]:
-        """What training rows are called, to name those of a step that went wrong."""
+        """Returns the names of training rows, to tell those of a step that went wrong."""
         named = "record" in getattr(self.rows, "column_names", ())
         return list(self.rows.select(rows)["record"]) if named else [f"row {row}" for row in rows]
 
     def compile(self):
-        """torch.compile, in place: names in checkpoints stay as they are."""
+        """Compiles the model in place: names in checkpoints stay as they are."""
         self.unwrapped.compile()
 
     def num_targets(self, batch: dict) -> torch.Tensor | None:
-        """How many targets `losses` is a mean over, where batches differ in it (tokens, for example).
+        """Counts the targets that `losses` is a mean over, where batches differ in it (tokens, for example).
 
         The mean over micro-batches and processes is then weighted by it. None: each batch counts the same.
         """
         return None
 
     def backward(self, batches: list[dict]) -> dict[str, torch.Tensor]:
-        """Gradients of one optimizer step from its micro-batches; returns the named losses of the step.
+        """Computes the gradients of one optimizer step from its micro-batches; returns the named losses of the step.
 
         Here the losses are means over the micro-batches, which is exact for losses that are means over rows or
         targets, not for contrastive ones, whose negatives are then those of a micro-batch.
@@ -117,16 +118,16 @@ class Stage:
         return totals
 
     def shares(self, counts: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Weights of means over so many targets each that make the processes' mean of sums the global mean."""
+        """Returns weights of means over so many targets each that make the processes' mean of sums the global mean."""
         counts = torch.stack(counts).to(self.accelerator.device).float()
         return list(counts / self.accelerator.reduce(counts.sum(), "mean"))
 
     def synchronised(self, last: bool):
-        """Processes exchange gradients in the backward pass of the last micro-batch only."""
+        """Lets processes exchange gradients in the backward pass of the last micro-batch only."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def held_out_batches(self, batch_size: int) -> list[list[int]]:
-        """This process's share of the held-out rows, in batches that do not depend on the number of processes.
+        """Returns this process's share of the held-out rows, in batches that do not depend on the number of processes.
 
         Every row is in one batch. A last batch of one row, which has no contrastive loss, joins the batch before it;
         a split of a single row is no validation.
@@ -138,7 +139,7 @@ class Stage:
         return batches[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def mean_over_batches(self, losses_of, batch_size: int) -> dict[str, float]:
-        """Mean of a dict of losses over the held-out rows, one process's share each; `val_` is put before the names.
+        """Averages named losses over the held-out rows, each process on its share; `val_` is put before the names.
 
         A batch counts by its rows. Every held-out row is used once, see `held_out_batches`.
         """
@@ -159,21 +160,21 @@ class Stage:
         return {f"val_{name}": value for name, value in zip(names, totals.tolist(), strict=True)}
 
     def held_out_loader(self) -> DataLoader:
-        """This process's share of the held-out rows in batches; over all processes each row comes once."""
+        """Returns this process's share of the held-out rows in batches; over all processes each row comes once."""
         rows, size = range(len(self.held_out)), self.recipe.batch_size
         batches = [rows[first : first + size] for first in rows[::size]]
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         return DataLoader(self.held_out, batch_sampler=mine, collate_fn=self.eval_collate)
 
     def after_step(self):
-        """Called after each optimizer step."""
+        """Does what follows each optimizer step."""
 
     def extra_metrics(self) -> dict[str, float]:
-        """What the log says beside the losses, of the last step."""
+        """Returns what the log says of the last step besides the losses."""
         return {}
 
     def bounds(self) -> dict[str, float]:
-        """`chance_loss`, the contrastive loss of a collapsed model, and `max_logit_scale`, where a stage has them."""
+        """Returns `chance_loss`, the contrastive loss of a collapsed model, and `max_logit_scale`, if they exist."""
         return {}
 
     def pictures(self) -> dict:
@@ -181,5 +182,5 @@ class Stage:
         return {}
 
     def notes(self) -> dict:
-        """What `training.json` in the model folder keeps beside the step: for a run that goes on from it."""
+        """Returns what `training.json` in the model folder keeps for a run that starts from it."""
         return {}

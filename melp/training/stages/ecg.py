@@ -34,7 +34,7 @@ from processing_melp import MelpFeatureExtractor
 
 
 class EcgStage(JointStage):
-    """Masked frames are told apart by their quantized code, halves of a record found among others'; no report is read.
+    """Tells masked frames apart by their quantized code, and finds halves of a record among others'; reads no report.
 
     Leaves a `MelpEcgModel` folder, of which the poolers are as they were: no loss of this stage reaches them.
     """
@@ -43,7 +43,9 @@ class EcgStage(JointStage):
         self.settings = recipe.pretraining_settings()
         if recipe.ecg_model is not None:
             if recipe.config:
-                raise ValueError("config has no effect beside ecg_model, whose sizes are given: leave one out.")
+                raise ValueError(
+                    "config has no effect where ecg_model is given, whose sizes are given: leave one out."
+                )
             ecg_model = load_whole(MelpEcgModel, recipe.ecg_model)
         else:
             check_names(recipe.config, MelpEcgConfig().to_dict(), "the ECG tower's configuration")
@@ -56,7 +58,7 @@ class EcgStage(JointStage):
         self.metrics: dict[str, torch.Tensor] = {}
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
-        """Recordings that fill the model's window, with or without a report: both halves must hold ECG."""
+        """Returns the recordings that fill the model's window, with or without a report: both halves must hold ECG."""
         splits = self.load_splits()
         splits = splits.select_columns(["record", "patient", "signal", "leads", "gain", "baseline"])
         samples = round(self.extractor.duration * STORED_RATE)
@@ -68,6 +70,7 @@ class EcgStage(JointStage):
         return rows, long_enough(splits["validation"], samples) if "validation" in splits else rows.select([])
 
     def describe(self) -> str:
+        """Returns the data and the model in words."""
         short = f" ({self.num_short:,} shorter ones left out)" if self.num_short else ""
         return f"{len(self.rows):,} recordings{short}, {self.unwrapped.ecg_model.num_parameters():,} parameters"
 
@@ -79,7 +82,7 @@ class EcgStage(JointStage):
         return self.collate(rows, "first")
 
     def segments(self, batch: dict, lead_dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """First halves, then second halves, scaled as whole records, with leads dropped from each on its own.
+        """Cuts records into first, then second halves, scaled as whole records, leads dropped from each on its own.
 
         Returns:
             (2 * records, leads, samples / 2), and the patients' ids (records,).
@@ -110,7 +113,7 @@ class EcgStage(JointStage):
         return outputs, {"patients": patients, "targets": outputs.mask.sum().float()[None]}
 
     def embeddings(self, outputs: EcgPretrainingOutput) -> dict[str, torch.Tensor]:
-        """Of both halves of each record, (records, 2, dim), and how much each code is used, (1, groups, choices)."""
+        """Returns both halves of each record, (records, 2, dim), and the use of each code, (1, groups, choices)."""
         probs = outputs.code_probs * outputs.mask[..., None, None]
         return {
             "pooled": outputs.pooled.unflatten(0, (2, -1)).transpose(0, 1),
@@ -118,7 +121,7 @@ class EcgStage(JointStage):
         }
 
     def joint_losses(self, embeddings, facts) -> dict[str, torch.Tensor]:
-        """CMSC, whose negatives are the step's records, and the use of the codes over its masked frames."""
+        """Computes CMSC, whose negatives are the step's records, and the use of the codes over its masked frames."""
         accelerator = self.accelerator
         num_masked = accelerator.reduce(facts["targets"].sum(), "mean")
         use = gather(embeddings["code_use"].sum(dim=0, keepdim=True)).mean(dim=0) / num_masked
@@ -143,12 +146,12 @@ class EcgStage(JointStage):
         self.unwrapped.quantizer.num_updates += 1
 
     def extra_metrics(self) -> dict[str, float]:
-        """Of this process's last batch; `code_perplexity` that falls towards the number of groups is a collapse."""
+        """Returns figures of the last batch here; a `code_perplexity` near the number of groups is a collapse."""
         metrics = self.metrics | {"gumbel_temperature": self.unwrapped.quantizer.temperature}
         return {name: value.item() for name, value in metrics.items()}
 
     def validate(self) -> dict[str, float]:
-        """Losses and accuracies over the held-out recordings, the same masks and negatives each time.
+        """Measures losses and accuracies over the held-out recordings, the same masks and negatives each time.
 
         `val_code_perplexity` is that of the codes chosen over all of them; `val_cmsc_accuracy` the share of halves
         whose nearest among a batch's opposite halves is of the same patient.
@@ -178,7 +181,7 @@ class EcgStage(JointStage):
                     chosen = outputs.codes[..., group][outputs.mask]
                     used[group] += torch.bincount(chosen, minlength=choices)
         sums, used = self.accelerator.reduce(sums, "sum"), self.accelerator.reduce(used, "sum")
-        frames, contrastive, correct, rows, cmsc, found = sums.tolist()
+        frames, contrastive, correct, rows, cmsc, cmsc_right = sums.tolist()
         if rows == 0:
             return {}
         return {
@@ -186,12 +189,12 @@ class EcgStage(JointStage):
             "val_contrastive_loss": contrastive / frames,
             "val_contrastive_accuracy": correct / frames,
             "val_cmsc_loss": cmsc / rows,
-            "val_cmsc_accuracy": found / rows,
+            "val_cmsc_accuracy": cmsc_right / rows,
             "val_code_perplexity": perplexity(used / frames).item(),
         }
 
     def save(self, folder: Path):
-        """The ECG tower alone, in bfloat16, with configuration, code and feature extractor."""
+        """Saves the ECG tower alone, in bfloat16, with configuration, code and feature extractor."""
         copy.deepcopy(self.unwrapped.ecg_model).to(torch.bfloat16).save_pretrained(folder)
         self.extractor.save_pretrained(folder)
 
@@ -206,13 +209,13 @@ class EcgStage(JointStage):
 
 
 def long_enough(split: Dataset, samples: int) -> Dataset:
-    """The recordings with at least `samples` a lead; their signals are not read for it."""
+    """Returns the recordings with at least `samples` per lead; their signals are not read for it."""
     size, leads = pc.binary_length(split.data.column("signal")), pc.list_value_length(split.data.column("leads"))
     kept = (pc.divide(size, leads).to_numpy() >= 2 * samples).nonzero()[0]  # 2 bytes a sample
     return split if len(kept) == len(split) else split.select(kept)
 
 
 def patient_id(row: dict) -> int:
-    """A number for the row's patient, the same in every process; a recording without one is its own patient."""
+    """Returns a number for the row's patient, the same everywhere; a recording without one is its own patient."""
     name = row["patient"] or f"record {row['record']}"
     return name_hash(name)

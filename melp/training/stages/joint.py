@@ -11,7 +11,7 @@ from melp.training.stages.base import Stage
 
 
 class _Gather(torch.autograd.Function):
-    """Every process's rows, in the order of the ranks, with the gradient of all processes' losses."""
+    """Joins every process's rows, in the order of the ranks; the gradient is that of all processes' losses."""
 
     @staticmethod
     def forward(ctx, tensor):
@@ -27,17 +27,17 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """(batch, ...) of this process to (world * batch, ...); equally many rows a process."""
+    """Joins (batch, ...) of each process to (world * batch, ...); equally many rows per process."""
     return _Gather.apply(tensor) if dist.is_initialized() and dist.get_world_size() > 1 else tensor
 
 
 def pad_second(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """(rows, n, ...) to (rows, length, ...), with zeros."""
+    """Pads (rows, n, ...) to (rows, length, ...) with zeros."""
     return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, length - tensor.shape[1]))
 
 
 def join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Embeddings or facts of micro-batches as those of one batch, padded to the longest in their second dimension."""
+    """Joins embeddings or facts of micro-batches, padded to the longest in their second dimension."""
     joined = {}
     for name in parts[0]:
         values = [part[name] for part in parts]
@@ -58,38 +58,38 @@ class JointStage(Stage, ABC):
 
     @abstractmethod
     def forward(self, batch: dict, model) -> tuple:
-        """The model's outputs for a batch, and facts that the joint losses need: tensors, rows first.
+        """Returns the model's outputs for a batch, and facts that the joint losses need: tensors, rows first.
 
         `targets` (1,) among them is how many targets the batch's own losses are means over.
         """
 
     def embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """`embeddings` and facts of a batch alone, drawing the random numbers that a forward draws."""
+        """Returns `embeddings` and facts of a batch alone, drawing the random numbers that a forward draws."""
         outputs, facts = self.forward(batch, self.unwrapped)
         return self.embeddings(outputs), facts
 
     @abstractmethod
     def embeddings(self, outputs) -> dict[str, torch.Tensor]:
-        """What the joint losses are made of, float32 by name, the first dimension counting rows or micro-batches."""
+        """Returns what the joint losses are made of, float32 by name; the first dimension: rows or micro-batches."""
 
     @abstractmethod
     def joint_losses(self, embeddings: dict[str, torch.Tensor], facts: dict[str, torch.Tensor]) -> dict:
-        """Named losses over all rows of the step, of all processes."""
+        """Computes the named losses over all rows of the step, of all processes."""
 
     def joint_parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters that only the joint losses use."""
+        """Returns the parameters that only the joint losses use."""
         return []
 
     @abstractmethod
     def own_losses(self, outputs, target_share, row_share) -> dict[str, torch.Tensor]:
-        """Named losses of a micro-batch, means over its targets and rows weighed by the shares of the step's."""
+        """Computes a micro-batch's losses, means over its targets and rows, weighted by its shares of the step's."""
 
     def sum_losses(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The named losses with their weighted sum, `loss`; those that are missing count nothing."""
+        """Adds the weighted sum of the named losses, `loss`; those that are missing count nothing."""
         return losses | {"loss": sum(weight * losses[name] for name, weight in self.weights.items() if name in losses)}
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The named losses of the global batch: negatives and means over targets span all processes."""
+        """Computes the named losses of the global batch: negatives and means over targets span all processes."""
         outputs, facts = self.forward(batch, self.model)
         joint = self.joint_losses(self.embeddings(outputs), facts)
         # DDP averages the gradients of the processes, so each weighs its mean by its share of the targets.
@@ -97,7 +97,7 @@ class JointStage(Stage, ABC):
         return self.sum_losses(joint | self.own_losses(outputs, share, 1.0))
 
     def backward(self, batches: list[dict]) -> dict[str, torch.Tensor]:
-        """The losses of one large batch, in the memory of its micro-batches (Gao et al., GradCache, arXiv 2101.06983).
+        """Computes one large batch's gradients in a micro-batch's memory (Gao et al., GradCache, arXiv 2101.06983).
 
         Embeddings of all micro-batches are made without a graph; the joint losses give their gradients; then each
         micro-batch is run again with the same random numbers and these gradients are propagated into it. Its own
@@ -105,19 +105,19 @@ class JointStage(Stage, ABC):
         """
         if len(batches) == 1:
             return super().backward(batches)
-        device, states, found = self.accelerator.device, [], []
+        device, states, embedded = self.accelerator.device, [], []
         with torch.no_grad():
             for batch in batches:
                 states.append(rng_state(device))
-                found.append(self.embed(batch))
-        parts, facts = ([part[index] for part in found] for index in (0, 1))
+                embedded.append(self.embed(batch))
+        parts, facts = ([part[index] for part in embedded] for index in (0, 1))
         embeddings = {name: value.requires_grad_() for name, value in join(parts).items()}
         totals = self.joint_losses(embeddings, join(facts))
         parameters = self.joint_parameters()
         gradients = torch.autograd.grad(self.sum_losses(totals)["loss"], [*embeddings.values(), *parameters])
-        of_embeddings = dict(zip(embeddings, gradients, strict=False))
-        for name, gradient in of_embeddings.items():
-            of_embeddings[name] = gradient.split([len(part[name]) for part in parts])
+        embedding_gradients = dict(zip(embeddings, gradients, strict=False))
+        for name, gradient in embedding_gradients.items():
+            embedding_gradients[name] = gradient.split([len(part[name]) for part in parts])
         shares = self.shares([fact["targets"][0] for fact in facts])
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
@@ -127,7 +127,7 @@ class JointStage(Stage, ABC):
                 own = self.own_losses(outputs, shares[index], 1 / len(batches))
                 surrogate = self.sum_losses(own)["loss"]
                 for name, value in self.embeddings(outputs).items():
-                    gradient = of_embeddings[name][index]
+                    gradient = embedding_gradients[name][index]
                     if value.ndim > 1:
                         gradient = gradient[:, : value.shape[1]]  # joining may have padded
                     surrogate = surrogate + (value * gradient).sum()

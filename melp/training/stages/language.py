@@ -38,7 +38,7 @@ FIRST, WORD, INSIDE, LAST, PADDING = range(5)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-casing BERT WordPiece tokenizer of the texts' most frequent words, with [BOS] as its last id.
+    """Makes a lower-casing BERT WordPiece tokenizer of the texts' most frequent words, with [BOS] as its last id.
 
     Rarer words are spelled by characters. The library's own WordPiece trainer breaks ties differently in every run,
     which would make no two trainings alike.
@@ -93,7 +93,7 @@ class LanguageStage(Stage):
         if recipe.text_model is not None:
             if recipe.config:
                 raise ValueError(
-                    "config has no effect beside text_model, whose sizes are given: leave one of them out."
+                    "config has no effect where text_model is given, whose sizes are given: leave one of them out."
                 )
             self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM, drawn=("cls.",))
         else:
@@ -122,7 +122,7 @@ class LanguageStage(Stage):
             )
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
-        """Documents in a column `text`: of `recipe.text`, and the reports of `recipe.data` where both are given."""
+        """Returns documents in a column `text`: `recipe.text`, and the reports of `recipe.data` if both are given."""
         recipe = self.recipe
         sources = [read_texts(name.strip(), recipe.text_column) for name in (recipe.text or "").split(",") if name]
         self.data = None
@@ -132,12 +132,13 @@ class LanguageStage(Stage):
         return tuple(concatenate_datasets(part) for part in parts)
 
     def describe(self) -> str:
+        """Returns the data and the model in words."""
         tokens = f"{len(self.rows):,} sequences of up to {self.recipe.sequence_length} tokens"
         parameters = f"{self.unwrapped.num_parameters():,} parameters"
         return f"{self.num_documents:,} documents in {tokens}, {parameters}, a vocabulary of {len(self.tokenizer):,}"
 
     def collate(self, rows: list[dict]) -> dict:
-        """Masked `input_ids`, `labels`, `position_ids` and each token's document (0 for padding): (batch, tokens)."""
+        """Returns masked `input_ids`, `labels`, `position_ids` and `documents` (0 for padding): (batch, tokens)."""
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         marks = torch.full((len(rows), length), PADDING)
@@ -157,20 +158,20 @@ class LanguageStage(Stage):
         }
 
     def logits(self, batch: dict, model) -> torch.Tensor:
-        """(batch, tokens, vocabulary), each document attending to itself."""
+        """Returns (batch, tokens, vocabulary), each document attending to itself."""
         documents = batch["documents"]
         mask = documents[:, None, :, None] == documents[:, None, None, :]
         return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask).logits
 
     def loss_sum(self, batch: dict, model) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross entropy summed over the masked tokens, and their number."""
+        """Sums the cross entropy over the masked tokens; returns it and their number."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         masked = batch["labels"] != -100
         logits = self.logits(batch, model)[masked].float()
         return F.cross_entropy(logits, batch["labels"][masked], reduction="sum"), masked.sum()
 
     def num_targets(self, batch: dict) -> torch.Tensor:
-        """Masked tokens, over which `losses` is a mean."""
+        """Counts the masked tokens, over which `losses` is a mean."""
         return (batch["labels"] != -100).sum()
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -178,7 +179,7 @@ class LanguageStage(Stage):
         return {"loss": loss / count.clamp(min=1)}
 
     def validate(self) -> dict[str, float]:
-        """Loss and perplexity of the held-out documents' masked tokens, the same ones each time."""
+        """Measures loss and perplexity of the held-out documents' masked tokens, the same ones each time."""
         device = self.accelerator.device
         sums = torch.zeros(2, device=device)
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -190,6 +191,7 @@ class LanguageStage(Stage):
         return {"val_loss": loss / count, "val_perplexity": math.exp(loss / count)} if count else {}
 
     def save(self, folder: Path):
+        """Saves a BERT with its tokenizer, and shows what it guesses for masked words."""
         self.unwrapped.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         table = self.fill_in_table()
@@ -198,7 +200,7 @@ class LanguageStage(Stage):
 
     @torch.no_grad()
     def fill_in_table(self, examples: int = 8, guesses: int = 5) -> str:
-        """A Markdown table of held-out documents with one word masked, and what the model takes it for."""
+        """Returns a Markdown table of held-out documents with one word masked, and what the model takes it for."""
         tokenizer, model = self.tokenizer, self.unwrapped
         training = model.training
         model.eval()
@@ -218,7 +220,7 @@ class LanguageStage(Stage):
         return "\n".join(lines) + "\n"
 
     def _documents_with_words(self, generator: torch.Generator):
-        """Token ids and marks of held-out documents with a word to mask, sequences in random order."""
+        """Yields token ids and marks of held-out documents with a word to mask, sequences in random order."""
         for index in torch.randperm(len(self.held_out), generator=generator).tolist():
             row = self.held_out[index]
             bounds = [i for i, mark in enumerate(row["marks"]) if mark == FIRST] + [len(row["marks"])]
@@ -228,7 +230,7 @@ class LanguageStage(Stage):
                     yield document
 
     def _whole_words(self, ids: list[int], marks: list[int]) -> list[int]:
-        """Places of the words of letters that are one token."""
+        """Returns the places of the words of letters that are one token."""
         whole = [i for i, mark in enumerate(marks) if mark == WORD and marks[i + 1] != INSIDE]
         return [i for i in whole if self.tokenizer.convert_ids_to_tokens(ids[i]).isalpha()]
 
@@ -246,13 +248,13 @@ class LanguageStage(Stage):
 
 
 def recipe_for_width(model: Path) -> str:
-    """The multi-scale recipe whose sizes go with this tower: the paper's, or the demo's."""
+    """Returns the multi-scale recipe whose sizes go with this tower: the paper's, or the demo's."""
     wide = json.loads((model / "config.json").read_text())["hidden_size"] == PAPER_WIDTH
     return f"recipes/{'melp' if wide else 'demo'}.yaml"
 
 
 def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
-    """A text file (a document a line), or a datasets folder or Hub id; its documents, and its validation split's.
+    """Reads documents, and those of a validation split, from a text file (one per line), datasets folder or Hub id.
 
     Raises:
         ValueError: where it holds no document, or no such column.
@@ -260,7 +262,11 @@ def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
     parsed = parse_source(source)
     path = fetch(source, "dataset") if parsed.file else parsed.path
     if path is not None and path.is_file():
-        documents = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is not UTF-8 ({error}): convert it, with iconv for example.") from error
+        documents = [line.strip() for line in lines if line.strip()]
         splits = {"train": Dataset.from_dict({"text": documents})}
         column = "text"
     else:
@@ -278,25 +284,25 @@ def read_texts(source: str, column: str) -> tuple[Dataset, Dataset | None]:
 
 
 def only_text(texts: Dataset, column: str) -> Dataset:
-    """Its one column is `text`, of the same type whatever the source."""
+    """Keeps one column, named `text`, of the same type whatever the source."""
     texts = texts.select_columns([column])
     texts = texts if column == "text" else texts.rename_column(column, "text")
     return texts.cast(Features({"text": Value("string")}), keep_in_memory=True)
 
 
 def hold_out(train: Dataset, held_out: Dataset | None, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to learn from and those to hold out: a share of them where there is no validation split."""
+    """Returns documents to learn from and to hold out: a share of them where there is no validation split."""
     if held_out:
         return train, held_out
     if len(train) < 2:
-        raise ValueError("one document cannot be learnt from and held out: give more text, one document a line.")
+        raise ValueError("one document cannot be learnt from and held out: give more text, one document per line.")
     size = max(1, round(HELD_OUT_SHARE * len(train)))
     split = train.train_test_split(test_size=size, seed=seed, keep_in_memory=True)
     return split["train"], split["test"]
 
 
 def pack(texts: Dataset, tokenizer, length: int) -> Dataset:
-    """Sequences of at most `length` tokens, each one or more documents in [CLS] and [SEP], in the order of the texts.
+    """Packs documents, each in [CLS] and [SEP], into sequences of at most `length` tokens, in the order of the texts.
 
     Longer documents are cut. Columns: `input_ids`, and `marks`, which tell documents and words apart.
     """

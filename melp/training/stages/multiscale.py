@@ -34,19 +34,19 @@ EMBEDDINGS = ("ecg_embeds", "text_embeds", "beat_embeds", "sentence_embeds")
 
 @contextlib.contextmanager
 def attention_weights(attention: MelpAttention):
-    """Collects the weights of an attention, (batch, heads, queries, keys) a call, which fused kernels do not give."""
-    found, config = [], attention.config
+    """Collects weights of an attention, (batch, heads, queries, keys) per call, which fused kernels do not give."""
+    collected, config = [], attention.config
     implementation, config._attn_implementation = config._attn_implementation, "eager"
-    handle = attention.register_forward_hook(lambda module, inputs, outputs: found.append(outputs[1]))
+    handle = attention.register_forward_hook(lambda module, inputs, outputs: collected.append(outputs[1]))
     try:
-        yield found
+        yield collected
     finally:
         handle.remove()
         config._attn_implementation = implementation
 
 
 def _same(report_ids: torch.Tensor) -> torch.Tensor:
-    """(batch, batch) bool: which reports say the same."""
+    """Returns (batch, batch) bool: which reports say the same."""
     return report_ids[:, None] == report_ids[None]
 
 
@@ -89,7 +89,9 @@ class MelpStage(JointStage):
         self.rows, self.held_out = self.rows.select_columns(columns), self.held_out.select_columns(columns)
         if recipe.model is not None:
             if recipe.config or recipe.text_model or recipe.ecg_model:
-                raise ValueError("config, text_model and ecg_model have no effect beside model: leave them out.")
+                raise ValueError(
+                    "config, text_model and ecg_model have no effect where model is given: leave them out."
+                )
             self.model, self.processor = load_whole(MelpModel, recipe.model), load_processor(recipe.model)
         elif recipe.text_model is not None:
             self.model, self.processor = new_model(recipe)
@@ -107,6 +109,7 @@ class MelpStage(JointStage):
         self.embeds = {}  # of the last step, over all processes: what `extra_metrics` describes
 
     def describe(self) -> str:
+        """Returns the data and the model in words."""
         return f"{len(self.rows):,} pairs, {self.unwrapped.num_parameters():,} parameters"
 
     def lengths(self) -> list[int] | None:
@@ -125,7 +128,7 @@ class MelpStage(JointStage):
         return {name: getattr(self.config, name + "_weight") for name in self.loss_names if name != "loss"}
 
     def _inputs(self, batch: dict) -> tuple[dict, torch.Tensor]:
-        """A model's inputs, leads masked in training, and the ids of the reports."""
+        """Returns a model's inputs, leads masked in training, and the ids of the reports."""
         lead_dropout = self.recipe.lead_dropout if self.model.training else 0.0
         batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling, lead_dropout)
         return batch, batch.pop("report_ids")
@@ -137,12 +140,12 @@ class MelpStage(JointStage):
 
     @staticmethod
     def _facts(inputs: dict, sentence_mask, report_ids) -> dict[str, torch.Tensor]:
-        """`sentence_mask` (batch, sentences), `report_ids` (batch,), and the tokens to caption."""
+        """Returns `sentence_mask` (batch, sentences), `report_ids` (batch,), and the tokens to caption."""
         targets = inputs["attention_mask"][:, 1:].sum()[None]
         return {"sentence_mask": sentence_mask, "report_ids": report_ids, "targets": targets}
 
     def embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Without captions, in which nothing is drawn at random."""
+        """Leaves captions out, in which nothing is drawn at random."""
         inputs, report_ids = self._inputs(batch)
         ecg = self.unwrapped(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
         text = self.unwrapped(**{name: inputs[name] for name in ("input_ids", "attention_mask", "sentence_ids")})
@@ -156,7 +159,7 @@ class MelpStage(JointStage):
         return {"caption_loss": outputs.caption_loss * target_share}
 
     def joint_losses(self, embeddings, facts, alone=False) -> dict[str, torch.Tensor]:
-        """The losses over pairs, of all processes' embeddings; `alone`: of this process's only, in validation."""
+        """Computes the losses over pairs of all processes; `alone`: of this process only, in validation."""
         model, config = self.unwrapped, self.config
         share = (lambda tensor: tensor) if alone else gather
         sentence_mask, report_ids = facts["sentence_mask"], facts["report_ids"]
@@ -187,7 +190,7 @@ class MelpStage(JointStage):
         return {"contrastive_loss": contrastive, "local_loss": local}
 
     def _gather_sentences(self, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sentence embeddings and mask of all processes, padded to the report with most sentences among them."""
+        """Joins sentence embeddings and masks of all processes, padded to the report with most sentences."""
         if self.accelerator.num_processes > 1:
             longest = self.accelerator.gather(torch.tensor([mask.shape[1]], device=mask.device)).max().item()
             embeds, mask = pad_second(embeds, longest), self.accelerator.gather(pad_second(mask, longest))
@@ -215,24 +218,24 @@ class MelpStage(JointStage):
     # --------------------------------------------------------------------------------------------------- validation
 
     def validate(self) -> dict[str, float]:
-        """Mean losses over the held-out pairs, each process on batches of its own; retrieval and RankMe over all.
+        """Measures mean losses over the held-out pairs, each process on its batches; retrieval and RankMe over all.
 
         Recall counts a report that says the same as the ECG's own. The zero-shot AUROC of `val_auroc` is measured
         where the best model is chosen by it, and alone uses labels.
         """
-        found = []
+        embedded = []
 
         def losses_of(batch):
             outputs, facts = self.forward(batch, self.unwrapped)
             losses = self.joint_losses(self.embeddings(outputs), facts, alone=True)
-            found.append((outputs.ecg_embeds, outputs.text_embeds, facts["report_ids"]))
+            embedded.append((outputs.ecg_embeds, outputs.text_embeds, facts["report_ids"]))
             return self.sum_losses(losses | self.own_losses(outputs, 1.0, 1.0))
 
         metrics = self.mean_over_batches(losses_of, self.recipe.batch_size)
         if not metrics:
             return {}
         rows = [row for batch in self.held_out_batches(self.recipe.batch_size) for row in batch]
-        rows, *parts = self._gather_uneven(rows, found)
+        rows, *parts = self._gather_uneven(rows, embedded)
         order = rows.argsort()
         ecg, text, ids = (part[order] for part in parts)
         metrics["val_recall"] = recall(ecg, text, ids)
@@ -242,11 +245,11 @@ class MelpStage(JointStage):
             metrics["val_auroc"] = self._zero_shot_auroc(ecg.cpu().numpy())
         return metrics
 
-    def _gather_uneven(self, rows: list[int], found: list[tuple]) -> list[torch.Tensor]:
-        """Row numbers, embeddings and report ids of all processes, which may have different numbers of them."""
+    def _gather_uneven(self, rows: list[int], embedded: list[tuple]) -> list[torch.Tensor]:
+        """Joins row numbers, embeddings and report ids of all processes, which may have different numbers of them."""
         device, width = self.accelerator.device, self.config.projection_dim
         none = (torch.empty(0, width, device=device),) * 2 + (torch.empty(0, dtype=torch.long, device=device),)
-        parts = [torch.cat(column) for column in zip(none, *found, strict=True)]
+        parts = [torch.cat(column) for column in zip(none, *embedded, strict=True)]
         parts = [torch.tensor(rows, dtype=torch.long, device=device), *parts]
         padded = [self.accelerator.pad_across_processes(part, pad_index=-1) for part in parts]
         gathered = [self.accelerator.gather(part) for part in padded]
@@ -254,7 +257,7 @@ class MelpStage(JointStage):
         return [part[real] for part in gathered]
 
     def _zero_shot_auroc(self, ecg_embeds) -> float:
-        """Mean over the label sets that have prompts, as the paper chose its checkpoint."""
+        """Averages over the label sets that have prompts, as the paper chose its checkpoint."""
         values = []
         for label_set in self.prompted:
             targets, rows = label_matrix(self.labelled, label_set)
@@ -299,10 +302,10 @@ class MelpStage(JointStage):
     # --------------------------------------------------------------------------------------------------------- output
 
     def save(self, folder: Path):
-        """Weights in bfloat16 (the temperature in float32), configuration, code, processor and tokenizer."""
+        """Saves weights in bfloat16 (the temperature in float32), configuration, code, processor and tokenizer."""
         model = copy.deepcopy(self.unwrapped).to(torch.bfloat16)
         if self.recipe.contrastive == "sigmoid":
-            del model.logit_bias  # ranking does not depend on it: it goes to `notes`, for a run that goes on from here
+            del model.logit_bias  # ranking does not depend on it: it goes to `notes`, for a run that starts from here
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -317,7 +320,7 @@ class MelpStage(JointStage):
 
 
 def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
-    """A model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
+    """Makes a model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
     check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
     text_model, tokenizer = load_bert(recipe.text_model, AutoModel, add_pooling_layer=False)
     text_config = text_model.config.to_dict()
@@ -326,7 +329,7 @@ def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
     ecg_model = None
     if recipe.ecg_model is not None:
         if "ecg_config" in sizes:
-            raise ValueError("config's ecg_config has no effect beside ecg_model, whose sizes are given.")
+            raise ValueError("config's ecg_config has no effect where ecg_model is given, whose sizes are given.")
         ecg_model = load_whole(MelpEcgModel, recipe.ecg_model)
         sizes["ecg_config"] = ecg_model.config.to_dict() | width
         for name in ("dtype", "architectures", "auto_map"):  # the whole model's are its own
@@ -350,7 +353,7 @@ def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
 
 
 def load_ecg_tower(ecg_model: MelpEcgModel, source: MelpEcgModel):
-    """Weights of a pretrained tower; where the token pooler's width is another text tower's, its own stay."""
+    """Loads a pretrained tower's weights; where the token pooler's width is another text tower's, its own stay."""
     weights = ecg_model.state_dict()
     for name, value in source.state_dict().items():
         if value.shape == weights[name].shape or not name.startswith("token_pooler."):

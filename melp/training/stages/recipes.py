@@ -202,14 +202,14 @@ def recipe_parser(**options) -> argparse.ArgumentParser:
 
 def _all_fields() -> dict[str, tuple]:
     """Returns the type and the field of every name, `stage` with all stages."""
-    found = {}
+    known = {}
     for kind in RECIPES.values():
         hints = typing.get_type_hints(kind)
         for info in dataclasses.fields(kind):
-            found.setdefault(info.name, (hints[info.name], copy.copy(info)))
+            known.setdefault(info.name, (hints[info.name], copy.copy(info)))
     hint = typing.get_type_hints(Recipe)["stage"]
-    found["stage"] = (hint, setting("which stage a recipe without one is of", "melp"))
-    return found
+    known["stage"] = (hint, setting("which stage a recipe without one is of", "melp"))
+    return known
 
 
 def _mapping(text: str) -> dict:

@@ -16,7 +16,7 @@ from modeling_melp import MelpEcgModel
 
 
 def sample_spans(batch: int, frames: int, prob: float, length: int, device=None) -> torch.Tensor:
-    """(batch, frames) bool, true in about `prob * frames / length` spans a row, at least one; they may overlap.
+    """Draws (batch, frames) bool, true in about `prob * frames / length` spans per row, one or more; they may overlap.
 
     Raises:
         ValueError: where a row has no room for two spans.
@@ -31,10 +31,10 @@ def sample_spans(batch: int, frames: int, prob: float, length: int, device=None)
 
 
 def sample_negatives(mask: torch.Tensor, num_negatives: int) -> torch.Tensor:
-    """For each frame, `num_negatives` other masked frames of the same record, drawn evenly with replacement.
+    """Draws `num_negatives` other masked frames of the same record for each frame, evenly and with replacement.
 
     Args:
-        mask: (batch, frames) bool, at least two true a row.
+        mask: (batch, frames) bool, at least two true per row.
 
     Returns:
         (batch, frames, num_negatives) frame indices; those of unmasked frames have no meaning.
@@ -48,7 +48,7 @@ def sample_negatives(mask: torch.Tensor, num_negatives: int) -> torch.Tensor:
 
 
 class GumbelQuantizer(nn.Module):
-    """Product quantization: one of `num_codevectors_per_group` vectors a group, by a straight-through Gumbel softmax.
+    """Product quantization: one of `num_codevectors_per_group` per group, by a straight-through Gumbel softmax.
 
     As transformers' Wav2Vec2GumbelVectorQuantizer, whose (frames, all code vectors, dim) product it does not make.
     """
@@ -59,7 +59,7 @@ class GumbelQuantizer(nn.Module):
         groups, choices = settings.num_codevector_groups, settings.num_codevectors_per_group
         self.weight_proj = nn.Linear(hidden_size, groups * choices)
         self.codevectors = nn.Parameter(torch.empty(groups, choices, settings.codevector_dim // groups))
-        # A buffer, so that a checkpoint holds it: the temperature goes on where a resumed run does.
+        # A buffer, so that a checkpoint holds it: a resumed run continues with its temperature.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
         nn.init.normal_(self.weight_proj.weight)
         nn.init.zeros_(self.weight_proj.bias)
@@ -91,14 +91,14 @@ class GumbelQuantizer(nn.Module):
 
 
 def perplexity(shares: torch.Tensor) -> torch.Tensor:
-    """Number of code vectors in use, summed over the groups, from (groups, choices) shares."""
+    """Counts the code vectors in use, summed over the groups, from (groups, choices) shares."""
     return torch.exp(-torch.xlogy(shares, shares).sum(dim=-1)).sum()
 
 
 def contrastive_logits(
     predicted: torch.Tensor, quantized: torch.Tensor, codes: torch.Tensor, negatives: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Cosines of each frame's prediction with its own code vector (index 0) and with those of its negatives.
+    """Returns cosines of each frame's prediction with its own code vector (index 0) and with those of its negatives.
 
     All cosines of a record are one small product, from which the negatives are picked. A negative with the codes of
     the positive is none: -inf.
@@ -117,24 +117,24 @@ def contrastive_logits(
 
 
 def contrastive_loss_sum(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the own code vector, summed over the masked frames."""
+    """Sums the cross entropy of the own code vector over the masked frames."""
     return F.cross_entropy(logits.transpose(1, 2), torch.where(mask, 0, -100), reduction="sum")
 
 
 def contrastive_correct(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How many masked frames find their own code vector; one whose negatives all equal it finds nothing."""
+    """Counts the masked frames that find their own code vector; one whose negatives all equal it finds nothing."""
     best = logits[..., 1:].max(dim=-1).values
     return ((logits[..., 0] > best) & best.isfinite() & mask).sum()
 
 
 def cmsc_logits(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cosines (records, records) of the records' first halves with their second halves, over the temperature."""
+    """Returns cosines (records, records) of records' first halves with their second halves, over the temperature."""
     with torch.autocast(first.device.type, enabled=False):
         return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).t() / temperature
 
 
 def cmsc_loss(logits: torch.Tensor, patients: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross entropy between halves; all recordings of a patient share the target evenly.
+    """Computes the symmetric cross entropy between halves; all recordings of a patient share the target evenly.
 
     Args:
         logits: (records, records), see `cmsc_logits`; patients: (records,) ids.
@@ -145,13 +145,12 @@ def cmsc_loss(logits: torch.Tensor, patients: torch.Tensor) -> torch.Tensor:
 
 
 def cmsc_correct(logits: torch.Tensor, patients: torch.Tensor) -> torch.Tensor:
-    """How many halves, of either side, are nearest to a half of the same patient."""
-    found = [patients[part.argmax(dim=1)] == patients for part in (logits, logits.t())]
-    return torch.cat(found).sum()
+    """Counts the halves, of either side, that are nearest to a half of the same patient."""
+    return sum((patients[part.argmax(dim=1)] == patients).sum() for part in (logits, logits.t()))
 
 
 class EcgPretrainingOutput(NamedTuple):
-    """What the losses need of a batch of segments.
+    """The tensors that the losses need of a batch of segments.
 
     Attributes:
         logits: (batch, frames, 1 + negatives), see `contrastive_logits`; mask: (batch, frames) bool, masked frames.
@@ -191,7 +190,7 @@ class EcgPretrainingModel(nn.Module):
         self.ecg_model.set_attn_implementation(name)
 
     def forward(self, input_values: torch.Tensor) -> EcgPretrainingOutput:
-        """(batch, leads, samples), scaled, missing leads zero."""
+        """Takes (batch, leads, samples), scaled, missing leads zero."""
         ecg_model, settings = self.ecg_model, self.settings
         features = ecg_model.feature_extractor(input_values)
         projection = ecg_model.feature_projection
