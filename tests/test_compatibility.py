@@ -94,6 +94,22 @@ def test_trainer_fits_a_classifier(tmp_path):
         np.testing.assert_allclose(again(ecgs).logits.numpy(), predicted.predictions, atol=1e-5)
 
 
+def test_trainer_fits_pairs_and_says_what_to_do_with_a_last_one(tmp_path):
+    batch = tiny_batch("max_length")
+    rows = [{name: value[index] for name, value in batch.items()} for index in range(3)]
+    for drop_last in (True, False):
+        arguments = TrainingArguments(
+            str(tmp_path), num_train_epochs=2, per_device_train_batch_size=2, report_to=[], save_strategy="no",
+            use_cpu=True, disable_tqdm=True, dataloader_drop_last=drop_last,
+        )  # fmt: skip
+        trainer = Trainer(tiny_model().train(), arguments, train_dataset=rows)
+        if drop_last:
+            assert trainer.train().global_step == 2
+        else:
+            with pytest.raises(ValueError, match="dataloader_drop_last=True"):
+                trainer.train()
+
+
 @pytest.mark.parametrize(
     "tower, targets", [("ecg", "ecg_model.*(q_proj|v_proj)"), ("text", "text_model.*(query|value)")]
 )

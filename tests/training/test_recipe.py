@@ -92,6 +92,7 @@ WRONG = [
     (["recipes/melp.yaml", "--batch-size", "many"], "invalid int value: 'many'"),
     (["recipes/melp.yaml", "--batch-size", "-1"], "batch_size is -1; it must be at least 1"),
     (["recipes/melp.yaml", "--config", "3"], "'3' is no mapping"),
+    (["recipes/melp.yaml", "--config", "{a: [}"], "'{a: [}' is no mapping"),
     (["recipes/ecg.yaml", "--text-model", "me/bert"], "text_model is a setting of the stage language and"),
     (["recipes/melp.yaml", "--data", "./nowhere"], "./nowhere is neither on this disk nor a Hub id"),
     (["recipes/nowhere.yaml"], "recipes/nowhere.yaml does not exist"),

@@ -215,7 +215,10 @@ def _all_fields() -> dict[str, tuple]:
 def _mapping(text: str) -> dict:
     import yaml
 
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no mapping such as {{hidden_size: 256}}")
     return value
