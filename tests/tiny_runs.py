@@ -156,7 +156,7 @@ def _main(script: str, rank: int, processes: int, threads: int, port: int, log: 
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - until the process ends
     torch.set_num_threads(threads)
     importlib.import_module(script).main(arguments)
 

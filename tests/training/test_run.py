@@ -325,8 +325,8 @@ def test_bucketed_batches_pad_less_and_stay_the_same_for_any_number_of_processes
     micro = batches(batch_size=4, accumulation_steps=4, lengths=lengths)
     for step in (0, 5, 61, 62, 100):
         whole = bucketed[step][0]["rows"]
-        assert sum((each[step][0]["rows"] for each in two), []) == whole == two[0].global_indices(step)
-        assert sum((part["rows"] for part in micro[step]), []) == whole and len(micro[step]) == 4
+        assert [row for each in two for row in each[step][0]["rows"]] == whole == two[0].global_indices(step)
+        assert [row for part in micro[step] for row in part["rows"]] == whole and len(micro[step]) == 4
 
 
 def test_embedding_metrics():

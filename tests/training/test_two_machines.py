@@ -15,6 +15,7 @@ import pytest
 import yaml
 from tiny_runs import assert_same, log, weights, without_randomness
 
+from signal_melp import LEADS
 from train import train
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -53,13 +54,11 @@ class Machines:
                 "GLOO_SOCKET_IFNAME": f"melp{rank}",
                 "OMP_NUM_THREADS": "1",
             }
-            printed = open(folder / f"printed-{rank}.txt", "w")
-            processes.append(
-                subprocess.Popen(
-                    ["ip", "netns", "exec", name, *command, str(REPO / script), *arguments],
-                    cwd=folder, env=environment, stdout=printed, stderr=printed, start_new_session=True,
+            command = ["ip", "netns", "exec", name, *command, str(REPO / script), *arguments]
+            with open(folder / f"printed-{rank}.txt", "w") as printed:
+                processes.append(
+                    subprocess.Popen(command, cwd=folder, env=environment, stdout=printed, stderr=printed)
                 )
-            )  # fmt: skip
         self.running += processes
         return processes
 
@@ -157,3 +156,25 @@ def test_two_machines_share_an_evaluation(one_process, corpus, machines, tmp_pat
     alone, shared = (pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("one", "two"))
     assert len(alone) > 0 and list(alone["record"]) == list(shared["record"])
     np.testing.assert_allclose(shared["score"], alone["score"], atol=1e-5)
+
+
+def test_two_machines_share_a_prediction(one_process, machines, tmp_path):
+    _, one = one_process
+    generator = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    for number in range(7):
+        np.save(tmp_path / "files" / f"{number}.npy", generator.standard_normal((12, 5000)))
+    options = ["files", "--model", str(one / "model"), "--sampling-rate", "500", "--embeddings", "--unit", "mV"]
+    options += ["--findings", "atrial fibrillation,sinus rhythm", "--leads", *LEADS]
+    processes = machines.start(tmp_path, "torchrun", "predict.py", *options, "--output", "two")
+    assert wait_for(processes, machines, 240) == [0, 0], machines.printed(0)[-3000:] + machines.printed(1)[-3000:]
+    command = [sys.executable, str(REPO / "predict.py"), *options, "--output", "one"]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)}, check=True, capture_output=True)
+    alone, shared = (
+        pd.concat(map(pd.read_parquet, sorted((tmp_path / name).rglob("*.parquet")))).sort_values("record")
+        for name in ("one", "two")
+    )
+    assert len(alone) == 7 and list(alone["record"]) == list(shared["record"])
+    columns = [name for name in alone if alone[name].dtype.kind == "f"]
+    assert columns
+    np.testing.assert_allclose(shared[columns].astype(float), alone[columns].astype(float), atol=1e-4)
