@@ -8,6 +8,8 @@ import binascii
 import re
 import struct
 import warnings
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -55,6 +57,13 @@ except ImportError:
         whole,
         years_between,
     )
+
+try:
+    from .signal_melp import USUAL_LEADS
+except ImportError:
+    if __package__:
+        raise
+    from signal_melp import USUAL_LEADS
 
 # ---------------------------------------------------------------------------------------------------------------------
 # EDF, EDF+, BDF
@@ -179,8 +188,8 @@ def _edf_patient(head: bytes) -> tuple[dict, dict]:
     recorded = f"{text_of(head[168:176])} {text_of(head[176:184])}"
     if head[195:196] != b"+":
         return {}, facts_of(patient_id=patient, record_id=recording, recorded=recorded)
-    code, sex, birth, name, *_ = [*(None if part == "X" else part for part in patient.split()), *[None] * 4]
-    parts = [None if part == "X" else part for part in recording.split()] + [None] * 5
+    code, sex, birth, name = ["" if part == "X" else part for part in [*patient.split(), "", "", "", ""]][:4]
+    parts = ["" if part == "X" else part for part in [*recording.split(), "", "", "", "", ""]]
     if parts[1]:
         recorded = parts[1]
     age = years_between(_edf_date(birth), _edf_date(parts[1]))
@@ -189,17 +198,16 @@ def _edf_patient(head: bytes) -> tuple[dict, dict]:
     return facts, identifiers
 
 
-def _edf_date(text: str | None) -> str:
+def _edf_date(text: str) -> str:
     """YYYYMMDD of "02-MAY-1951"."""
-    match = re.fullmatch(r"(\d\d?)-([A-Z]{3})-(\d{4})", str(text or "").upper())
+    match = re.fullmatch(r"(\d\d?)-([A-Z]{3})-(\d{4})", text.upper())
     return f"{match[3]}{_MONTHS.index(match[2]) + 1:02}{int(match[1]):02}" if match and match[2] in _MONTHS else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # ISHNE
 
-_ISHNE_LEADS = ("unknown", "ECG", "X", "Y", "Z", "I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5")
-_ISHNE_LEADS += ("V6", "ES", "AS", "AI")
+_ISHNE_LEADS = ("?", "ECG", "X", "Y", "Z", *USUAL_LEADS, "ES", "AS", "AI")
 
 
 def read_ishne(source: Source, request: Request) -> Recording:
@@ -269,26 +277,36 @@ _CHANNEL_TAGS = {0x04: "block", 0x06: "sequences", 0x09: "lead", 0x0A: "type", 0
 _CHANNEL_TAGS |= {0x0D: "offset", 0x12: "missing"}
 
 
+@dataclass
+class _MferState:
+    """The definitions that hold for the next frame: of all channels, and of each."""
+
+    order: Literal["big", "little"] = "big"
+    channels: int = 1
+    waveform: int | None = None
+    common: dict = field(default_factory=dict)
+    each: dict[int, dict] = field(default_factory=dict)
+    person: dict[int, bytes] = field(default_factory=dict)
+
+
 def read_mfer(source: Source, request: Request) -> Recording:
     """Reads an ISO 22077 file; frames that follow each other with the same definitions are one recording."""
-    state = {"order": "big", "channels": 1, "all": {}, "each": {}, "class": None}
-    frames, person, total = [], {}, 0
-    for tag, number_, value in _mfer_items(source.all(), 0):
+    state, frames, total = _MferState(), [], 0
+    for tag, channel, value in _mfer_items(source.all(), 0):
         if tag == 0x3F:
-            own = state["each"].setdefault(number_, {})
             for inner, _, content in _mfer_items(value, 1):
-                own |= _mfer_definition(inner, content, state["order"])
+                state.each.setdefault(channel, {}).update(_mfer_definition(inner, content, state.order))
         elif tag == 0x1E:
-            if state["class"] in _MFER_RHYTHMS:
+            if state.waveform in _MFER_RHYTHMS:
                 frames.append(_mfer_frame(state, value))
                 total += len(frames[-1][0].samples)
-        elif tag == 0x07 and value and int.from_bytes(value, state["order"]) != total:
+        elif tag == 0x07 and value and int.from_bytes(value, state.order) != total:
             raise FormatError("gap", "its frames do not follow each other")
         else:
-            _mfer_header(state, person, tag, value)
+            _mfer_header(state, tag, value)
     if not frames:
         raise FormatError("no ECG in it", "no frame of a rhythm")
-    return Recording(_mfer_channels(frames, request), "MFER", [], *_mfer_patient(person, state["order"]))
+    return Recording(_mfer_channels(frames, request), "MFER", [], *_mfer_patient(state))
 
 
 def _mfer_items(data: bytes, depth: int):
@@ -306,7 +324,7 @@ def _mfer_items(data: bytes, depth: int):
                 raise FormatError("damaged", "a channel's definitions within a channel's")
             channel, more = 0, True
             while more and position < len(data):
-                channel, more = channel << 7 | data[position] & 0x7F, data[position] & 0x80
+                channel, more = channel << 7 | data[position] & 0x7F, data[position] > 0x7F
                 position += 1
             if channel >= MAX_CHANNELS:
                 raise FormatError("damaged", f"it defines channel {brief(channel)}")
@@ -331,7 +349,7 @@ def _mfer_size(data: bytes, position: int) -> tuple[int, int]:
     return int.from_bytes(data[position:end], "big"), end
 
 
-def _mfer_definition(tag: int, value: bytes, order: str) -> dict:
+def _mfer_definition(tag: int, value: bytes, order: Literal["big", "little"]) -> dict:
     """What one tag says of all channels or of one; an empty value goes back to the default."""
     name = _CHANNEL_TAGS.get(tag)
     if name is None:
@@ -355,33 +373,32 @@ def _mfer_definition(tag: int, value: bytes, order: str) -> dict:
     return {name: value}  # offset and missing: in the type of the samples
 
 
-def _mfer_header(state: dict, person: dict, tag: int, value: bytes):
+def _mfer_header(state: _MferState, tag: int, value: bytes):
     if tag == 0x01:
         if value not in (b"", b"\0", b"\1"):
             raise FormatError("damaged", "its byte order cannot be read")
-        state["order"] = "little" if value == b"\1" else "big"
+        state.order = "little" if value == b"\1" else "big"
     elif tag == 0x05:
-        state["channels"] = whole(
-            int.from_bytes(value[:4], state["order"]) if value else 1, "channels", 1, MAX_CHANNELS
-        )
-        state["each"] = {}
+        count = int.from_bytes(value[:4], state.order) if value else 1
+        state.channels = whole(count, "the number of channels", 1, MAX_CHANNELS)
+        state.each = {}
     elif tag == 0x08:
-        state["class"] = int.from_bytes(value[:2], state["order"]) if value else None
+        state.waveform = int.from_bytes(value[:2], state.order) if value else None
     elif tag == 0x0E and any(value[:2]):
         raise FormatError("unsupported", "compressed samples")
     elif tag in (0x17, 0x81, 0x82, 0x83, 0x84, 0x85):
-        person[tag] = value
+        state.person[tag] = value
     else:
-        state["all"] |= _mfer_definition(tag, value, state["order"])
+        state.common |= _mfer_definition(tag, value, state.order)
 
 
-def _mfer_frame(state: dict, data: bytes) -> list[Channel]:
+def _mfer_frame(state: _MferState, data: bytes) -> list[Channel]:
     """The channels of one frame: sequences of blocks, a block per channel."""
-    common = {name: value for name, value in state["all"].items() if name != "lead"}
-    definitions = [common | state["each"].get(channel, {}) for channel in range(state["channels"])]
-    if state["channels"] == 1 and "lead" in state["all"]:
-        definitions[0] = {"lead": state["all"]["lead"]} | definitions[0]
-    order = {"big": ">", "little": "<"}[state["order"]]
+    common = {name: value for name, value in state.common.items() if name != "lead"}
+    definitions = [common | state.each.get(channel, {}) for channel in range(state.channels)]
+    if state.channels == 1 and "lead" in state.common:
+        definitions[0] = {"lead": state.common["lead"]} | definitions[0]
+    order = {"big": ">", "little": "<"}[state.order]
     types = [np.dtype(order + _MFER_TYPES[own.get("type") or 0]) for own in definitions]
     blocks = [own.get("block") or 1 for own in definitions]
     size = sum(block * kind.itemsize for block, kind in zip(blocks, types, strict=True))
@@ -445,7 +462,8 @@ def _mfer_channels(frames: list[list[Channel]], request: Request) -> list[Channe
     return channels
 
 
-def _mfer_patient(person: dict, order: str) -> tuple[dict, dict]:
+def _mfer_patient(state: _MferState) -> tuple[dict, dict]:
+    person, order = state.person, state.order
     born, when = person.get(0x83, b""), person.get(0x85, b"")
     birth = _mfer_date(born[3:7], order)
     recorded = _mfer_date(when[:4], order)
@@ -459,7 +477,7 @@ def _mfer_patient(person: dict, order: str) -> tuple[dict, dict]:
     return facts, facts_of(name=name, patient_id=patient, birth_date=birth, recorded=recorded)
 
 
-def _mfer_date(value: bytes, order: str) -> str:
+def _mfer_date(value: bytes, order: Literal["big", "little"]) -> str:
     year = int.from_bytes(value[:2], order) if len(value) == 4 else 0
     return f"{year:04}{value[2]:02}{value[3]:02}" if year > 1800 else ""
 
@@ -515,7 +533,7 @@ def _transfer_syntax(data: bytes) -> bytes:
 
 def _refuse_cut(dataset):
     """pydicom takes the end of the file for the end of whatever element it is in."""
-    for tag in dataset.keys():  # noqa: SIM118 - without them it would read each element
+    for tag in list(dataset.keys()):  # reading an element may convert it
         raw = dataset.get_item(tag)
         value, stated = raw.value, getattr(raw, "length", 0)
         if isinstance(value, bytes) and stated != 0xFFFFFFFF and len(value) < stated:
@@ -524,7 +542,7 @@ def _refuse_cut(dataset):
 
 def _dicom_group(groups: list):
     """The one group of original samples that has any of the twelve leads."""
-    originals = [group for group in groups if group.get("WaveformOriginality", "ORIGINAL") != "DERIVED"]
+    originals = [group for group in groups if _is_original(group)]
     leads = [{_dicom_name(channel) for channel in group.get("ChannelDefinitionSequence") or []} for group in originals]
     twelve = {coded_lead(code) for code in (*range(1, 9), *range(61, 65))}
     chosen = [group for group, names in zip(originals, leads, strict=True) if names & twelve]
@@ -535,6 +553,13 @@ def _dicom_group(groups: list):
     if len(chosen) > 1:
         raise FormatError("not recorded at once", f"{len(chosen)} groups of leads, as for a page of 3 x 4")
     return chosen[0]
+
+
+def _is_original(group) -> bool:
+    """By what it says of itself, and by its label where it says nothing."""
+    label = str(group.get("MultiplexGroupLabel") or "").upper()
+    stated = str(group.get("WaveformOriginality") or ("DERIVED" if re.search("MEDIAN|AVERAGE", label) else "ORIGINAL"))
+    return stated != "DERIVED"
 
 
 def _dicom_samples(group, order: str) -> np.ndarray:

@@ -258,15 +258,12 @@ def number(text, what: str, low: float = -math.inf, high: float = math.inf) -> f
 
 def whole(text, what: str, low: int = 0, high: int = 2**48) -> int:
     """`text` as an integer within the limits. Raises FormatError naming `what`."""
-    try:
-        value = int(text)
-        if low <= value <= high and not isinstance(text, float):
-            return value
-    except (TypeError, ValueError, OverflowError):
-        pass
-    value = number(text, what, low, high)
-    if value != int(value):
-        raise FormatError("wrong header", f"{what} is {brief(text)}, not a whole number")
+    if isinstance(text, (bytes, str)) and text.strip().isdigit() and len(text) < 16:  # nearly all, and quicker
+        value: float = int(text)
+    else:
+        value = number(text, what)
+    if value != int(value) or not low <= value <= high:
+        raise FormatError("wrong header", f"{what} is {brief(text)}, which cannot be right")
     return int(value)
 
 
@@ -303,7 +300,7 @@ def years_between(birth: str, recorded: str) -> float | None:
 
 def facts_of(**values) -> dict:
     """The facts or identifiers that are there: texts stripped, ages plausible."""
-    kept = {}
+    kept: dict[str, float | str] = {}
     for name, value in values.items():
         if name == "age":
             try:

@@ -187,7 +187,7 @@ def read_recording(source, request: Request | None = None) -> Recording:
     request = request or Request()
     try:
         if isinstance(source, (str, os.PathLike)):
-            recording = _read_path(Path(source).expanduser(), request)
+            recording = _read_path(_expanded(source), request)
         elif hasattr(source, "record_name"):
             recording = _part_of(from_wfdb(source), request)
         else:
@@ -203,6 +203,13 @@ def read_recording(source, request: Request | None = None) -> Recording:
     if not recording.channels:
         raise FormatError("no ECG in it", "no channels")
     return recording
+
+
+def _expanded(source) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # ~ of a user who is not there
+        return Path(source)
 
 
 def _part_of(recording: Recording, request: Request) -> Recording:
@@ -392,7 +399,7 @@ def list_records(path) -> list[str]:
     Raises:
         ValueError: naming the file, which cannot be read.
     """
-    path = Path(path).expanduser()
+    path = _expanded(path)
     try:
         if not path.is_file():
             return [str(path)]

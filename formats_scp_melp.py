@@ -145,7 +145,8 @@ def _tables(section: bytes) -> list[list[Code]] | None:
         return [default_table()]
     if not 0 < count < 256:
         raise FormatError("damaged", f"section 2 states {count} Huffman tables")
-    tables, position = [], 2
+    tables: list[list[Code]] = []
+    position = 2
     for _ in range(count):
         codes = struct.unpack_from("<H", section, position)[0]
         position += 2

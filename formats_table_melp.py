@@ -135,8 +135,7 @@ def _is_numeric(cells: list[str]) -> bool:
 
 def read_table(source: Source, request: Request) -> Recording:
     """Reads samples in rows and leads in columns, line by line; a column that counts samples or time is left out."""
-    file = open(source.path, "rb") if source.is_plain else io.BytesIO(source.all())  # noqa: SIM115 - closed by `with`
-    with file:
+    with open(source.path, "rb") if source.is_plain else io.BytesIO(source.all()) as file:
         lines = _table_lines(file)
         opening = [line for _, line in zip(range(6), lines, strict=False)]
         delimiter = _delimiter(opening)
@@ -261,7 +260,8 @@ def _array_recording(array, keys: list[str] | None, said: Mapping, request: Requ
     leads = _words(_first(said, LEAD_NAMES)) if _first(said, LEAD_NAMES) is not None else None
     rate = _first(said, RATE_NAMES)
     rate = request.sampling_rate if rate is None else number(np.asarray(rate).reshape(-1)[0], "its rate", 1e-3, 1e6)
-    shape, index = array.shape, ()
+    shape = array.shape
+    index: tuple[int, ...] = ()
     if len(shape) == 3:
         index, shape = (_row_of(shape[0], keys, request),), shape[1:]
     elif len(shape) == 2 and request.record is not None and keys is None:
@@ -449,7 +449,7 @@ class _Hdf5:
             self.file = h5py.File(source.path if source.is_plain else io.BytesIO(source.all()), "r")
         except OSError:
             raise FormatError("damaged", "no valid HDF5, or cut off") from None
-        self.datasets = {}
+        self.datasets: dict = {}
 
         def visit(name, item):
             if isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external:
@@ -629,10 +629,10 @@ def _parquet_rows(parquet: _Parquet, request: Request) -> Recording:
     said = parquet.said | {name: cell.as_py() for name, cell in cells.items() if name not in parquet.lists}
     rate, unit = _said_rate(said, request), _first(said, UNIT_NAMES)
     if len(parquet.lists) == 1 and _is_list(row.schema.field(parquet.lists[0]).type.value_type):
-        samples = [np.asarray(lead.values) for lead in cells[parquet.lists[0]]]
-        if len({len(lead) for lead in samples}) != 1:
+        rows = [np.asarray(lead.values) for lead in cells[parquet.lists[0]]]
+        if len({len(lead) for lead in rows}) != 1:
             raise FormatError(CUT, "its leads differ in length", "repair the file")
-        return _array_recording(np.stack(samples), None, said, _one(request), "Parquet")
+        return _array_recording(np.stack(rows), None, said, _one(request), "Parquet")
     channels = []
     for name in parquet.lists:
         samples = np.asarray(cells[name].values)

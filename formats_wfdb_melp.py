@@ -252,16 +252,16 @@ def decode_samples(data: bytes, sample_format: str, count: int) -> np.ndarray:
     padded = np.zeros(-(-count // groups) * size, dtype=np.uint8)
     padded[: min(len(stored), len(padded))] = stored[: len(padded)]
     first, second, third, *fourth = padded.reshape(-1, size).T.astype(np.int16)
+    words: tuple[np.ndarray, ...]
     if sample_format == "212":
-        samples, bits = (first | (second & 15) << 8, third | (second >> 4) << 8), 12
+        words, bits = (first | (second & 15) << 8, third | (second >> 4) << 8), 12
     elif sample_format == "310":  # two words of a sample in bits 1 to 10, the third sample in what they leave
         low, high = first | second << 8, third | fourth[0] << 8
-        samples, bits = (low >> 1 & 1023, high >> 1 & 1023, (low >> 11 & 31) | (high >> 11 & 31) << 5), 10
+        words, bits = (low >> 1 & 1023, high >> 1 & 1023, (low >> 11 & 31) | (high >> 11 & 31) << 5), 10
     else:  # 311
         high = third | fourth[0] << 8
-        samples = (first | (second & 3) << 8, second >> 2 | (third & 15) << 6, high >> 4 & 1023)
-        bits = 10
-    values = np.stack(samples, axis=1).ravel()[:count]
+        words, bits = (first | (second & 3) << 8, second >> 2 | (third & 15) << 6, high >> 4 & 1023), 10
+    values = np.stack(words, axis=1).ravel()[:count]
     return values - ((values >> (bits - 1) & 1) << bits)
 
 

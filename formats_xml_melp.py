@@ -306,7 +306,8 @@ def _muse(root: Element, request: Request) -> Recording:
     if _text(waveform, "SampleExponent") not in ("", "0"):
         raise FormatError("unsupported", "a SampleExponent other than 0: the sampling rate is unclear")
     rate = number(_text(waveform, "SampleBase"), "SampleBase", 1)
-    channels, offsets, done = [], set(), []
+    channels, offsets = [], set()
+    done: list[str] = []
     for lead in waveform.findall("LeadData"):
         name = _text(lead, "LeadID")
         what = brief(name)

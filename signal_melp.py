@@ -48,13 +48,13 @@ def brief(value) -> str:
 
 _CANONICAL = {lead.upper(): lead for lead in LEADS}
 # "V1", "Lead II", "DII", "ECG aVR", "MDC_ECG_LEAD_V1". No other separator is removed: "-aVR" is not aVR.
-_LEAD_NAME = re.compile(r"(?:MDC_ECG_LEAD_|(?:LEAD|ECG)[ _:-]+)?(D?I{1,3}|AV[RLF]|V[1-6])")
+_LEAD_NAME = re.compile(r"(?:MDC_ECG_LEAD_|(?:LEAD|E[CK]G)[ _:-]+)?(D?I{1,3}|AV[RLF]|V[1-6])")
 # Known channels that are none of the twelve leads: Frank X, Y, Z; right and posterior chest leads; modified and
 # bipolar Holter leads; ECG channels without a position; other signals that monitors store beside an ECG.
 _EXTRA_NAME = re.compile(
-    r"(?:MDC_ECG_LEAD_|(?:LEAD|ECG)[ _:-]+)?"
+    r"(?:MDC_ECG_LEAD_|(?:LEAD|E[CK]G)[ _:-]+)?"
     r"(?:V?[XYZ]|V[1-9]R|V[7-9]|V|ML(?:I{1,3})?|MV[1-6]?|MCL[1-6]?|CM[1-6]|CC5|CB5|C[SRBH][1-6]|ES|AS|AI|NASA"
-    r"|ECG ?[0-9]*|RESP|IMP|PLETH|SPO2|ABP|ART|CVP|PAP|EVENT|TRIGGER|MARKER|STATUS|(?:EDF|BDF) ANNOTATIONS"
+    r"|E[CK]G ?[0-9]*|RESP|IMP|PLETH|SPO2|ABP|ART|CVP|PAP|EVENT|TRIGGER|MARKER|STATUS|(?:EDF|BDF) ANNOTATIONS"
     r"|LEAD CODE [0-9]+)"  # of SCP-ECG, DICOM and others
     r"|(?:EEG|EOG|EMG|ERG|MEG|MCG|EP|SAO2|RESP|TEMP|LIGHT|SOUND|EVENT)[ _:-].*"  # EDF's types of signals
 )

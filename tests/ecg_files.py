@@ -266,10 +266,7 @@ def philips(data: np.ndarray, *, version="1.04", method="XLI", pulse=200, encodi
     stored[3] = -signal[3] - (first + second) // 2
     stored[4] = (first - third) // 2 - signal[4]
     stored[5] = (second + third) // 2 - signal[5]
-    if method == "XLI":
-        raw = b"".join(_xli(row) for row in stored)
-    else:
-        raw = signal.astype("<i2").tobytes()
+    raw = b"".join(_xli(row) for row in stored) if method == "XLI" else signal.astype("<i2").tobytes()
     tag, attribute = ("signalresolution", "compressmethod") if version == "1.03" else ("resolution", "compression")
     duration = signal.shape[1] * 2 if duration is None else duration
     labels = " ".join(USUAL_ORDER)

@@ -66,7 +66,7 @@ def example(formats_data):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_first_samples_of_every_file(formats_data, name):
-    said, kind, rate, length, first, second = SAMPLES[name]
+    said, _, rate, length, first, second = SAMPLES[name]
     block = read_ecg(formats_data / name, **said)
     assert (block.sampling_rate, block.signal.shape[2], block.signal.dtype) == (rate, length, np.float32)
     for lead, expected in (("I", first), ("II", second)):

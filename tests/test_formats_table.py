@@ -194,10 +194,10 @@ def test_npz_that_is_damaged_or_hostile(tmp_path):
     for damaged in (data[:-30], data[: len(data) // 2], data[:200] + b"xxxx" + data[204:]):
         refused(damaged, "damaged|empty or cut off", **SAID, **LEADS)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("ecg.npy", "w", force_zip64=True) as file:
-            for _ in range(90):
-                file.write(bytes(2**20))
+    archive = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("ecg.npy", "w", force_zip64=True) as file:
+        for _ in range(90):
+            file.write(bytes(2**20))
     refused(buffer.getvalue(), "too large: it would unpack", **SAID, **LEADS)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
