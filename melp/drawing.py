@@ -205,7 +205,7 @@ def _trace(axes, panel: Panel, row: np.ndarray | None, rate: float, is_derived: 
         label,
         fontsize=3.4 * POINTS,
         weight="bold",
-        zorder=4,
+        zorder=2,  # a trace that crosses a label stays whole
         bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4},
     )
     if row is not None:
