@@ -74,6 +74,7 @@ def test_every_way_of_reading_gives_the_same_records(tmp_path):
     assert resampled["input_values"].shape == in_order.shape
 
 
+@pytest.mark.slow
 def test_one_run_measures_reading_processing_and_preparing(monkeypatch):
     monkeypatch.setattr(data, "CORPUS_RECORDS", 40)
     monkeypatch.setattr(data, "LISTED_RECORDS", 50)

@@ -134,6 +134,7 @@ def contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["published", "encoder"])
 def test_encoder_at_full_size(tmp_path, capsys, kind):
     """65.1M parameters in bfloat16 from the published packaging or the fixtures' layout, and back, bit by bit."""
@@ -161,6 +162,7 @@ def full_vocabulary(folder: Path) -> Path:
     return tokenizer_folder(folder, [*special, *(f"word{number}" for number in range(30522 - len(special)))])
 
 
+@pytest.mark.slow
 def test_whole_model_at_full_size(tmp_path, capsys):
     """A Lightning checkpoint, back to the original's names, and from these in the fixtures' layout, bit by bit."""
     source, path = full_size(), tmp_path / "model.ckpt"
@@ -180,6 +182,7 @@ def test_whole_model_at_full_size(tmp_path, capsys):
     assert_equal(convert(back).model.state_dict(), MelpModel.from_pretrained(output).state_dict())
 
 
+@pytest.mark.slow
 def test_ecg_fm_and_bert_at_full_size(tmp_path, capsys):
     """Twelve layers of ECG-FM beside a BERT-base, which gets [BOS]."""
     source, prefix = full_size(), "ecg_encoder.ecg_encoder."

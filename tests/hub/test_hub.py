@@ -190,6 +190,7 @@ def puts(server: HubServer) -> list[str]:
     return [path for method, path in server.log if method == "PUT"]
 
 
+@pytest.mark.slow
 def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
     folder = write_run(tmp_path / "demo")
     printed, error = hub("push", folder, "melp")
@@ -239,6 +240,7 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
         assert torch.equal(found[revision], expected), revision
 
 
+@pytest.mark.slow
 def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, tmp_path):
     """ID/FILE and ID, each at a revision that is no longer the newest."""
     sources = {"doctor/ecg-fm": [fairseq_checkpoint(tmp_path / "ecg-fm.pt")]}
@@ -527,6 +529,7 @@ train.main([*sys.argv[1:], "taught"])
 """
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_push(server, tmp_path):
     """Asked for before the training whether it may, afterwards for the model."""
     folder = write_run(tmp_path / "start")
@@ -553,6 +556,7 @@ train.main([recipe, *options, "--resume", "auto"])
 """
 
 
+@pytest.mark.slow
 def test_a_run_stays_at_the_commits_it_started_from(server, tmp_path):
     """The recipe names them, so that a repetition and a continuation start from the same when the Hub has moved on."""
     prepare("synthetic", tmp_path / "ecgs", records=24)
