@@ -354,8 +354,11 @@ def _agree_in_digital_units(rows: Mapping[str, np.ndarray], gain: Mapping[str, f
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the correlation where both have values; 0 for a constant."""
-    known = ~(np.isnan(one) | np.isnan(other))
-    one, other = (row[known] - row[known].mean() if known.any() else row[known] for row in (one, other))
+    missing = np.isnan(one) | np.isnan(other)
+    if missing.all():
+        return 0.0
+    one, other = (row[~missing] if missing.any() else row for row in (one, other))
+    one, other = one - one.mean(), other - other.mean()
     scale = math.sqrt(float(one @ one) * float(other @ other))
     return float(one @ other) / scale if scale else 0.0
 

@@ -1,7 +1,8 @@
 """The format of a prepared folder: its columns, and what they mean. Imports nothing heavy."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
+
+import xxhash  # 25 times as fast as a cryptographic hash, which would cost a tenth of preparation
 
 STORED_RATE = 500  # Hz of every recording in a prepared folder
 
@@ -61,8 +62,8 @@ def stored_features(label_sets: Mapping[str, Sequence[str]], extra: Mapping[str,
 
 
 def signal_hash(signal: bytes) -> str:
-    """Returns the hash of a stored signal, by which copies of one tracing are known."""
-    return hashlib.blake2b(signal, digest_size=16).hexdigest()
+    """Returns the hash (XXH3, 128 bits) of a stored signal, by which copies of one tracing are known."""
+    return xxhash.xxh3_128_hexdigest(signal)
 
 
 def label_names(features) -> dict[str, list[str]]:

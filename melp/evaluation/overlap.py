@@ -1,6 +1,10 @@
-"""Whether a model was trained on what it is measured on, as its card says."""
+"""Whether a model was trained on what it is measured on: as its card says, and by the recordings themselves."""
+
+from collections.abc import Iterable
+from pathlib import Path
 
 from melp.databases import CHALLENGE_SOURCES
+from melp.files import read_json
 from melp.sources import fetch
 
 # Names under which a card or a command knows a database -> ours; compared in lower case, letters and digits only.
@@ -69,3 +73,37 @@ def overlaps(model: str, databases: list[str]) -> list[str]:
                     f"recordings of the test on {database} may have been seen in training."
                 )
     return warnings
+
+
+def leaks(trained: Iterable, tested, whose: str) -> list[str]:
+    """Returns a warning where recordings of a test are, sample for sample, among those of a training.
+
+    Args:
+        trained: splits of prepared folders.
+        tested: the measured rows.
+        whose: training it was, in words.
+    """
+    from melp.duplicates.search import shared_tracings
+
+    pairs = [pair for rows in trained for pair in shared_tracings(rows, tested)]
+    if not pairs:
+        return []
+    records = len({record for _, record in pairs})
+    (one, other) = pairs[0]
+    return [
+        f"WARNING: {records:,} of the {len(tested):,} recordings tested are, sample for sample, in the training data "
+        f"of {whose} (the first is {other}, there {one}): `python -m melp.duplicates` lists them."
+    ]
+
+
+def leaks_from_run(model: str, tested) -> list[str]:
+    """Returns a warning as `leaks`, for a model in the folder of a run whose training data are on this disk."""
+    from melp.data.prepared import load_prepared
+
+    run = fetch(model).parent / "run.json"
+    data = read_json(run).get("data") if run.is_file() else None
+    path = data.get("path") if isinstance(data, dict) else None
+    if not isinstance(path, str) or not (Path(path) / "dataset_dict.json").is_file():
+        return []
+    splits = load_prepared(path)
+    return leaks([splits["train"]] if "train" in splits else [], tested, model)

@@ -84,7 +84,7 @@ class Results:
         """
         from melp.data.prepared import about_prepared
         from melp.evaluation.models import model_fingerprint
-        from melp.evaluation.overlap import overlaps
+        from melp.evaluation.overlap import leaks_from_run, overlaps
 
         data = settings.data if isinstance(settings, DataSettings) else data
         about = {str(folder): about_prepared(folder) for folder in data}
@@ -113,7 +113,9 @@ class Results:
             ),
         )
         for source in (settings.model, *comparison_models.values()):
-            results.notes += [] if names_encoder(source) else overlaps(source, databases)
+            if not names_encoder(source):
+                results.notes += overlaps(source, databases)
+                results.notes += [] if rows is None or settings.split == "train" else leaks_from_run(source, rows)
         if settings.split == "validation" and settings.chooses_on_validation:
             results.notes.append(
                 "WARNING: the best of several fits was chosen on the very recordings measured here: too good for use."

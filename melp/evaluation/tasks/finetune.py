@@ -19,6 +19,7 @@ from melp.evaluation.classification import add_figures, class_figures, open_labe
 from melp.evaluation.encoding import SIGNAL_COLUMNS
 from melp.evaluation.metrics import ClassFigures, macro, score_classes
 from melp.evaluation.models import Runtime
+from melp.evaluation.overlap import leaks
 from melp.evaluation.results import Results
 from melp.evaluation.settings import Finetune
 from melp.markdown import table
@@ -195,6 +196,7 @@ def run(settings: Finetune, runtime: Runtime) -> Results:
             extras["model"] = partial(_save, network.cpu(), extractor)
     results = Results.start(settings, rows[settings.split], data.label_set)
     results.extras |= extras
+    results.notes += leaks([data.rows["train"]], data.rows[settings.split], "the classifier")
     add_figures(results, rows[settings.split], scored, scored["model"].scores, settings.by)
     results.tables["Training"] = _training_table(histories)
     results.notes.append(

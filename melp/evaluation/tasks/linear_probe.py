@@ -6,6 +6,7 @@ from melp.evaluation import figures as draw
 from melp.evaluation.classification import LabelledSplits, add_figures, class_figures, open_labelled, thresholds_of
 from melp.evaluation.encoding import CPSC_ORIGINAL, encode
 from melp.evaluation.models import Runtime, load_models
+from melp.evaluation.overlap import leaks
 from melp.evaluation.probe import PUBLISHED_SEED, Probe, draw_part, fit_probe
 from melp.evaluation.results import Results, difference, key_of, with_bounds
 from melp.evaluation.settings import LinearProbe
@@ -26,7 +27,7 @@ def run(settings: LinearProbe, runtime: Runtime) -> Results:
         probes[name] = {fraction: _probe(settings, name, fraction, features, data) for fraction in fractions}
     results = Results.start(settings, rows, data.label_set)
     largest = max(fractions)
-    results.notes += too_small
+    results.notes += too_small + leaks([data.rows["train"]], rows, "the probe")
     scored = {name: by_fraction[largest].figures[0] for name, by_fraction in probes.items()}
     results.tables["Parts of the training recordings"] = _fraction_table(results, probes)
     add_figures(results, rows, scored, probes["model"][largest].probabilities, settings.by)

@@ -71,7 +71,7 @@ def run(settings: Transfer, runtime: Runtime) -> Results:
                 for part, rows in folder.data.rows.items()
                 for kind, values in encode(network, reader, rows, runtime, f"{folder.path} {part} ({name})").items()
             }
-    tested = [folder.data.rows[settings.split].select_columns(["record", "patient"]) for folder in folders]
+    tested = [folder.data.rows[settings.split].select_columns(["record", "patient", "signal"]) for folder in folders]
     label_names = ", ".join(folder.data.label_set for folder in folders)
     results = Results.start(settings, concatenate_datasets(tested), label_names)
     texts = {name: pair for name, pair in models.items() if name != "untrained" and isinstance(pair[0], MelpModel)}
