@@ -287,6 +287,13 @@ def custom_pipelines(model_class: str) -> dict[str, dict]:
     }
 
 
+def write_sentence_modules(folder: str | Path):
+    """Writes `modules.json`, by which sentence-transformers finds the module of sentence_melp.py."""
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_melp.MelpSentenceModule"}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "modules.json").write_text(json.dumps([module], indent=2) + "\n")
+
+
 def read_json(path: Path) -> dict:
     """Raises ValueError where the file holds no JSON object."""
     try:

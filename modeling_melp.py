@@ -29,19 +29,20 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines
+    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines, write_sentence_modules
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines
+    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines, write_sentence_modules
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 # transformers' own name of a cache: `past_key_values` in the earlier versions.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-if TYPE_CHECKING:  # never run: what is named like this travels with the model, and the pipeline must
+if TYPE_CHECKING:  # never run: what is named like this travels with the model, and these must
     from .pipeline_melp import MelpFeatureExtractionPipeline  # noqa: F401
+    from .sentence_melp import MelpSentenceModule  # noqa: F401
 
 
 # ---------------------------------------------------------------------------------------------------------- outputs
@@ -472,6 +473,8 @@ class MelpPreTrainedModel(PreTrainedModel):
         self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
         # transformers' own pipelines of these names read texts.
         self.config.custom_pipelines = custom_pipelines(type(self).__name__)
+        if type(self) is MelpModel and kwargs.get("is_main_process", True):
+            write_sentence_modules(save_directory)
         super().save_pretrained(save_directory, **kwargs)
 
 
