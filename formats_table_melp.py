@@ -145,7 +145,7 @@ def read_table(source: Source, request: Request) -> Recording:
         if not opening or len(heads) > 2:
             raise FormatError("no ECG in it", "no rows of numbers below at most two rows of names and units")
         names, units = _headings(heads, len(_cells(opening[0], delimiter)))
-        kept = [k for k, name in enumerate(names) if name is None or not _CLOCK.fullmatch(name.lower())]
+        kept = [k for k, name in enumerate(names) if name is None or not _is_clock(name, k)]
         rate = request.sampling_rate
         if rate is None and not request.is_whole:
             raise _no_rate()
@@ -167,6 +167,11 @@ def read_table(source: Source, request: Request) -> Recording:
     return Recording(channels, "CSV")
 
 
+def _is_clock(name: str, column: int) -> bool:
+    """Whether a column counts samples or time; without a name it does so only where it is the first."""
+    return bool(_CLOCK.fullmatch(name.lower())) and bool(name or column == 0)
+
+
 def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], list[str | None]]:
     """Names and units of the columns: `I`, `I (mV)`, `I [mV]`, or units in a row of their own."""
     if any(len(row) != width for row in heads):
@@ -177,8 +182,7 @@ def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], lis
     units: list[str | None] = []
     for k, cell in enumerate(heads[0]):
         match = re.fullmatch(r"(.*?)\s*[(\[]\s*([^()\[\]]*?)\s*[)\]]", cell)
-        is_clock = bool(_CLOCK.fullmatch(cell.lower()))
-        names.append(match[1] if match and not is_clock else cell)
+        names.append(match[1] if match and not _is_clock(cell, k) else cell)
         below = heads[1][k].strip("()[] ") if len(heads) > 1 else None
         units.append((match[2] if match else below) or None)
     return names, units

@@ -286,6 +286,16 @@ def test_dicom():
     check(ecg_files.dicom(DATA, sensitivity="0.0025", unit="mV"))
     check(ecg_files.dicom(DATA, code="2:{}", scheme="MDC"))
     check(ecg_files.dicom(DATA, baseline="100"), DATA + 40)
+    hemodynamic = "1.2.840.10008.5.1.4.1.1.9.2.1"
+    check(ecg_files.dicom(DATA, change=lambda dataset: setattr(dataset, "SOPClassUID", hemodynamic)))
+
+
+def test_a_median_that_does_not_say_that_it_is_derived():
+    def forget(dataset):
+        for group in dataset.WaveformSequence:
+            del group.WaveformOriginality
+
+    check(ecg_files.dicom(DATA, change=forget))
 
 
 def test_lead_codes_are_mapped_not_texts():

@@ -101,6 +101,7 @@ def test_empty_cells_are_missing():
         (table() + b"1," * 11 + b"many\n", SAID, "row 2501 of its samples holds 'many'"),
         (table(), SAID | {"start": 99}, "start= is past its end"),
         (table(), {"unit": "mV", "start": 1}, "not stated: its sampling rate"),
+        (table(head=",".join([*USUAL_ORDER[:11], ""])), SAID, "the name of channel 12 of 12"),
         (b"I,II\n", SAID, "unknown format"),
         (b'{"I": [1, 2, 3]}', SAID, "unknown format"),
         (b"hello, world\nhow are you\n", SAID, "unknown format"),

@@ -223,6 +223,20 @@ def test_an_odd_last_byte_is_refused(tmp_path):
     assert check(path, verify=False).done == ["accepted: empty or cut off: 'made.dat' ends within a sample"]
 
 
+def test_samples_beyond_the_stated_ones(tmp_path):
+    """A checksum vouches for those that the header states; without one, header and file may not be a pair."""
+    line = "made 12 500 2000"
+    check(ecg_files.wfdb(tmp_path, DATA, record_line=line, checksum=0, initial=0), DATA[:, :2000], verify=False)
+    with pytest.raises(ValueError, match="belong together: 'made.dat' holds 6000 samples more"):
+        read_ecg(tmp_path / "made")
+    lines = LINES
+    sums = [int(row[:2000].sum(dtype=np.int64)) % 65536 for row in DATA]
+    for lead, row, total in zip(USUAL_ORDER, DATA, sums, strict=True):
+        lines = lines.replace(f"{row[0]} 0 0 {lead}\n", f"{row[0]} {total} 0 {lead}\n")
+    (tmp_path / "made.hea").write_text(f"{line}\n{lines}")
+    check(tmp_path / "made", DATA[:, :2000])
+
+
 # Checks against the header
 
 
