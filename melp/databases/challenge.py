@@ -5,7 +5,7 @@ al., Physiological Measurement 41, 124003 (2020). Facts this module encodes: a s
 `g2`, ...) of records, `.hea` with a MATLAB v4 `.mat` that wfdb reads; the header's comments hold age, sex and, after
 "Dx:", the SNOMED CT codes of the findings. Label set `challenge`: the 26 classes that the Challenge 2021 scores (30
 codes, four pairs of which count as one); `snomed`: every code by its English name (`databases/snomed.py`). There are
-no reports. The Challenge publishes neither patients nor splits of these records: each record stands for a patient of
+no reports. The Challenge publishes neither patients nor splits of these records: each record is a patient of
 its own, and a seeded hash of its name puts it into train, validation or test (80/10/10). A recording of a patient
 with several can so be in another split than its siblings; use a database's own module where it has patients (PTB-XL
 does).

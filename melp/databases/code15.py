@@ -1,7 +1,7 @@
 """CODE-15% (Zenodo, doi:10.5281/zenodo.4916206): 345,779 exams, 12 leads, 400 Hz, six abnormalities.
 
 Source: Ribeiro et al., Nature Communications 11, 1760 (2020), and the dataset's page. Facts this module encodes:
-`exams.csv` has a row an exam (`exam_id`, `patient_id`, `age`, `is_male`, six columns of True and False, `normal_ecg`,
+`exams.csv` has a row per exam (`exam_id`, `patient_id`, `age`, `is_male`, six columns of True and False, `normal_ecg`,
 `trace_file`), in another order than the signals; the parts, `exams_part*.hdf5`, hold `exam_id` (n) and `tracings` (n
 x 4096 x 12, leads I, II, III, aVR, aVL, aVF, V1 to V6), each with one row of zeros more than it has exams. Exams are
 found by id in whatever part is there; one whose part is not is rejected. Recordings of 7.3 and 10.24 s are padded
@@ -27,6 +27,7 @@ from signal_melp import USUAL_LEADS
 VERSION = 1
 CLASSES = ["1dAVb", "RBBB", "LBBB", "SB", "AF", "ST"]
 LABEL_SETS = {"code15": CLASSES}
+COLUMNS = ("exam_id", "patient_id", "trace_file", "age", "is_male", "normal_ecg", *CLASSES)
 EXTRA = {"age": "float32", "sex": "string", "normal_ecg": "bool"}
 SOURCE = {
     "name": "CODE-15%: a large scale annotated dataset of 12-lead ECGs",
@@ -49,22 +50,22 @@ def inputs(root, **_) -> list[Path]:
 
 
 def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
-    """Raises ValueError when `exams.csv` or every part is missing, or when an exam stands in two parts."""
-    table = read_csv(inputs(root)[0])
+    """Raises ValueError when `exams.csv` or every part is missing, or when an exam is in two parts."""
+    table = read_csv(inputs(root)[0], COLUMNS)
     rows, broken = find_tracings(Path(root))
     rows = rows.reindex(table["exam_id"])
-    found = rows["row"].notna().to_numpy()
+    has_signal = rows["row"].notna().to_numpy()
     reasons = (
         table["trace_file"].map(broken).astype(object).fillna("its signal is in none of the parts of this folder")
     )
     truth = {"true": True, "false": False}  # blanks are unknown
     flags = table[[*CLASSES, "is_male", "normal_ecg"]].map(lambda cell: truth.get(str(cell).strip().lower()))
-    patients = table["patient_id"].astype("Int64").astype(str)
+    patients = table["patient_id"].astype("Int64").astype("string")
     columns = {
         "record": table["exam_id"].astype(str),
         "patient": patients,
         "split": seeded_split(patients, seed),
-        "reject": reasons.mask(found),
+        "reject": reasons.mask(has_signal),
         "path": rows["path"].to_numpy(),
         "row": pa.array(rows["row"], pa.int64(), from_pandas=True),
         "unit": np.full(len(table), UNITS[unit]),
@@ -79,7 +80,7 @@ def plan(root, *, unit: str = "mV", seed: int = 0) -> pa.Table:
 
 
 def find_tracings(root: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """`path` and `row` of every exam id in the parts, and the reason for each part that cannot be opened."""
+    """Returns `path` and `row` of every exam id in the parts, and the reason for each part that cannot be opened."""
     frames, broken = [], {}
     parts = sorted(root.glob("*.hdf5"))
     if not parts:
@@ -95,9 +96,7 @@ def find_tracings(root: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     rows = pd.concat(frames) if frames else pd.DataFrame({"path": [], "row": []})
     rows = rows[rows.index != 0]  # the extra row
     if rows.index.duplicated().any():
-        raise ValueError(
-            f"{root}: exam {rows.index[rows.index.duplicated()][0]} stands in two parts, or twice in one."
-        )
+        raise ValueError(f"{root}: exam {rows.index[rows.index.duplicated()][0]} is in two parts, or twice in one.")
     return rows, broken
 
 

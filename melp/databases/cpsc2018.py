@@ -10,7 +10,7 @@ which it is found:
   9 in the order of `databases.snomed.CPSC2018`).
 
 Which one a folder holds is seen from its headers. Label set `cpsc2018`, by the benchmark's class names. No patients
-and no split are published: each record stands for a patient of its own, a seeded hash of its name puts it into train,
+and no split are published: each record is a patient of its own, a seeded hash of its name puts it into train,
 validation or test (80/10/10), unless `--splits` gives the benchmark's tables. There are no reports.
 """
 

@@ -88,31 +88,37 @@ def plan(root, *, validation_share: float = 0.02, seed: int = 0) -> pa.Table:
 
 
 def read_table(path: Path, needed: list[str], optional: Sequence[str] = (), clean: Callable | None = None) -> pa.Table:
-    """Columns of a table, `clean`ed a block at a time: the text of all the report's cells is never held at once.
+    """Reads columns of a table, `clean`ed block by block: the text of all the report's cells is never held at once.
 
     Ids are integers, measurements numbers, all else text; optional columns are read where they exist.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        header = next(csv.reader(file), [])
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file), [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV table in UTF-8: {error}.") from error
     if missing := [name for name in needed if name not in header]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
     names = needed + [name for name in optional if name in header]
     types = {name: pa.int64() for name in names if name.endswith("_id")}
     types |= {name: pa.float32() for name in names if name in _MEASURED}
-    reader = pyarrow.csv.open_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(block_size=1 << 22, use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=names, column_types={name: types.get(name, pa.string()) for name in names}
-        ),
-    )
-    blocks = (pa.Table.from_batches([batch]) for batch in reader)
-    table = pa.concat_tables([clean(block) if clean else block for block in blocks])
+    try:
+        reader = pyarrow.csv.open_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(block_size=1 << 22, use_threads=False),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=names, column_types={name: types.get(name, pa.string()) for name in names}
+            ),
+        )
+        blocks = (pa.Table.from_batches([batch]) for batch in reader)
+        table = pa.concat_tables([clean(block) if clean else block for block in blocks])
+    except pa.ArrowInvalid as error:  # a row of other cells, a cell of another kind
+        raise ValueError(f"{path}: {error}; correct it, or fetch it again.") from error
     studies = pc.value_counts(table["study_id"]) if pc.count_distinct(table["study_id"]).as_py() < len(table) else ()
     for study in studies:
         if study["counts"].as_py() > 1:
-            raise ValueError(f"{path}: study {study['values']} stands there twice.")
+            raise ValueError(f"{path}: study {study['values']} is listed twice.")
     return table
 
 
@@ -121,7 +127,7 @@ def _clean(texts: pa.Table) -> pa.Table:
 
 
 def join_reports(texts: pa.Table) -> pa.ChunkedArray:
-    """The cleaned report of every row; "" where all its cells are blank."""
+    """Returns the cleaned report of every row; "" where all its cells are blank."""
     cells = []
     for name in (name for name in texts.column_names if name.startswith("report_")):
         cell = pc.utf8_rtrim(pc.utf8_trim(texts[name], " *=-\t\r\n"), " .")

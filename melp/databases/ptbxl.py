@@ -1,7 +1,7 @@
 """PTB-XL 1.0.1 to 1.0.3: 12 leads, 10 s, labelled with SCP-ECG statements.
 
 Source: PhysioNet, doi:10.13026/kfzx-aw45; Wagner et al., Scientific Data 7, 154 (2020). Facts this module encodes:
-`ptbxl_database.csv` has a row a recording, with `patient_id` (written as a float), `age` (300 for 90 and over in
+`ptbxl_database.csv` has a row per recording, with `patient_id` (written as a float), `age` (300 for 90 and over in
 later versions), a report (mostly German), `strat_fold` 1 to 10 (1 to 8 train, 9 validation, 10 test; no patient in
 two folds) and `scp_codes`, a Python literal of statement to likelihood. `scp_statements.csv` says of each statement
 whether it is diagnostic, of form or of rhythm, and to which diagnostic class and subclass it belongs. As in the
@@ -35,6 +35,8 @@ SOURCE = {
 }
 SPLIT_OF_FOLD = {**dict.fromkeys(range(1, 9), "train"), 9: "validation", 10: "test"}
 FILES = ("ptbxl_database.csv", "scp_statements.csv")
+COLUMNS = ("ecg_id", "patient_id", "age", "sex", "report", "scp_codes", "strat_fold")
+STATEMENT_COLUMNS = ("description", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")
 
 
 def add_arguments(parser):
@@ -55,16 +57,18 @@ def inputs(root, *, splits: str | None = None, **_) -> list[Path]:
 def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None = None) -> pa.Table:
     """Raises ValueError naming the table that is missing or the statement that `scp_statements.csv` does not have."""
     database, statements = required_files(root, FILES, "PTB-XL")
-    table, statements = read_csv(database), read_csv(statements, index_col=0)
-    codes = [list(ast.literal_eval(cell)) if isinstance(cell, str) else [] for cell in table["scp_codes"]]
+    recordings = "filename_hr" if rate == 500 else "filename_lr"
+    table = read_csv(database, [*COLUMNS, recordings])
+    statements = read_csv(statements, STATEMENT_COLUMNS, index_col=0)
+    codes = [_codes(*row) for row in zip(table["ecg_id"], table["scp_codes"], strict=True)]
     for ecg_id, row in zip(table["ecg_id"], codes, strict=True):
         if unknown := [code for code in row if code not in statements.index]:
             raise ValueError(f"ecg_id {ecg_id}: scp_statements.csv has no statement {', '.join(unknown)}.")
-    files = table["filename_hr" if rate == 500 else "filename_lr"]
+    files = table[recordings]
     frame = pd.DataFrame(
         {
             "record": files,
-            "patient": table["patient_id"].astype("Int64").astype(str),
+            "patient": table["patient_id"].astype("Int64").astype("string"),
             "split": table["strat_fold"].map(SPLIT_OF_FOLD),
             "path": str(root) + "/" + files,
             "age": table["age"],
@@ -88,6 +92,16 @@ def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None
     return plan_table(frame, sets)
 
 
+def _codes(ecg_id: int, cell) -> list[str]:
+    """Returns the statements of a cell of `scp_codes`; none where it is empty."""
+    if not isinstance(cell, str):
+        return []
+    try:
+        return [str(code) for code in ast.literal_eval(cell)]
+    except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        raise ValueError(f"ecg_id {ecg_id}: scp_codes {cell[:40]!r} is no dict of statement to likelihood.") from None
+
+
 def _words(table: pd.DataFrame, column: str) -> pd.Series:
     """Returns a column as text in single blanks; absent where a shortened table has no such column."""
     values = table[column] if column in table else pd.Series(pd.NA, index=table.index)
@@ -95,7 +109,7 @@ def _words(table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def classes_of_statements(statements: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """`{label set: {statement: class}}`."""
+    """Returns `{label set: {statement: class}}`."""
     codes = statements.index.to_series()
     columns = {
         "superclass": statements["diagnostic_class"],

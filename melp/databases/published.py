@@ -2,7 +2,7 @@
 
 Facts this module encodes: a folder holds `ptbxl/{super_class,sub_class,form,rhythm}`, `icbeb` (CPSC2018) and `chapman`
 (Chapman-Shaoxing-Ningbo), each with a table for train, val and test, gzipped or not, some beginning with a blank line.
-A row names its recording by `filename_hr`, `filename` or `ecg_path`; a column of 0 and 1 a class follows the columns
+A row names its recording by `filename_hr`, `filename` or `ecg_path`; a column of 0 and 1 per class follows the columns
 of `_OTHER`. The subclass tables order their columns differently in train and test: classes go by name, never by place.
 """
 
@@ -40,15 +40,15 @@ def add_splits(parser):
 
 
 def table_files(folder: str | Path, database: str) -> list[Path]:
-    """The tables of a database. Raises ValueError naming the one that is missing."""
+    """Returns the tables of a database. Raises ValueError naming the one that is missing."""
     files = []
     for stem in TABLES[database].values():
         for part in _SPLITS:
             plain = Path(folder) / f"{stem}_{part}.csv"
-            found = [path for path in (plain, plain.with_name(plain.name + ".gz")) if path.is_file()]
-            if not found:
+            path = next((p for p in (plain, plain.with_name(plain.name + ".gz")) if p.is_file()), None)
+            if path is None:
                 raise ValueError(f"--splits {folder} has no {stem}_{part}.csv (or .csv.gz).")
-            files.append(found[0])
+            files.append(path)
     return files
 
 
@@ -58,10 +58,10 @@ def record_key(name: str) -> str:
 
 
 def read_tables(folder: str | Path, database: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """The tables of a database as one frame by `record_key`, and the classes of each label set.
+    """Reads the tables of a database as one frame by `record_key`, and the classes of each label set.
 
     Returns:
-        `split` and a column of class lists a label set (None where that set's tables do not have the recording).
+        `split` and a column of class lists per label set (None where that set's tables do not have the recording).
 
     Raises:
         ValueError: naming the table that is missing, names its classes otherwise, or contradicts another.
@@ -76,7 +76,9 @@ def read_tables(folder: str | Path, database: str) -> tuple[pd.DataFrame, dict[s
             columns = [column for column in table if column not in _OTHER]
             if set(columns) != set(classes.setdefault(name, columns)):
                 raise ValueError(f"{path}: its classes are not those of the training table ({classes[name]}).")
-            key = next(column for column in _RECORD if column in table)
+            key = next((column for column in _RECORD if column in table), None)
+            if key is None:
+                raise ValueError(f"{path} has none of the columns {', '.join(_RECORD)}, which name recordings.")
             rows = table[classes[name]].to_numpy(dtype=bool)
             lists = [[label for label, is_one in zip(classes[name], row, strict=True) if is_one] for row in rows]
             parts.append(pd.DataFrame({"split": part, "labels": lists}, index=table[key].map(record_key)))
@@ -94,7 +96,7 @@ def read_tables(folder: str | Path, database: str) -> tuple[pd.DataFrame, dict[s
 
 
 def apply_tables(frame: pd.DataFrame, folder: str | Path, database: str) -> dict[str, list[str]]:
-    """Gives `frame` (a row a `record`) the published splits and labels, and rejects what the tables do not have.
+    """Gives `frame` (a row per `record`) the published splits and labels, and rejects what the tables do not have.
 
     Returns:
         the classes of each label set.

@@ -215,17 +215,17 @@ CPSC2018 = {
 
 
 def classes_of(codes: Iterable[str] | None, classes: Mapping[str, str]) -> list[str] | None:
-    """The classes of a recording's codes, each once; None where the recording has no codes at all."""
+    """Returns the classes of a recording's codes, each once; None where the recording has no codes at all."""
     return None if codes is None else list(dict.fromkeys(classes[code] for code in codes if code in classes))
 
 
 def names_of(codes: Iterable[str] | None, names: Mapping[str, str] = NAMES) -> list[str] | None:
-    """English names of a recording's codes; a code that the tables do not have stands for itself."""
+    """Returns English names of a recording's codes; a code that the tables do not have is its own name."""
     return None if codes is None else list(dict.fromkeys(names.get(code, code) for code in codes))
 
 
 def describe(codes: Iterable[str] | None) -> str:
-    """A sentence for each code: "sinus rhythm. left bundle branch block."; unknown codes say nothing."""
+    """Returns a sentence per code: "sinus rhythm. left bundle branch block."; none for unknown codes."""
     return " ".join(f"{name}." for name in classes_of(codes, NAMES) or [])
 
 

@@ -50,12 +50,12 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is damaged: {error}; fetch it again.") from error
 
 
-def read_csv(path: str | Path, **options) -> pd.DataFrame:
-    """Reads a CSV table; `options` are those of `pandas.read_csv`.
+def read_csv(path: str | Path, needed: Iterable[str] = (), **options) -> pd.DataFrame:
+    """Reads a CSV table with the columns that are needed; `options` are those of `pandas.read_csv`.
 
     Raises:
-        ValueError: naming the file, where it cannot be read, or the line whose cells are not as many as the header's:
-            pandas would shift the columns.
+        ValueError: naming the file, where it cannot be read or lacks a column, or the line that has not as many cells
+            as the header: pandas would shift the columns.
     """
     text = read_text(path)
     rows = csv.reader(io.StringIO(text, newline=""))
@@ -68,6 +68,8 @@ def read_csv(path: str | Path, **options) -> pd.DataFrame:
                 raise ValueError(
                     f"line {rows.line_num} has {len(row)} cells, its header has {len(header)}: correct it"
                 )
+        if missing := [name for name in needed if name not in header]:
+            raise ValueError(f"it has no column {', '.join(missing)}")
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise ValueError(f"it names the column {repeated[0]!r} twice")
         return pd.read_csv(io.StringIO(text), **options)

@@ -20,10 +20,10 @@ MISSING = -32768  # how WFDB's format 16 marks a missing sample
 
 
 def quantise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Millivolts (leads, samples) as int16 at 1 microvolt, or at the finest step that holds a lead's range.
+    """Returns millivolts (leads, samples) as int16 at 1 microvolt, or at the finest step that holds a lead's range.
 
     Returns:
-        the int16 samples (NaN as `MISSING`), and gain (units/mV) and baseline, one value a lead.
+        the int16 samples (NaN as `MISSING`), and gain (units/mV) and baseline of each lead.
     """
     peak = np.nanmax(np.abs(signal), axis=1, initial=0.0)
     gain = np.minimum(1000.0, 32000.0 / np.maximum(peak, 1e-6))
@@ -33,7 +33,7 @@ def quantise(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @contextmanager
 def reading(name: str):
-    """Whatever a reader of files runs into on a broken one becomes a ValueError or OSError."""
+    """Turns whatever a reader runs into on a broken file into a ValueError or OSError."""
     try:
         yield
     except (ImportError, MemoryError, OSError, ValueError):
@@ -106,20 +106,20 @@ def stored_item(item: dict, extra: Iterable[str] = ()) -> EcgRecord:
 
 
 def find_records(root: str | Path) -> list[str]:
-    """Every record under `root` as a sorted path without its suffix, also where its header or signal file is missing.
+    """Returns every record under `root` as a path without its suffix, sorted, also where one of its files is missing.
 
     Raises:
         ValueError: there is no such folder, or no record in it.
     """
-    found = {
+    records = {
         os.path.join(folder, name[:-4])
         for folder, _, names in os.walk(root)
         for name in names
         if name.endswith((".hea", ".mat", ".dat"))
     }
-    if not found:
+    if not records:
         raise ValueError(f"{root} holds no records (.hea with .mat or .dat); --root is the folder of the raw files.")
-    return sorted(found)
+    return sorted(records)
 
 
 def header_files(root: str | Path) -> list[Path]:
@@ -130,14 +130,15 @@ _COMMENT = re.compile(r"^#\s*(Age|Sex|Dx):\s*(.*?)\s*$", re.MULTILINE)
 
 
 def read_headers(paths: list[str]) -> pd.DataFrame:
-    """What headers as in the Challenges say of each record: `record` (the file's name), `path`, `codes`, `age`, `sex`.
+    """Reads headers as in the Challenges: a row per record, `record` (its file's name), `path`, `codes`, `age`, `sex`.
 
     `codes` are those of the line "Dx:" (with or without a space after "#"); None where it, or the header, is missing.
     """
     rows: dict[str, list] = {"codes": [], "age": [], "sex": []}
     for path in paths:
         try:
-            comments = dict(_COMMENT.findall(Path(f"{path}.hea").read_text(errors="replace")))
+            header = Path(f"{path}.hea")
+            comments = dict(_COMMENT.findall(header.read_text(errors="replace") if header.is_file() else ""))
         except OSError:
             comments = {}
         codes = comments.get("Dx", "Unknown")

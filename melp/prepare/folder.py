@@ -61,6 +61,8 @@ def prepare(
             same call goes on where it stopped.
     """
     output = Path(output)
+    if not max_gap >= 0:
+        raise ValueError(f"--max-gap {max_gap} is no number of seconds.")
     module = importlib.import_module(DATABASES[database])
     plan = make_plan(module, root, limit, options)
     if accept_mismatch:

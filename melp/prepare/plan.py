@@ -19,7 +19,11 @@ PLAN_BATCH = 10_000
 
 def make_plan(module, root, limit: int | None, options: dict) -> pa.Table:
     """Returns the module's plan: its first `limit` rows, checked, `split` and `reject` as plain strings."""
-    plan = module.plan(root, **options)[:limit]
+    try:
+        plan = module.plan(root, **options)[:limit]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, pa.ArrowInvalid) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the tables of {root} are not as {module.SOURCE['name']} has them ({reason}).") from error
     for name in ("split", "reject"):
         plan = plan.set_column(plan.column_names.index(name), name, plan[name].cast(pa.string()))
     plan = plan.unify_dictionaries().combine_chunks()

@@ -22,13 +22,15 @@ from itertools import pairwise
 
 import numpy as np
 
+import signal_melp
+
 SAMPLING_RATE = 500
 SAMPLES = 5000
-LEADS = ["I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6"]
+LEADS = list(signal_melp.LEADS)
 EIGHT = ["I", "II", "V1", "V2", "V3", "V4", "V5", "V6"]
 # The twelve stored leads from the eight independent ones, in the order of LEADS.
 TWELVE_FROM_EIGHT = np.zeros((12, 8))
-TWELVE_FROM_EIGHT[:6, :2] = [[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [-0.5, 1], [1, -0.5]]
+TWELVE_FROM_EIGHT[:6, :2] = list(signal_melp.LIMB_LEADS.values())
 TWELVE_FROM_EIGHT[6:, 2:] = np.eye(6)
 # I, II, V1..V6 from x (left), y (feet), z (back): [D].
 DOWER = np.array(

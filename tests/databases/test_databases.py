@@ -493,7 +493,7 @@ def test_code15_parts_in_any_order_missing_and_broken(tmp_path, h5py):
         assert words in reasons[record]
     write("exams_part3.hdf5", [70, 10], [signal, signal])
     code15.open_part.cache_clear()
-    with pytest.raises(ValueError, match="exam 10 stands in two parts"):
+    with pytest.raises(ValueError, match="exam 10 is in two parts"):
         prepare("code15", tmp_path / "twice", root=tmp_path)
 
 
@@ -572,7 +572,7 @@ def test_mimic_splits_by_subject(mimic_root):
 def test_mimic_tables_that_lack_or_repeat_something_are_refused(mimic_root):
     measured = (mimic_root / "machine_measurements.csv").read_text().splitlines()
     (mimic_root / "machine_measurements.csv").write_text("\n".join([*measured, measured[-1]]))
-    with pytest.raises(ValueError, match="machine_measurements.csv: study 1 stands there twice"):
+    with pytest.raises(ValueError, match="machine_measurements.csv: study 1 is listed twice"):
         mimic.plan(mimic_root)
     (mimic_root / "record_list.csv").write_text("subject_id,study_id\n1,1\n")
     with pytest.raises(ValueError, match="record_list.csv has no column path"):

@@ -8,6 +8,7 @@ import pytest
 from melp.databases import SPLITS, manifest
 from melp.databases.tables import identifiers, label_sets, plan_table, read_csv, read_text, seeded_split
 from melp.databases.wfdb_record import read_headers
+from melp.prepare.folder import prepare
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,46 @@ def test_no_file_and_a_damaged_one_are_named(tmp_path):
     (tmp_path / "t.csv").write_bytes(gzip.compress(b"a,b\n1,2\n" * 100)[:30])
     with pytest.raises(ValueError, match="t.csv is damaged"):
         read_text(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("ptbxl_database.csv", ("scp_codes", "codes"), "ptbxl_database.csv: it has no column scp_codes"),
+        ("ptbxl_database.csv", ("{'NST_': 0.0}", "{'NST_'"), "ecg_id 1: scp_codes .* is no dict"),
+        ("ptbxl_database.csv", ("{'NST_': 0.0}", "[" * 5000), "ecg_id 1: scp_codes .* is no dict"),
+        ("ptbxl_database.csv", ("1,7.0,", "1,,"), "record 'one' has no patient"),
+        ("ptbxl_database.csv", ("1,7.0,", "1,x,"), "tables of|ptbxl_database.csv|invalid"),
+        ("scp_statements.csv", ("form", "shape"), "scp_statements.csv: it has no column form"),
+        ("scp_statements.csv", ("NST_,non", "NST_,\xff,non"), "scp_statements.csv"),
+    ],
+)
+def test_tables_of_a_database_that_are_wrong_are_named(tmp_path, table, change, message):
+    files = {
+        "scp_statements.csv": ",description,diagnostic,form,rhythm,diagnostic_class,diagnostic_subclass\n"
+        "NST_,non-specific ST changes,1.0,1.0,,STTC,NST_\n",
+        "ptbxl_database.csv": "ecg_id,patient_id,age,sex,report,scp_codes,strat_fold,filename_lr,filename_hr\n"
+        "1,7.0,60,1,,{'NST_': 0.0},1,one,one\n",
+    }
+    for name, text in files.items():
+        text = text.replace(*change) if name == table else text
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        prepare("ptbxl", tmp_path / "out", root=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+LIST = b"subject_id,study_id,path\n"
+
+
+@pytest.mark.parametrize("content", [LIST + b"1,2\n", LIST + b"1,x,p\n", b"\xff\xfe\x00"])
+def test_a_damaged_list_of_mimic_is_named(tmp_path, content):
+    (tmp_path / "record_list.csv").write_bytes(content)
+    (tmp_path / "machine_measurements.csv").write_text("study_id,report_0\n2,sinus rhythm of a heart\n")
+    with pytest.raises(ValueError, match=r"record_list\.csv"):
+        prepare("mimic", tmp_path / "out", root=tmp_path)
+
+
+def test_a_fifo_is_no_header(tmp_path):
+    os.mkfifo(tmp_path / "a.hea")
+    assert read_headers([str(tmp_path / "a")])["codes"].tolist() == [None]
