@@ -127,17 +127,18 @@ def find_near(recordings: Recordings) -> list[Duplicate]:
                 vectors[number], times[number] = describe(row)
                 number += 1
                 bar.update()
-    values, seen, pairs = recordings.hashes(), set(), []
+    values, best = recordings.hashes(), {}
     read = functools.lru_cache(maxsize=256)(lambda number: at_rate(recordings.row(number)))
     for one, other, shift in tqdm(candidates(Descriptions(vectors, times)), unit=" pairs", desc="compare"):
-        if values[one] == values[other] or (one, other) in seen:
-            continue
-        correlation, shift = compare(read(one), read(other), shift)
-        if correlation >= MIN_CORRELATION:
-            seen.add((one, other))
-            places = recordings.place(one), recordings.place(other)
-            pairs.append(Duplicate(*places, "near", round(float(shift), 3), round(correlation, 4)))
-    return pairs
+        if values[one] != values[other]:
+            # A regular rhythm agrees with itself at more than one shift: the best counts.
+            compared = compare(read(one), read(other), shift)
+            best[one, other] = max(compared, best.get((one, other), compared))
+    return [
+        Duplicate(recordings.place(one), recordings.place(other), "near", round(float(shift), 3), round(value, 4))
+        for (one, other), (value, shift) in best.items()
+        if value >= MIN_CORRELATION
+    ]
 
 
 def describe_size() -> int:

@@ -107,6 +107,7 @@ def test_datasets_alone_reads_folder_and_copy(run, uploaded, tmp_path):
     assert read_by_datasets(run, tmp_path, uploaded, "whole", uploaded) == [stored, stored]
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_take_its_name(server, run, uploaded, tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")

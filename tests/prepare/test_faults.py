@@ -51,6 +51,7 @@ def test_a_second_run_says_who_holds_the_folder(tmp_path):
 TWICE = ["-m", "melp.prepare", "synthetic", "--records", "400"]
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_writes(tmp_path):
     command = [sys.executable, *TWICE, "--output", str(tmp_path / "out")]
     runs = [subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) for _ in range(2)]
