@@ -1,6 +1,7 @@
 """Lists the recordings that files and folders hold, compactly: a path costs its own length, not a Python object."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from formats_melp import list_records
 CHUNK = 1 << 16  # paths that are Python strings at a time
 # What belongs to a WFDB header of the same name and is no recording of its own.
 WFDB_FILES = (".dat", ".mat", ".atr", ".qrs", ".ann", ".xyz")
+_SEGMENT = re.compile(r"(.+)_(?:\d{4}|layout)")  # PhysioNet's names: 3000063_0001, 3000063_layout
 STACKS = (".h5", ".hdf5", ".npy", ".npz", ".parquet")  # files of these names are opened to see how many they hold
 
 
@@ -18,7 +20,8 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
     """Lists recordings as absolute paths, FILE#RECORD for those of a stack, each once.
 
     Files that are named are taken whatever they are; of a folder all files below it but hidden ones and those that
-    belong to a WFDB header. What turns out to be no ECG is for the reader to refuse. Links to folders are left out.
+    belong to a WFDB header, as signals or segments. What turns out to be no ECG is for the reader to refuse. Links to
+    folders are left out.
 
     Args:
         sources: files, WFDB records without a suffix, FILE#RECORD, folders.
@@ -63,13 +66,19 @@ def _walk(folder: str, leave_out: str | None) -> Iterator[str]:
     headers = {name.removesuffix(".gz")[:-4] for name in names if name.removesuffix(".gz").endswith(".hea")}
     for name in sorted(names):
         stem, suffix = os.path.splitext(name.removesuffix(".gz"))
-        if suffix.lower() not in WFDB_FILES or stem not in headers:
+        if not (suffix.lower() in WFDB_FILES and stem in headers) and not _is_segment(stem, suffix, headers):
             path = os.path.join(folder, name)
             if os.path.isfile(path):
                 yield from _records_of(path)
     for name in sorted(folders):
         if os.path.join(folder, name) != leave_out:
             yield from _walk(os.path.join(folder, name), leave_out)
+
+
+def _is_segment(stem: str, suffix: str, headers: set[str]) -> bool:
+    """Whether a file belongs to a segment of a WFDB record beside it, with which it is read."""
+    segment = _SEGMENT.fullmatch(stem)
+    return segment is not None and segment[1] in headers and suffix.lower() in (".hea", *WFDB_FILES)
 
 
 def _records_of(path: str) -> Iterator[str]:

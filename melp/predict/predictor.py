@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -49,6 +50,10 @@ def choose_findings(folder: str, findings: str | None, label_set: str | None) ->
         raise ValueError(f"--label-set {label_set} is none of {', '.join(known)}.")
     texts = known[label_set]
     return findings_of({name: None if name in calibrated else texts[name] for name in texts}, calibrated)
+
+
+# What files whose patients were made anonymous have in place of an identifier: these patients are not one.
+_NOBODY = re.compile(r"[\s0xX._?-]*|anonym\w*|unknown|none|n/?a", re.IGNORECASE)
 
 
 class Predictor:
@@ -174,6 +179,8 @@ class Predictor:
         name = item.identifiers.get("patient_id")
         if name is None or self.keep_identifiers:
             return name
+        if _NOBODY.fullmatch(str(name)):
+            return None
         return hashlib.blake2b(str(name).encode(), digest_size=8, key=self.key).hexdigest()
 
     @torch.inference_mode()

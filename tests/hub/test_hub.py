@@ -460,7 +460,7 @@ def test_a_processor_that_contradicts_the_configuration_is_refused(tmp_path, fie
     assert MelpFeatureExtractor.from_pretrained(tmp_path).to_dict() == extractor.to_dict()
     setattr(extractor, field, EXTRACTOR[field])
     extractor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"{field}.*config.json"):
+    with pytest.raises(ValueError, match=f"{field}.*its model has"):
         MelpFeatureExtractor.from_pretrained(tmp_path)
 
 

@@ -25,6 +25,7 @@ from melp.files import FolderLock
 from melp.notice import NOTICE
 from melp.predict import plan as plan_module
 from melp.predict import reading as reading_module
+from melp.predict.paths import list_recordings
 from modeling_melp import MelpForEcgClassification, MelpModel
 from signal_melp import LEADS
 
@@ -115,7 +116,7 @@ def test_every_file_of_a_folder_is_a_row_or_a_reason(output):
     stack = {f"stack.npz#{number}" for number in range(3)}
     assert set(rows["record"]) == {"a", "b", "long", "short", "named.edf"} | stack
     assert set(rejected) == {"flat.hea", "notes.pdf"}
-    assert "constant" in rejected["flat.hea"] and "no format" in rejected["notes.pdf"]
+    assert "constant" in rejected["flat.hea"] and "unknown format" in rejected["notes.pdf"]
     assert not any(str(output.parent) in reason for reason in rejected.values())
 
 
@@ -169,6 +170,21 @@ def test_pseudonyms_are_of_one_output(models, ecgs, tmp_path):
         run(ecgs / "sub", "--model", models / "tower", "--output", tmp_path / name)
     assert len({rows_of(tmp_path / name).loc["named.edf", "patient"] for name in ("one", "two")}) == 2
     assert os.stat(tmp_path / "one" / plan_module.WORK / "key").st_mode & 0o077 == 0
+
+
+def test_patients_without_an_identifier_are_nobody(models, ecgs, tmp_path):
+    named = (ecgs / "sub" / "named.edf").read_bytes()
+    for number, patient in enumerate(("X X X X", "000000 X X X", "P1 X X X")):
+        (tmp_path / f"{number}.edf").write_bytes(named[:8] + patient.ljust(80).encode() + named[88:])
+    run(tmp_path, "--model", models / "tower", "--output", tmp_path / "out")
+    assert rows_of(tmp_path / "out")["patient"].isna().to_dict() == {"0.edf": True, "1.edf": True, "2.edf": False}
+
+
+def test_segments_are_read_with_their_record(tmp_path):
+    for name in ("b.hea", "b_0001.hea", "b_0001.dat", "b_layout.hea", "c_0001.hea", "c_0001.dat"):
+        (tmp_path / name).write_bytes(b"")
+    listed = list_recordings([str(tmp_path)]).to_pylist()
+    assert [Path(path).name for path in listed] == ["b.hea", "c_0001.hea"]
 
 
 def test_windows_are_rows(models, ecgs, tmp_path):
