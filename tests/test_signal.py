@@ -100,3 +100,17 @@ def test_windows_have_a_limit_and_a_day_is_below_it():
     with pytest.raises(ValueError, match=r"record 0: stride=0.002 cuts it into 25,001 windows; at most 10,000"):
         MelpFeatureExtractor()(record, sampling_rate=500, stride=0.002)
     assert MAX_WINDOWS >= 24 * 3600 / 10
+
+
+def test_the_processor_says_that_the_gains_of_a_file_look_wrong(tmp_path):
+    digital = np.rint(heart() * 1000)
+    for row, (first, second) in enumerate(LIMB_LEADS.values()):
+        digital[row] = np.rint(first * digital[0] + second * digital[1])
+    digital.T.astype("<i2").tofile(tmp_path / "ludb.dat")
+    ends = [
+        f"ludb.dat 16 {600 + 80 * number}/mV 16 0 {int(row[0])} {int(row.sum()) % 65536} 0 {lead}"
+        for number, (lead, row) in enumerate(zip(LEADS, digital, strict=True))
+    ]
+    (tmp_path / "ludb.hea").write_text("\n".join(["ludb 12 500 5000", *ends]) + "\n")
+    (quality,) = MelpFeatureExtractor()(str(tmp_path / "ludb"), quality=True)["quality"]
+    assert quality["suspected_gains"] and "their gains look wrong" in quality["warnings"][0]

@@ -74,7 +74,7 @@ def prepare(
     split_by_record = (plan.schema.metadata or {}).get(b"split_by_record") == b"True"
     fingerprint = plan_fingerprint(plan, order, [database, module.VERSION, ROW_VERSION, gap, one_gain, str(features)])
     check_output(output, fingerprint)
-    with FolderLock(output, f"melp.prepare {database}"), explaining_full_disk(output):
+    with FolderLock(output, f"melp.prepare {database}") as lock, explaining_full_disk(output):
         if is_finished(output, fingerprint):
             return output
         work = open_work(output, fingerprint)
@@ -89,6 +89,7 @@ def prepare(
         job = Job(database, work / "plan.arrow", features.arrow_schema, label_ids, gap, one_gain, split_by_record)
         summaries = run_shards(job, shards, workers)
         rejected += [row for summary in summaries for row in summary["rejected"]]
+        lock.check()  # a process that slept for long may have lost the folder
         if len(rejected) == planned:
             reasons = "; ".join(f"{row['record']}: {row['reason']}" for row in rejected[:3])
             raise ValueError(f"none of the {planned} recordings could be used ({reasons}).")
