@@ -26,11 +26,19 @@ class _CheckedConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """See [`~PreTrainedConfig.from_dict`]; what a file may not choose is refused before the caller's choices."""
-        for values in (config_dict, *(config_dict.get(name) for name in cls.sub_configs)):
+        kinds = {"ecg_config": MelpEcgConfig, "text_config": CONFIG_MAPPING["bert"]} if cls.sub_configs else {}
+        parts = [("ecg_config." if cls.base_config_key else "", cls, config_dict)]
+        parts += [(f"{name}.", kind, config_dict.get(name)) for name, kind in kinds.items()]
+        for prefix, kind, values in parts:
+            if not isinstance(values, dict):
+                continue
+            check_fields(kind, values, prefix)
             for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
                 # The name of a repository there makes transformers run its code.
-                if isinstance(values, dict) and values.get(name) not in (None, *_ATTENTIONS):
-                    raise ValueError(f"{name} is {values[name]!r}; a file may only name {', '.join(_ATTENTIONS)}.")
+                if values.get(name) not in (None, *_ATTENTIONS):
+                    raise ValueError(
+                        f"{prefix}{name} is {values[name]!r}; a file may only name {', '.join(_ATTENTIONS)}."
+                    )
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs):

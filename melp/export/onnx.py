@@ -133,8 +133,8 @@ def compared_recordings(processor, recordings, data, split: str, limit: int) -> 
 
 def write_onnx(tower: torch.nn.Module, batch: dict[str, torch.Tensor], path: Path) -> Path:
     """Exports a tower; all axes but those of leads and samples are free."""
-    free, tokens = {0: torch.export.Dim("batch", min=1, max=2**16)}, torch.export.Dim("tokens", min=2, max=127)
-    axes = {name: free if name == "input_values" else free | {1: tokens} for name in batch}
+    free = torch.export.Dim.DYNAMIC  # an axis that turns out to be fixed is an error
+    axes = {name: {0: free} if name == "input_values" else {0: free, 1: free} for name in batch}
     example = {name: value[:2] for name, value in batch.items()}
     model = getattr(tower, "model", None) or tower.tower
     attention = model.config._attn_implementation
@@ -162,12 +162,15 @@ def write_onnx(tower: torch.nn.Module, batch: dict[str, torch.Tensor], path: Pat
 
 def quantise(path: Path) -> Path:
     """Writes a file again with the weights of its matrix products in 8 bits, a scale per column."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes that the exporter of torch 2.9 has noted of weights that it then turned
     target = path.with_name(path.stem + "_int8.onnx")
     logging.getLogger().setLevel(logging.ERROR)  # it recommends a preparation that torch's exporter has done
     quantize_dynamic(
-        path, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+        model, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
     )
     return target
 

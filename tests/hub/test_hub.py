@@ -255,7 +255,7 @@ def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, 
         (ecg, text, f"{ecg} is no folder or model on this disk, nor one that the Hub gives you"),
         (f"{ecg}@v2", text, f"{ecg}@v2 is no folder or model"),
         (f"{ecg}@v1", text, "doctor/bert has no config.json"),  # its newest commit
-        ("../../x", text, "nor a Hub id"),
+        ("../../nowhere/x", text, "nor a Hub id"),
     ):
         error = hub("convert", source, "--text-model", bert, "--output", output)[1]
         assert message in error and not output.exists()
