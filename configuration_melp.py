@@ -27,7 +27,7 @@ class _CheckedConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """See [`~PreTrainedConfig.from_dict`]; what a file may not choose is refused before the caller's choices."""
         kinds = {"ecg_config": MelpEcgConfig, "text_config": CONFIG_MAPPING["bert"]} if cls.sub_configs else {}
-        parts = [("ecg_config." if cls.base_config_key else "", cls, config_dict)]
+        parts: list[tuple[str, type, dict | None]] = [("ecg_config." if cls.base_config_key else "", cls, config_dict)]
         parts += [(f"{name}.", kind, config_dict.get(name)) for name, kind in kinds.items()]
         for prefix, kind, values in parts:
             if not isinstance(values, dict):

@@ -76,7 +76,7 @@ class MelpSentenceModule(nn.Module):
         """
         recordings = {place: item for place, item in enumerate(inputs) if _is_recording(item)}
         texts = {place: (prompt or "") + item for place, item in enumerate(inputs) if place not in recordings}
-        features = {"inputs": len(inputs)}
+        features: dict = {"inputs": len(inputs)}
         if texts:
             features |= self.processor(text=list(texts.values()), return_tensors="pt")
             features["text_places"] = torch.tensor(list(texts))
