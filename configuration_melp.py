@@ -26,7 +26,9 @@ class _CheckedConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """See [`~PreTrainedConfig.from_dict`]; what a file may not choose is refused before the caller's choices."""
-        kinds = {"ecg_config": MelpEcgConfig, "text_config": CONFIG_MAPPING["bert"]} if cls.sub_configs else {}
+        kinds: dict[str, type] = {}
+        if cls.sub_configs:
+            kinds = {"ecg_config": MelpEcgConfig, "text_config": CONFIG_MAPPING["bert"]}
         parts: list[tuple[str, type, dict | None]] = [("ecg_config." if cls.base_config_key else "", cls, config_dict)]
         parts += [(f"{name}.", kind, config_dict.get(name)) for name, kind in kinds.items()]
         for prefix, kind, values in parts:
