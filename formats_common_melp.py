@@ -95,7 +95,7 @@ class Source:
         return self._data is None
 
     def read(self, offset: int, count: int) -> bytes:
-        """Exactly `count` bytes from `offset`. Raises FormatError where the file is shorter."""
+        """Returns exactly `count` bytes from `offset`. Raises FormatError where the file is shorter."""
         if offset < 0 or count < 0 or offset + count > self.size:
             raise FormatError(CUT, f"{count} bytes at {offset} of {self.size}, or its header is wrong")
         if offset + count <= len(self._head):
@@ -110,7 +110,7 @@ class Source:
         return data
 
     def head(self, count: int) -> bytes:
-        """The first `count` bytes, fewer where the file is shorter."""
+        """Returns the first `count` bytes, fewer where the file is shorter."""
         return self.read(0, min(count, self.size))
 
     def all(self) -> bytes:
@@ -166,7 +166,7 @@ class Request:
                 raise FormatError("wrong argument", f"{name}={brief(value)} is no number of seconds")
 
     def span(self, length: int, rate: float) -> tuple[int, int]:
-        """The first index and the one past the last, of `length` samples at `rate`."""
+        """Returns the first index and the one past the last, of `length` samples at `rate`."""
         if self.longest and rate > 1 and length > self.longest * rate:  # 1 where a table's rate is not known yet
             raise FormatError(f"longer than {self.longest / 3600:g} h: it lasts {length / rate / 3600:.1f} h; cut it")
         first = round(self.start * rate)
@@ -228,7 +228,7 @@ class Recording:
 
 
 def to_millivolt(channel: Channel, unit: str | None = None, out: np.ndarray | None = None) -> np.ndarray:
-    """The samples of a channel in mV, float32, NaN where one is missing; a piece at a time, to spare memory."""
+    """Returns a channel's samples in mV, float32, NaN where one is missing; works piece by piece, to spare memory."""
     factor = unit_to_millivolt(channel.unit if unit is None else unit)
     out = np.empty(len(channel.samples), dtype=np.float32) if out is None else out
     scale, offset = channel.scale * factor, channel.offset * factor
@@ -246,7 +246,7 @@ def to_millivolt(channel: Channel, unit: str | None = None, out: np.ndarray | No
 
 
 def number(text, what: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """`text` as a finite float within the limits. Raises FormatError naming `what`."""
+    """Returns `text` as a finite float within the limits. Raises FormatError naming `what`."""
     try:
         value = float(text)
     except (TypeError, ValueError, OverflowError):
@@ -257,7 +257,7 @@ def number(text, what: str, low: float = -math.inf, high: float = math.inf) -> f
 
 
 def whole(text, what: str, low: int = 0, high: int = 2**48) -> int:
-    """`text` as an integer within the limits. Raises FormatError naming `what`."""
+    """Returns `text` as an integer within the limits. Raises FormatError naming `what`."""
     if isinstance(text, (bytes, str)) and text.strip().isdigit() and len(text) < 16:  # nearly all, and quicker
         value: float = int(text)
     else:
@@ -268,7 +268,7 @@ def whole(text, what: str, low: int = 0, high: int = 2**48) -> int:
 
 
 def scale_of(text, what: str) -> float:
-    """A gain, resolution or sensitivity: a number that is neither 0 nor absurdly small or large."""
+    """Returns a gain, resolution or sensitivity. Raises FormatError where it is 0 or absurdly small or large."""
     value = number(text, what)
     if not 1e-12 <= abs(value) <= 1e12:
         raise FormatError("wrong header", f"{what} is {brief(text)}, which cannot be right")
@@ -276,7 +276,7 @@ def scale_of(text, what: str) -> float:
 
 
 def text_of(data: bytes) -> str:
-    """Header text in whatever encoding: UTF-8 where that is valid, else latin-1, up to the first NUL."""
+    """Decodes header text: UTF-8 where that is valid, else latin-1, up to the first NUL."""
     data = data.split(b"\0")[0]
     try:
         return data.decode("utf-8").strip()
@@ -289,7 +289,7 @@ def sex_of(text) -> str | None:
 
 
 def years_between(birth: str, recorded: str) -> float | None:
-    """Age from two dates that begin with YYYYMMDD (other characters than digits are skipped), or None."""
+    """Returns the age by two dates that begin with YYYYMMDD (only digits count), or None."""
     dates = [re.sub(r"\D", "", str(date or ""))[:8] for date in (birth, recorded)]
     if any(len(date) < 8 for date in dates):
         return None
@@ -299,7 +299,7 @@ def years_between(birth: str, recorded: str) -> float | None:
 
 
 def facts_of(**values) -> dict:
-    """The facts or identifiers that are there: texts stripped, ages plausible."""
+    """Returns the facts or identifiers that are there: texts stripped, ages plausible."""
     kept: dict[str, float | str] = {}
     for name, value in values.items():
         if name == "age":
@@ -319,11 +319,11 @@ _CODED = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"} | {2 + n:
 
 
 def coded_lead(code: int) -> str:
-    """The name of a lead code; one that is none of the twelve gets a name that `canonical_lead` passes over."""
+    """Returns the lead of a code; one that is none of the twelve gets a name that `canonical_lead` leaves out."""
     return _CODED.get(code, f"lead code {code}")
 
 
 def rate_of_interval(microseconds: float, resolution: float = 1.0) -> float:
-    """Hz of a sampling interval that was rounded to `resolution` microseconds: 1667 is 600 Hz, not 599.88."""
+    """Returns the Hz of an interval that was rounded to `resolution` microseconds: 1667 is 600 Hz, not 599.88."""
     rate = 1e6 / microseconds
     return float(round(rate)) if round(rate) and abs(1e6 / round(rate) - microseconds) <= resolution / 2 else rate

@@ -83,7 +83,7 @@ MAX_RATE_RATIO = 1000  # between channels of one file
 
 
 def recognise(source: Source) -> str | None:
-    """The key in `READERS` of a file's format, by its first bytes; None where it is none of these."""
+    """Returns the key in `READERS` of a file's format, by its first bytes; None where it is none of these."""
     head = source.head(2**12)
     for kind, offset, magic in (
         ("dicom", 128, b"DICM"),
@@ -222,7 +222,7 @@ def _part_of(recording: Recording, request: Request) -> Recording:
 def usable_channels(
     recording: Recording, request: Request, unit: str | None = None
 ) -> tuple[list[Channel], list[str]]:
-    """The channels that are among the twelve leads, named as in `LEADS`, with a rate and a unit of voltage each.
+    """Returns the channels that are among the twelve leads, named as in `LEADS`, each with a rate and a unit.
 
     What the caller says (leads, rate, unit) fills in what the file does not say, and must not contradict what it does.
 
@@ -338,14 +338,14 @@ def read_ecg(
 
 
 def is_file(source) -> bool:
-    """Whether `read_ecg` takes it: a path, the bytes of a file or an open file, or one of wfdb's records."""
+    """Says whether `read_ecg` takes it: a path, the bytes of a file, an open file, or one of wfdb's records."""
     return isinstance(source, (str, os.PathLike, bytes, bytearray)) or any(
         hasattr(source, name) for name in ("record_name", "read")
     )
 
 
 def part_of_block(block: EcgBlock, start: float, seconds: float | None, **_) -> EcgBlock:
-    """The part of recordings in memory that is asked for, as `read_ecg` reads it of a file."""
+    """Cuts out the part of recordings in memory that is asked for, as `read_ecg` reads it of a file."""
     try:
         request = Request(start, seconds)
         first, last = request.span(block.signal.shape[-1], block.sampling_rate)
@@ -367,7 +367,7 @@ def _default_name(source) -> str:
 
 
 def in_millivolt(channels: list[Channel]) -> tuple[np.ndarray, float]:
-    """(leads, samples) float32 in mV at the highest rate, which is returned too."""
+    """Returns (leads, samples) float32 in mV at the highest rate, and that rate."""
     rate, sizes = max(channel.rate for channel in channels), {len(channel.samples) for channel in channels}
     if 0 in sizes:
         raise FormatError(CUT, "no samples")

@@ -52,6 +52,7 @@ Code = tuple[int, int, bool, int, int]
 
 
 def default_table() -> list[Code]:
+    """Returns the standard's table: 0, then 1 to 8 of either sign, then values of 8 and of 16 bits."""
     codes: list[Code] = [(1, 1, True, 0, 0)]
     for value in range(1, 9):
         ones = (1 << (value + 1)) - 1 - 1  # as many ones as the value, and a zero: 10, 110, ...

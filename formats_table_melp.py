@@ -81,7 +81,7 @@ def _bounded(size: int, source: Source):
 
 
 def looks_like_table(head: bytes) -> bool:
-    """Whether a file begins with rows of numbers, with at most two rows of names before them."""
+    """Says whether a file begins with rows of numbers, with at most two rows of names before them."""
     try:
         lines = _table_lines(io.BytesIO(head))
         rows = [line for _, line in zip(range(6), lines, strict=False)]

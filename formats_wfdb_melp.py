@@ -232,7 +232,7 @@ def _read_comments(header: Header, comments: list[str]):
 
 
 def decode_samples(data: bytes, sample_format: str, count: int) -> np.ndarray:
-    """`count` samples of a WFDB format (not FLAC); those of format 8 are differences, as they are stored."""
+    """Unpacks `count` samples of a WFDB format (not FLAC); those of format 8 are differences, as stored."""
     if sample_format in ("16", "61"):
         return np.frombuffer(data, dtype=">i2" if sample_format == "61" else "<i2", count=count)
     if sample_format == "32":
@@ -377,7 +377,7 @@ class _SignalFile:
 
 
 def find_file(folder: Path, name: str) -> Source:
-    """The file of that name, or the same with .gz; a header cannot lead out of its record's folder."""
+    """Opens the file of that name, or the same with .gz; a header cannot lead out of its record's folder."""
     if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or ":" in name:
         raise FormatError("wrong header", f"the file {brief(name)} lies outside its folder")
     for path in (folder / name, folder / f"{name}.gz"):
@@ -516,7 +516,7 @@ MAX_GAP_FRAMES = 10_000_000  # beside 20 times what is there: a header must not 
 
 
 def join_segments(parts: list[tuple[int, Recording | None]], names: list[str | None] | None) -> Recording:
-    """One recording in mV of segments in turn, each by its own gains and units; None is a gap.
+    """Joins segments in turn into one recording in mV, each by its own gains and units; None is a gap.
 
     Args:
         parts: frames of each segment, and what it holds.
@@ -570,7 +570,7 @@ def _check_segment(recording: Recording, names: list[str], variable: bool):
 
 
 def from_wfdb(record) -> Recording:
-    """A `wfdb.Record` or `wfdb.MultiRecord` that is in memory; each segment by its own units."""
+    """Takes a `wfdb.Record` or `wfdb.MultiRecord` that is in memory; each segment by its own units."""
     if getattr(record, "segments", None) is None:
         return _from_record(record)
     lengths, segments = list(record.seg_len), list(record.segments)

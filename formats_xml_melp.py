@@ -59,7 +59,7 @@ MAX_ELEMENTS, MAX_DEPTH = 200_000, 64
 
 
 def parse_xml(data: bytes) -> Element:
-    """The root of a document, its elements named without their namespaces.
+    """Returns the root of a document, its elements named without their namespaces.
 
     Raises:
         FormatError: no well-formed XML, an entity declaration, or more elements or levels than any ECG has.
