@@ -54,10 +54,11 @@ def test_a_model_whose_weights_are_not_all_there_is_refused(evaluated, tmp_path)
 
 
 def test_a_task_is_a_function_of_its_settings(evaluated, capsys):
-    fields = {"model": str(evaluated / "model"), "data": [str(evaluated / "rhythm")], "cache": "none", "samples": 5}
+    fields = {"model": str(evaluated / "model"), "data": [str(evaluated / "rhythm")], "cache": "none", "samples": 200}
     settings = ZeroShot(**fields)
     results = run(settings, Runtime(CPU))
-    assert results.metrics["macro_auroc"]["low"] <= results.metrics["macro_auroc"]["value"]
+    auroc = results.metrics["macro_auroc"]
+    assert auroc["low"] <= auroc["value"] <= auroc["high"]
     assert results.settings == vars(settings) and settings == ZeroShot(**fields)
     assert capsys.readouterr().out == ""
 
