@@ -8,10 +8,10 @@ lint:
 	mypy
 
 test:
-	pip install '.[test]' && python -m pytest
+	pip install '.[test]' && python -m pytest -n auto
 
 quick:
-	python -m pytest -m 'not slow'
+	python -m pytest -n auto -m 'not slow'
 
 # The oldest versions that pyproject.toml allows, with the Python that PYTHON names. torchao's newest release needs a
 # newer torch than the oldest, and transformers imports it wherever it is.
@@ -21,4 +21,4 @@ oldest:
 	sed -n '/^dependencies/,/^]/s/^ *"\([a-z0-9_-]*\)>=\([0-9.]*\).*/\1<=\2/p' pyproject.toml > $(environment)/oldest.txt
 	$(environment)/bin/pip install --quiet -c $(environment)/oldest.txt '.[test]'
 	$(environment)/bin/pip uninstall --quiet --yes torchao
-	$(environment)/bin/python -m pytest
+	$(environment)/bin/python -m pytest -n auto

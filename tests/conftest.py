@@ -1,6 +1,11 @@
 """Fixtures that several test files share."""
 
 import os
+
+# `pytest -n auto` runs a process per core: each, and what it starts, computes on one. Set before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
