@@ -350,7 +350,7 @@ def _mfer_size(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _mfer_definition(tag: int, value: bytes, order: Literal["big", "little"]) -> dict:
-    """What one tag says of all channels or of one; an empty value goes back to the default."""
+    """Reads what one tag says of all channels or of one; an empty value goes back to the default."""
     name = _CHANNEL_TAGS.get(tag)
     if name is None:
         return {}

@@ -1,4 +1,4 @@
-"""What the readers of ECG files share: bytes of a file or buffer, the part asked for, channels, what a file says.
+"""Parts shared by the readers of ECG files: bytes of a file or buffer, the part asked for, channels, what a file says.
 
 A reader takes a `Source` and a `Request` and returns a `Recording`: channels as they are stored, each with its
 own rate, scale and unit. It raises `FormatError` with a reason and what to do; `formats_melp.read_ecg` adds the name.
@@ -210,7 +210,7 @@ class Channel:
 
 @dataclass
 class Recording:
-    """What a file says.
+    """Holds what a file says.
 
     Attributes:
         channels: in the file's order.

@@ -880,7 +880,7 @@ class MelpForEcgClassification(MelpPreTrainedModel):
 
 
 class MelpTowerForEcgClassification(MelpForEcgClassification):
-    """What AutoModelForSequenceClassification finds in a whole MELP folder, since it wants a class of `MelpConfig`.
+    """Serves AutoModelForSequenceClassification in a whole MELP folder, since it wants a class of `MelpConfig`.
 
     Loading it gives a [`MelpForEcgClassification`] over the folder's ECG tower.
     """

@@ -18,7 +18,7 @@ except ImportError:
 
 
 class MelpPipeline(Pipeline):
-    """What the pipelines share: recordings are read and prepared by the model's own feature extractor."""
+    """Base of the pipelines: recordings are read and prepared by the model's own feature extractor."""
 
     _load_processor = False
     _load_image_processor = False
@@ -49,7 +49,7 @@ class MelpPipeline(Pipeline):
 
 
 class MelpTextPipeline(MelpPipeline):
-    """What needs the whole model, with its text tower and tokenizer."""
+    """Base of those that need the whole model, with its text tower and tokenizer."""
 
     _load_feature_extractor = False
     _load_processor = True

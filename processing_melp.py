@@ -1,4 +1,4 @@
-"""What turns recordings and reports into MELP's inputs: one rule in one place.
+"""Turns recordings and reports into MELP's inputs: one rule in one place.
 
 Top to bottom: scaling, `MelpFeatureExtractor` (recordings), sentences, `MelpProcessor` (recordings and reports). What
 needs no torch (lead names, units, resampling, quality, files) is in `signal_melp.py`.

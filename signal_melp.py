@@ -112,7 +112,7 @@ _MULTIPLE = re.compile(r"(\d+\.?\d*(?:e[-+]?\d+)?)\s*(\D.*)")
 
 
 def unit_to_millivolt(unit: str) -> float:
-    """What a value in `unit` is multiplied with to be in mV: V, mV, uV (with a micro sign, a Greek mu), nV.
+    """Returns the factor from `unit` to mV: V, mV, uV (with a micro sign, a Greek mu), nV.
 
     Case does not matter. A number before the unit multiplies it: "2.5 uV" is that of counts of 2.5 microvolts.
 

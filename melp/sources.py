@@ -1,4 +1,4 @@
-"""What a user may name, one rule for models, data and texts: a folder, a file, ID, ID@REVISION or ID/FILE[@REVISION].
+"""Names of models, data and texts, one rule: a folder, a file, ID, ID@REVISION or ID/FILE[@REVISION].
 
 What exists on this disk is that; anything else is looked for on the Hub. `--model`, `--data`, `--text`, `--text-model`
 and the rest all go through `fetch`.

@@ -1,4 +1,4 @@
-"""What a run or an evaluation was computed with."""
+"""Versions that a run or an evaluation was computed with."""
 
 import contextlib
 import platform

@@ -121,7 +121,7 @@ def _resolved(path: str) -> str:
 
 
 def _said(csv: str, table: pd.DataFrame, options: dict) -> dict:
-    """What the table's columns, or else the options, say of the recordings' units, rates and leads."""
+    """Returns what the table's columns, or else the options, say of the recordings' units, rates and leads."""
     said = {}
     for name, value in options.items():
         if name in table:

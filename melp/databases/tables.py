@@ -1,4 +1,4 @@
-"""What the database modules share: tables as files, identifiers, seeded splits, the table of a plan."""
+"""Parts that the database modules share: tables as files, identifiers, seeded splits, the table of a plan."""
 
 import csv
 import gzip

@@ -25,7 +25,7 @@ _NAME = re.compile(r"(?P<module>[^:@]+):(?P<object>[A-Za-z_]\w*)")
 
 
 class Encoder(Protocol):
-    """What an encoder has to offer."""
+    """Declares what an encoder has to offer."""
 
     def encode(self, signals_mV: np.ndarray, sampling_rate: float, leads: list[str]) -> np.ndarray:
         """Returns (recordings, width) for (recordings, leads, samples) float32 in mV."""

@@ -1,4 +1,4 @@
-"""What training and evaluation left in their folders, as the model card reads it."""
+"""Reads what training and evaluation left in their folders, for the model card."""
 
 import json
 import re

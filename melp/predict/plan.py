@@ -36,7 +36,7 @@ class Shard:
 
 
 class Plan:
-    """What an output folder is to hold, and what it holds already.
+    """Holds what an output folder is to contain, and what it holds already.
 
     Args:
         folder: the output.

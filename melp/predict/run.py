@@ -31,7 +31,7 @@ FEW = 20  # recordings that are shown on the screen
 
 @dataclass
 class Options:
-    """What the command line of predict.py says, see its --help."""
+    """Holds the options of predict.py, see its --help."""
 
     sources: list[str]
     model: str

@@ -27,7 +27,7 @@ ROW_VERSION = 2  # to be raised when the same recording comes to give another ro
 
 @dataclass
 class Job:
-    """What a worker needs beside the range of a shard; small, whatever the size of the database.
+    """Holds what a worker needs beside the range of a shard; small, whatever the size of the database.
 
     Attributes:
         max_gap: seconds of NaN that are interpolated; None: a recording with any is rejected.

@@ -20,7 +20,7 @@ from melp.synthetic.rhythm import Schedule
 
 @dataclass
 class Patient:
-    """What a patient's recordings share."""
+    """Holds what a patient's recordings share."""
 
     age: int
     sex: str
@@ -634,7 +634,7 @@ def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarra
 
 
 def _progression(qrs: np.ndarray) -> set[str]:
-    """What the growth of R over the chest leads shows, from the QRS in twelve leads."""
+    """Returns what the growth of R over the chest leads shows, from the QRS in twelve leads."""
     r, s = qrs[6:].max(1), -qrs[6:].min(1)
     findings = set()
     if r[3] < 0.9 * s[3] and r[2] < s[2]:

@@ -1,4 +1,4 @@
-"""What stands between the heart and the file: electrodes, noise, filters, faults.
+"""The path from the heart to the file: electrodes, noise, filters, faults.
 
 Noise arises at the nine electrodes, so that it obeys Einthoven's law as the signal does. Its size was set so that the
 spectra of simulated recordings match those of PTB-XL's folds 1 to 8 (`melp.synthetic.compare`). Voltages are in mV,

@@ -16,7 +16,7 @@ KINDS = ("conducted", "ventricular", "ventricular, second form", "paced", "ventr
 
 @dataclass
 class Truth:
-    """What is true of a recording by construction: times in s, intervals in ms, voltages in mV, angles in degrees.
+    """Holds the truth of a recording by construction: times in s, intervals in ms, voltages in mV, angles in degrees.
 
     Every QRS within the record has its onset, offset, T end and kind (an index of `KINDS`), and whether it is
     premature or ends a pause; `p_onsets` are the P waves', `blocked_p` those that no QRS follows, `delta` the time

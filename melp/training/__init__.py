@@ -1,4 +1,4 @@
-"""What the loop in `train.py` relies on: the run folder and its checkpoints, health, speed, trackers and pictures.
+"""Parts of the loop in `train.py`: the run folder and its checkpoints, health, speed, trackers and pictures.
 
 None of it knows what a stage learns.
 """

@@ -1,4 +1,4 @@
-"""What embeddings look like: spread, alignment and uniformity of a batch; retrieval in a whole split."""
+"""Measures of embeddings: spread, alignment and uniformity of a batch; retrieval in a whole split."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a recipe is: a dataclass of settings, read from a YAML file and the command line.
+"""Recipes: a dataclass of settings, read from a YAML file and the command line.
 
 The recipes of the stages are in `melp.training.stages.recipes`. Nothing heavy is imported in either: `--help`, and an
 error in a recipe, do not wait for torch.

@@ -23,7 +23,7 @@ from melp.training.stages import stage_class
 
 
 class Run:
-    """What the training loop works on, in each process."""
+    """Holds what the training loop works on, in each process."""
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.output = recipe, Path(recipe.output)
