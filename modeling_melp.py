@@ -30,11 +30,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines, write_sentence_modules
+    from .explain_melp import Evidence, explain
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines, write_sentence_modules
+    from explain_melp import Evidence, explain
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
 
 # transformers' own name of a cache: `past_key_values` in the earlier versions.
@@ -665,6 +667,26 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             last_hidden_state=hidden_states,
             pooler_output=F.normalize(self.text_projection(cls_state), dim=-1),
         )
+
+    def explain(self, input_values: torch.FloatTensor, input_ids: torch.LongTensor, **options) -> list[Evidence]:
+        r"""
+        Finds which stretch of time and which leads of one recording carry its similarity with each of some texts, and
+        whether removing them lowers it; see `explain_melp.py`.
+
+        Args:
+            input_values: (1, leads, samples); input_ids: (texts, tokens). What the processor makes of a recording and
+                a list of texts can be passed as it is: `model.explain(**processor(ecg=..., text=[...], ...))`.
+            options: `lead_mask`, `attention_mask`, `sentence_ids` of the processor; `texts`, what the evidence is
+                called; `groups`, which text each row of `input_ids` belongs to, where a finding has several prompts;
+                `method`, one of `METHODS`; `beats`, R peaks in s; `draws` of as much elsewhere, and their `seed`.
+
+        Returns:
+            An [`Evidence`] per text.
+
+        Raises:
+            ValueError: for more than one recording, an unknown method, or a method that needs beats without them.
+        """
+        return explain(self, input_values, input_ids, **options)
 
     def _encode_text(self, input_ids, attention_mask=None, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of the tokens (batch, tokens, dim) and of the [CLS] appended to them (batch, dim).

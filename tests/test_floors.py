@@ -25,7 +25,7 @@ FLOORS = (
         ("melp.evaluation", "melp.convert", "melp.hub", "melp.synthetic.compare", "melp.synthetic.fit"),
     ),
     ("training", ("melp.training",)),
-    ("predictions", ("melp.predict", "melp.search")),
+    ("predictions", ("melp.explain", "melp.predict", "melp.search")),
     ("tasks", ("melp.evaluation.tasks", "melp.benchmark", "melp.export")),
     ("doors", ()),  # train.py and its like, and the `__main__` of packages
 )

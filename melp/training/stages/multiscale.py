@@ -1,6 +1,5 @@
 """Multi-scale stage: ECG tower, text tower and report decoder aligned by the three losses."""
 
-import contextlib
 import copy
 import json
 import math
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from configuration_melp import MelpConfig
+from explain_melp import attention_weights
 from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
 from melp.data.batches import MelpCollator, prepare_inputs
 from melp.data.prepared import label_matrix, label_sets
@@ -25,24 +25,11 @@ from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather, pad_second
 from melp.training.stages.language import load_bert
 from melp.training.stages.recipes import MelpRecipe
-from modeling_melp import MelpAttention, MelpEcgModel, MelpModel
+from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences
 
 SIGMOID_START = (math.log(10), -10.0)  # logarithm of the scale, and bias (SigLIP, section 3.2)
 EMBEDDINGS = ("ecg_embeds", "text_embeds", "beat_embeds", "sentence_embeds")
-
-
-@contextlib.contextmanager
-def attention_weights(attention: MelpAttention):
-    """Collects weights of an attention, (batch, heads, queries, keys) per call, which fused kernels do not give."""
-    collected, config = [], attention.config
-    implementation, config._attn_implementation = config._attn_implementation, "eager"
-    handle = attention.register_forward_hook(lambda module, inputs, outputs: collected.append(outputs[1]))
-    try:
-        yield collected
-    finally:
-        handle.remove()
-        config._attn_implementation = implementation
 
 
 def _same(report_ids: torch.Tensor) -> torch.Tensor:
