@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stride", type=float, metavar="S", help="cut recordings into windows that start every S seconds")
     add("--start", type=float, default=0.0, metavar="S", help="leave out what is before (0)")
     add("--seconds", type=float, metavar="S", help="read no more than this, of a long file only that part")
+    add("--layout", metavar="3x4", help="recordings are prints, each lead there for 2.5 s; with rhythm strip: 3x4+II")
     add("--interpolate", action="store_true", help="fill gaps of up to 0.1 s instead of rejecting")
     add("--accept-mismatch", action="store_true", help="read files that contradict their checksums, too")
     add("--sampling-rate", type=float, metavar="HZ", help="of tables and arrays that do not state it")
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None):
         reading = Reading(
             verify=not values.pop("accept_mismatch"),
             **{name: _tuple(values.pop(name)) for name in ("leads", "lead_subset")},
-            **{name: values.pop(name) for name in ("sampling_rate", "unit", "start", "seconds", "stride")},
+            **{name: values.pop(name) for name in ("sampling_rate", "unit", "start", "seconds", "stride", "layout")},
             interpolate=values.pop("interpolate"),
         )
         run(Options(reading=reading, **values))

@@ -37,6 +37,7 @@ try:
         LEADS,
         LIMB_LEADS,
         MAX_MILLIVOLT,
+        PRINTED_COLUMNS,
         array_block,
         brief,
         canonical_leads,
@@ -44,6 +45,7 @@ try:
         ecg_quality,
         interpolate_gaps,
         plain_array,
+        printed_mask,
         resample_ecg,
     )
 except ImportError:
@@ -53,6 +55,7 @@ except ImportError:
         LEADS,
         LIMB_LEADS,
         MAX_MILLIVOLT,
+        PRINTED_COLUMNS,
         array_block,
         brief,
         canonical_leads,
@@ -60,10 +63,12 @@ except ImportError:
         ecg_quality,
         interpolate_gaps,
         plain_array,
+        printed_mask,
         resample_ecg,
     )
 
 CROPS = ("first", "center", "random")
+PRINTED_SECONDS = 10.0  # of the four columns of a printed ECG
 MAX_WINDOWS = 10_000  # of a record: 2.4 GB; a day's Holter by tens of seconds has 8,640
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,17 +83,18 @@ def scale_minmax(input_values: torch.Tensor, lead_mask: torch.Tensor) -> torch.T
 
     Args:
         input_values: (batch, leads, samples), any device.
-        lead_mask: (batch, leads) bool, True where a lead is present.
+        lead_mask: (batch, leads) bool, True where a lead is present; or (batch, leads, samples), where leads are
+            present for a part of the time.
     """
-    absent = ~lead_mask
-    low = input_values.amin(-1).masked_fill(absent, math.inf).amin(-1)[:, None, None]
-    high = input_values.amax(-1).masked_fill(absent, -math.inf).amax(-1)[:, None, None]
-    return (input_values - low).div_(high - low + 1e-8).masked_fill_(absent[:, :, None], 0.0)
+    absent = ~(lead_mask if lead_mask.ndim == 3 else lead_mask[:, :, None])
+    low = input_values.masked_fill(absent, math.inf).amin((1, 2), keepdim=True)
+    high = input_values.masked_fill(absent, -math.inf).amax((1, 2), keepdim=True)
+    return (input_values - low).div_(high - low + 1e-8).masked_fill_(absent, 0.0)
 
 
 def scale_millivolt(input_values: torch.Tensor, lead_mask: torch.Tensor) -> torch.Tensor:
     """The signal in mV as it is (nothing is clipped); absent leads become 0. Shapes as in `scale_minmax`."""
-    return input_values.masked_fill(~lead_mask[:, :, None], 0.0)
+    return input_values.masked_fill(~(lead_mask if lead_mask.ndim == 3 else lead_mask[:, :, None]), 0.0)
 
 
 SCALINGS = {"minmax": scale_minmax, "millivolt": scale_millivolt}
@@ -125,6 +131,46 @@ def _safely(function, name, *arguments, **options):
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise
         raise ValueError(f"{name}: cannot be used as an ECG: {type(error).__name__}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Printed ECGs
+
+
+def _rhythm_strips(layout) -> tuple[str, ...]:
+    """Returns the leads that a layout ("3x4", "3x4+II") has for the whole time."""
+    columns, *strips = layout.split("+") if isinstance(layout, str) else [layout]
+    if columns != "3x4":
+        raise ValueError(f"layout must be '3x4', or '3x4+II' with rhythm strips, not {brief(layout)}")
+    if unknown := [lead for lead in strips if lead not in LEADS]:
+        raise ValueError(f"layout {layout!r}: {unknown[0]!r} is no lead; spell it as in {', '.join(LEADS)}")
+    return tuple(strips)
+
+
+def _as_printed(block, layout: str, strips: Sequence[str]):
+    """Returns a block of 10 s with NaN where a print has no trace.
+
+    Raises:
+        ValueError: naming the record, where it has neither one column's time nor that of all, or lacks a strip.
+    """
+    name, signal, seconds = block.names[0], block.signal, block.signal.shape[-1] / block.sampling_rate
+    if lacking := [lead for lead in strips if lead not in block.leads]:
+        raise ValueError(f"{name}: layout {layout!r} has a rhythm strip of {lacking[0]}, which the recording lacks")
+    column = PRINTED_SECONDS / len(PRINTED_COLUMNS)
+    if abs(seconds - column) <= 0.04 * column:
+        if strips:
+            raise ValueError(
+                f"{name}: {seconds:g} s have no room for the rhythm strip of layout {layout!r}; pass layout='3x4', or "
+                f"a dict in which {strips[0]} has {PRINTED_SECONDS:g} s"
+            )
+        signal = np.tile(signal, len(PRINTED_COLUMNS))  # of which the mask keeps each lead's place
+    elif abs(seconds - PRINTED_SECONDS) > 0.04 * PRINTED_SECONDS:
+        raise ValueError(
+            f"{name}: has {seconds:g} s; layout {layout!r} needs {column:g} s, one column's time of each lead, or "
+            f"{PRINTED_SECONDS:g} s: name a part of the recording by start= and seconds="
+        )
+    signal = np.where(printed_mask(block.leads, signal.shape[-1], strips), signal, np.float32(np.nan))
+    return replace(block, signal=signal, done=[*block.done, f"read as a print ({layout})"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,6 +321,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         start: float = 0.0,
         seconds: float | None = None,
         verify: bool = True,
+        layout: str | None = None,
     ) -> BatchFeature:
         """Prepares one record or a batch.
 
@@ -293,7 +340,8 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             crop, derive_leads: override the extractor's own.
             stride: seconds. Instead of cropping, cut each record into windows that start every `stride` seconds, the
                 last one ending with the record (up to half a second may stay unused); at most 10,000 per record.
-            nan_handling: "error", or "interpolate" for gaps of at most `max_gap_s` seconds.
+            nan_handling: "error"; "interpolate" for gaps of at most `max_gap_s` seconds; or "mask": what is NaN is
+                absent, 0 after scaling, and a lead that is all NaN is an absent lead.
             quality: add `quality`, a dict for each record, of `ecg_quality` (of the part that is used), what was found
                 (`record`, `sampling_rate`, `seconds`, `leads`), `derived_leads`, `masked_leads` (absent: rows of
                 zeros), `ignored_leads`, and `done`, in words all that was done to the record.
@@ -302,16 +350,24 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             start, seconds: the part of each recording that is used; of a long file only that part is read.
             verify: refuse a file that contradicts its header's checksums and first samples; False accepts, and says so
                 in `done`.
+            layout: "3x4", of a printed ECG, in which I, II, III are there from 0 to 2.5 s, aVR, aVL, aVF to 5 s, V1 to
+                V3 to 7.5 s, V4 to V6 to 10 s; "3x4+II" with a rhythm strip of II (or of other leads: "3x4+V1+II") for
+                all 10 s. A recording of 2.5 s has one column's time of each lead; of one of 10 s only what a print
+                shows is used; in a dict the columns' leads may have 2.5 s and the strips 10 s. The rest is absent.
 
         Returns:
-            `input_values` (batch, leads, samples) float32, `lead_mask` (batch, leads) bool; with `stride` also
+            `input_values` (batch, leads, samples) float32, `lead_mask` (batch, leads) bool, False where a lead is
+            absent throughout; with `stride` also
             `window_record` (batch,) int64, the index of the record that a window comes from (`mean_of_windows`).
 
         Raises:
             ValueError: naming the record, what is wrong with it and what to do.
         """
         _one_of("crop", crop, (None, *CROPS))
-        _one_of("nan_handling", nan_handling, ("error", "interpolate"))
+        _one_of("nan_handling", nan_handling, ("error", "interpolate", "mask"))
+        strips = None if layout is None else _rhythm_strips(layout)
+        if strips is not None and nan_handling == "interpolate":
+            raise ValueError("pass layout= or nan_handling='interpolate', not both: what a print lacks is absent")
         _one_of("return_tensors", return_tensors, (None, "pt", "np"))
         max_gap_s = _seconds("max_gap_s", max_gap_s)
         stride = None if stride is None else _seconds("stride", stride, least=1 / self.sampling_rate)
@@ -322,7 +378,10 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("pass crop= or stride=, not both: windows cover the whole record")
         crop = crop or self.crop
         reading = {"start": start, "seconds": seconds, "verify": verify}
-        blocks = self._blocks(ecg, sampling_rate, leads, unit, record_names, reading)
+        blocks = self._blocks(ecg, sampling_rate, leads, unit, record_names, reading, strips is not None)
+        if strips is not None:
+            blocks = [_as_printed(block, layout, strips) for block in blocks]
+            nan_handling = "mask"
         if crop == "random" and stride is None:  # an own crop for each record of an array
             blocks = [
                 replace(block, names=[name], signal=signal[None])
@@ -339,10 +398,15 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             counts += [windows.shape[1]] * len(block.names)
             if quality:
                 cut = None if stride is None else windows.shape[1]
-                reports += [self._report(block, row, used[row], mask[row], crop, cut) for row in range(len(mask))]
+                facts = crop, cut, nan_handling
+                reports += [self._report(block, row, used[row], mask[row], *facts) for row in range(len(mask))]
         signal = torch.from_numpy(np.concatenate(values) if len(values) > 1 else values[0])
         mask = torch.from_numpy(np.concatenate(masks))
-        data: dict = {"input_values": scale_ecg(signal, mask, self.scaling), "lead_mask": mask}
+        known = mask
+        if nan_handling == "mask":
+            known = mask[:, :, None] & ~signal.isnan()
+            mask = known.any(-1)
+        data: dict = {"input_values": scale_ecg(signal, known, self.scaling), "lead_mask": mask}
         if stride is not None:
             data["window_record"] = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         if return_tensors != "pt":
@@ -351,7 +415,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             data["quality"] = reports
         return BatchFeature(data)
 
-    def _blocks(self, ecg, sampling_rate, leads, unit, record_names, reading):
+    def _blocks(self, ecg, sampling_rate, leads, unit, record_names, reading, printed):
         """Returns the input as blocks of records of the same shape, in their order."""
         whole = isinstance(ecg, (np.ndarray, torch.Tensor)) and ecg.ndim == 3
         items = ecg if whole or isinstance(ecg, (list, tuple)) else [ecg]
@@ -371,12 +435,12 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         for item, name in zip(items, names, strict=True):
             is_path = isinstance(item, (str, os.PathLike))
             name = str(item) if is_path and not given else name
-            blocks.append(_safely(self._block, name, item, name, **said, reading=reading))
+            blocks.append(_safely(self._block, name, item, name, **said, reading=reading, printed=printed))
         if leads is not None and all(isinstance(item, Mapping) for item in items):
             raise ValueError(f"{names[0]}: leads= names the channels of arrays; a dict names its own, leave it out")
         return blocks
 
-    def _block(self, item, name, sampling_rate, leads, unit, reading):
+    def _block(self, item, name, sampling_rate, leads, unit, reading, printed):
         """Returns the block of one record of whatever kind."""
         if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (1, 2):
             array = plain_array(item, name)
@@ -384,6 +448,10 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             return part_of_block(array_block(array, [name], sampling_rate, leads, unit), **reading)
         if isinstance(item, Mapping):
             channels = [plain_array(channel, f"{name}: lead {brief(lead)}") for lead, channel in item.items()]
+            longest = max((channel.size for channel in channels), default=0)
+            if printed:  # of what stands in each column, `_as_printed` keeps the one at its place
+                repeats = len(PRINTED_COLUMNS)
+                channels = [np.tile(c, repeats) if c.size * repeats == longest else c for c in channels]
             if not channels or {channel.shape for channel in channels} != {(channels[0].size,)}:
                 raise ValueError(f"{name}: the leads of a dict must be one-dimensional and equally long")
             block = array_block(np.stack(channels)[None], [name], sampling_rate, list(item), unit)
@@ -414,8 +482,15 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         return block.signal[..., start : start + wanted + margin]
 
     def _check(self, block, signal, nan_handling, max_gap_s):
-        """Returns the signal, short gaps filled where that was asked for; refuses what no model should be fed."""
-        low, high = signal.min(-1), signal.max(-1)  # a NaN is its lead's minimum, an infinity one of the two
+        """Returns the signal, short gaps filled or NaN kept where asked for; refuses what no model should be fed."""
+        if nan_handling == "mask":
+            low, high = np.fmin.reduce(signal, -1), np.fmax.reduce(signal, -1)  # NaN where all is
+            for index in np.flatnonzero(np.isnan(low).all(1)):
+                raise ValueError(f"{block.names[index]}: no lead has a value; leave the recording out")
+            absent = np.isnan(low)
+            low[absent] = high[absent] = 0.0
+        else:
+            low, high = signal.min(-1), signal.max(-1)  # a NaN is its lead's minimum, an infinity one of the two
         if np.isnan(low).any() and nan_handling == "interpolate":
             signal = signal.copy()
         for index in np.flatnonzero(np.isnan(low).any(1)):
@@ -441,7 +516,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         return signal
 
     def _arrange(self, block, signal, stride, derive):
-        """Returns (records, windows, leads, samples) in mV at the model's rate, and (records, leads) bool."""
+        """Returns (records, windows, leads, samples) in mV at the model's rate, NaN or not; (records, leads) bool."""
         size = round(self.duration * self.sampling_rate)
         rows = {lead: row for row, lead in enumerate(block.leads) if lead in self.leads}
         if not rows:
@@ -467,14 +542,14 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             for window, start in enumerate(starts):
                 piece = resampled[:, row, start : start + size]
                 windows[:, window, column, : piece.shape[-1]] = piece
-            present[:, column] = True
-            if derive and lead in LIMB_LEADS:
-                usable[:, column] = signal[:, row].min(-1) != signal[:, row].max(-1)
+            present[:, column] = ~np.isnan(signal[:, row]).all(-1)
+            if derive and lead in LIMB_LEADS:  # false where there is a NaN, too
+                usable[:, column] = signal[:, row].min(-1) < signal[:, row].max(-1)
         if derive and not present.all():
             present |= derive_limb_leads(windows, present, usable, self.leads)
         return windows, present
 
-    def _report(self, block, index, signal, mask, crop, windows):
+    def _report(self, block, index, signal, mask, crop, windows, nan_handling):
         present = [lead for lead, there in zip(self.leads, mask, strict=True) if there]
         report = {
             "record": block.names[index],
@@ -495,7 +570,8 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         if report["seconds"] < self.duration:
             done.append(f"padded from {report['seconds']:g} to {self.duration:g} s with 0 mV")
         if missing := int(np.isnan(signal).sum()):
-            done.append(f"interpolated {missing} missing samples")
+            verb = "masked" if nan_handling == "mask" else "interpolated"
+            done.append(f"{verb} {missing} missing samples")
         for verb in ("derived", "masked", "ignored"):
             if names := report[f"{verb}_leads"]:
                 done.append(f"{verb} {', '.join(names)}")

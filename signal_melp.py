@@ -30,6 +30,9 @@ LIMB_LEADS = {
     "aVL": (1.0, -0.5),
 }
 
+# The columns of a printed ECG, from left to right: each lead is there for a quarter of the time.
+PRINTED_COLUMNS = (("I", "II", "III"), ("aVR", "aVL", "aVF"), ("V1", "V2", "V3"), ("V4", "V5", "V6"))
+
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 50, 2000  # Hz
 MAX_MILLIVOLT = 1e6  # a kilovolt: gain or unit cannot be right
 
@@ -159,7 +162,8 @@ def resample_ecg(signal: np.ndarray, sampling_rate: float, target_rate: float) -
 
     The result has ceil(samples * target_rate / sampling_rate) samples, sample k at k / target_rate seconds. Any rate
     will do (257, 360.5): the ratio is taken to the nearest fraction with a denominator up to 5000, which over 10 s
-    moves the last sample by less than half a sample.
+    moves the last sample by less than half a sample. What is NaN stays so, and its neighbours are what they would be
+    with the nearest values in its place.
     """
     ratio = Fraction(target_rate / sampling_rate).limit_denominator(5000)
     if ratio == 1:
@@ -170,19 +174,45 @@ def resample_ecg(signal: np.ndarray, sampling_rate: float, target_rate: float) -
         raise ImportError("resampling needs scipy: pip install scipy") from error
     up, down = ratio.numerator, ratio.denominator
     signal = np.asarray(signal, dtype=np.float32)
-    offset = _mean_of_known(signal)  # taken off, as float32 has few digits left for an ECG on 300 mV
+    missing = np.isnan(signal)
+    if missing.any():
+        signal = _hold(signal, missing)
+    # taken off, as float32 has few digits left for an ECG on 300 mV
+    offset = signal.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
     # padtype "line": beyond its ends the signal goes on along the line from its first to its last sample, not at 0
     resampled = resample_poly(
         signal - offset, up, down, axis=-1, window=_antialiasing_filter(up, down), padtype="line"
     )
+    if missing.any():
+        nearest = np.rint(np.arange(resampled.shape[-1]) * (down / up)).astype(int)
+        resampled[missing[..., nearest.clip(max=signal.shape[-1] - 1)]] = np.nan
     return resampled + offset
 
 
-def _mean_of_known(signal: np.ndarray) -> np.ndarray:
-    """Returns the mean of what is not NaN of each channel, (..., 1) float32; 0 where all is."""
-    known = ~np.isnan(signal)
-    total = np.sum(signal, axis=-1, keepdims=True, where=known, dtype=np.float64)
-    return (total / np.maximum(known.sum(axis=-1, keepdims=True), 1)).astype(np.float32)
+def _hold(signal: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Returns (..., samples) with lines across the gaps, the nearest value at an edge, 0 where a channel has none."""
+    filled = signal.copy()
+    for channel in np.ndindex(signal.shape[:-1]):
+        gaps = missing[channel]
+        known = np.flatnonzero(~gaps)
+        filled[channel][gaps] = np.interp(np.flatnonzero(gaps), known, signal[channel][known]) if len(known) else 0.0
+    return filled
+
+
+def printed_mask(leads: Sequence[str], samples: int, rhythm: Sequence[str] = ()) -> np.ndarray:
+    """Returns where a printed ECG of 3 rows and 4 columns has a trace, (leads, samples) bool.
+
+    Args:
+        leads: names in `LEADS`.
+        samples: of all four columns.
+        rhythm: leads that are there for the whole time, as rhythm strips.
+    """
+    mask = np.zeros((len(leads), samples), dtype=bool)
+    for row, lead in enumerate(leads):
+        column = next(number for number, names in enumerate(PRINTED_COLUMNS) if lead in names)
+        first, last = (round(samples * edge / len(PRINTED_COLUMNS)) for edge in (column, column + 1))
+        mask[row, 0 if lead in rhythm else first : samples if lead in rhythm else last] = True
+    return mask
 
 
 def interpolate_gaps(signal: np.ndarray, max_gap: int) -> np.ndarray:

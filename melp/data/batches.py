@@ -10,8 +10,18 @@ from datasets import Dataset
 
 from melp.data.stored import STORED_RATE
 from processing_melp import CROPS, crop_start, scale_ecg, split_sentences
-from signal_melp import LEADS, derive_limb_leads
+from signal_melp import LEADS, LIMB_LEADS, derive_limb_leads, printed_mask
 
+# What is recorded where there are not twelve electrodes. Any two limb leads give the other four, which the processor
+# derives unless told not to: so each pair also stands here with them.
+LEAD_SUBSETS = (
+    tuple(LIMB_LEADS),
+    (*LIMB_LEADS, "V2"),
+    ("I", "II", "V2"),
+    ("I", "II"),
+    ("I",),
+    ("II",),
+)
 WINDOW = 50  # batches whose rows are sorted together: enough to save most padding, few enough to keep an epoch random
 
 
@@ -102,19 +112,68 @@ def some_sentences(report: str) -> str:
     return " ".join(sentences[index] for index in torch.randperm(len(sentences))[:count])
 
 
-def prepare_inputs(batch: dict, device, scaling: str, lead_dropout: float = 0.0) -> dict:
-    """Moves a batch to the device and scales it; `lead_dropout` is the probability that a lead is zeroed."""
+def prepare_inputs(
+    batch: dict,
+    device,
+    scaling: str,
+    lead_dropout: float = 0.0,
+    lead_subsets: float = 0.0,
+    printed_layout: float = 0.0,
+) -> dict:
+    """Moves a batch to the device and scales it; what is masked in training is drawn here, after scaling.
+
+    Args:
+        lead_dropout: the probability that a lead is zeroed, in recordings that neither of the next two has taken.
+        lead_subsets: the share of recordings of which one of `LEAD_SUBSETS`, or a random one, is kept.
+        printed_layout: the share of recordings cut to what a 3x4 print shows, half of them with a rhythm strip of II.
+
+    Raises:
+        ValueError: where the two shares are more than all recordings.
+    """
+    if lead_subsets + printed_layout > 1:
+        raise ValueError(f"lead_subsets ({lead_subsets:g}) and printed_layout ({printed_layout:g}) are more than 1.")
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     batch["input_values"] = scale_ecg(batch["input_values"], batch["lead_mask"], scaling)
+    whole = batch["lead_mask"]
     if lead_dropout > 0:
-        batch["lead_mask"] = drop_leads(batch["lead_mask"], lead_dropout)
+        batch["lead_mask"] = drop_leads(whole, lead_dropout)
+    if lead_subsets or printed_layout:
+        draws = torch.rand(len(whole), device=whole.device)
+        in_subset = draws < lead_subsets
+        printed = ~in_subset & (draws < lead_subsets + printed_layout)
+        masks = torch.where(in_subset[:, None], keep_subsets(whole), batch["lead_mask"])
+        batch["lead_mask"] = torch.where(printed[:, None], whole, masks)
+        batch["input_values"] = cut_to_print(batch["input_values"], printed)
     return batch
 
 
 def drop_leads(lead_mask: torch.Tensor, probability: float) -> torch.Tensor:
     """Masks leads at random in (batch, leads); a record that would lose all of them keeps all of them."""
-    kept = lead_mask & (torch.rand(lead_mask.shape, device=lead_mask.device) >= probability)
+    return _unless_empty(lead_mask & (torch.rand(lead_mask.shape, device=lead_mask.device) >= probability), lead_mask)
+
+
+def keep_subsets(lead_mask: torch.Tensor) -> torch.Tensor:
+    """Keeps of each record in (batch, leads) one of `LEAD_SUBSETS`, or each lead with a probability of 0.5."""
+    subsets = torch.tensor([[lead in subset for lead in LEADS] for subset in LEAD_SUBSETS], device=lead_mask.device)
+    choices = torch.randint(len(subsets) + 1, lead_mask.shape[:1], device=lead_mask.device)
+    random = torch.rand(lead_mask.shape, device=lead_mask.device) < 0.5
+    kept = torch.where((choices == len(subsets))[:, None], random, subsets[choices.clamp(max=len(subsets) - 1)])
+    return _unless_empty(lead_mask & kept, lead_mask)
+
+
+def _unless_empty(kept: torch.Tensor, lead_mask: torch.Tensor) -> torch.Tensor:
     return torch.where(kept.any(dim=1, keepdim=True), kept, lead_mask)
+
+
+def cut_to_print(input_values: torch.Tensor, printed: torch.Tensor) -> torch.Tensor:
+    """Zeroes what a 3x4 print lacks in those of scaled (batch, leads, samples) that are `printed`, (batch,) bool.
+
+    About every second one keeps all of II, as a rhythm strip.
+    """
+    shape = input_values.shape[1:]
+    masks = [np.ones(shape, dtype=bool), *(printed_mask(LEADS, shape[1], strips) for strips in ((), ("II",)))]
+    choices = torch.randint(1, len(masks), printed.shape, device=printed.device) * printed
+    return input_values * torch.from_numpy(np.stack(masks)).to(input_values.device)[choices]
 
 
 class TrainingBatches(torch.utils.data.Dataset):

@@ -25,6 +25,7 @@ class Reading:
         lead_subset: the leads that are used, None for all.
         start, seconds: the part of each recording that is read; of a long file only that part.
         stride: seconds between the windows that a recording is cut into; None: one, cropped.
+        layout: of prints, "3x4" or with a rhythm strip "3x4+II".
         interpolate: fill gaps of up to 0.1 s.
         verify: refuse what contradicts its header's checksums.
     """
@@ -36,6 +37,7 @@ class Reading:
     start: float = 0.0
     seconds: float | None = None
     stride: float | None = None
+    layout: str | None = None
     interpolate: bool = False
     verify: bool = True
 
@@ -123,6 +125,7 @@ class Recordings(Dataset):
             stride=reading.stride,
             crop=crop if reading.stride is None else None,
             nan_handling="interpolate" if reading.interpolate else "error",
+            layout=reading.layout,
             quality=True,
         )
         last = max(0.0, seconds - duration)

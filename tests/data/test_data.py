@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_processor
 
-from melp.data.batches import MelpCollator, TrainingBatches, decode, prepare_inputs, some_sentences
+from melp.data.batches import LEAD_SUBSETS, MelpCollator, TrainingBatches, decode, prepare_inputs, some_sentences
 from melp.data.prepared import find_record, load_prepared, stream_prepared, with_reports
 from melp.prepare.folder import prepare
 from processing_melp import MelpFeatureExtractor
@@ -163,6 +163,36 @@ def test_lead_masking_scales_first_and_keeps_something(tmp_path):
     assert whole["input_values"].amin() == 0.0 and whole["input_values"].amax() == pytest.approx(1.0)
     assert prepare_inputs(batch, "cpu", "minmax", lead_dropout=1.0)["lead_mask"].all()
     assert len(with_reports(split)) == len(split)
+
+
+def test_training_masks_leads_and_times_as_recordings_lack_them():
+    batch = {"input_values": torch.randn(300, 12, 400), "lead_mask": torch.ones(300, 12, dtype=torch.bool)}
+    batch["lead_mask"][::3, :2] = False
+
+    def drawn(**masking) -> dict:
+        torch.manual_seed(1)
+        return prepare_inputs(batch, "cpu", "millivolt", **masking)
+
+    whole = prepare_inputs(batch, "cpu", "millivolt")
+    subsets = drawn(lead_subsets=1.0)["lead_mask"]
+    assert subsets.any(dim=1).all() and not (subsets & ~whole["lead_mask"]).any()
+    kept = {tuple(lead for lead, there in zip(LEADS, row, strict=True) if there) for row in subsets[1::3].tolist()}
+    assert set(LEAD_SUBSETS) <= kept and len(kept) > len(LEAD_SUBSETS) + 5
+
+    printed = drawn(printed_layout=1.0, lead_dropout=0.5)
+    assert torch.equal(printed["lead_mask"], whole["lead_mask"]), "a print has all its leads"
+    there = (printed["input_values"] != 0)[1::3].float().mean(dim=0)
+    assert (there[LEADS.index("aVF")] == (torch.arange(400) // 100 == 1)).all()
+    assert (there[LEADS.index("II"), :100] == 1).all() and 0.3 < there[LEADS.index("II"), 100:].mean() < 0.7
+
+    some = drawn(printed_layout=0.3, lead_subsets=0.2, lead_dropout=1e-9)
+    cut = (some["input_values"] != whole["input_values"]).any(dim=(1, 2))
+    fewer = (some["lead_mask"] != whole["lead_mask"]).any(dim=1)
+    assert 0.2 < cut.float().mean() < 0.4 and 0.1 < fewer.float().mean() < 0.3 and not (cut & fewer).any()
+    again = drawn(printed_layout=0.3, lead_subsets=0.2, lead_dropout=1e-9)
+    assert all(torch.equal(some[name], again[name]) for name in some), "the generator decides alone"
+    with pytest.raises(ValueError, match="are more than 1"):
+        drawn(printed_layout=0.6, lead_subsets=0.5)
 
 
 def test_some_sentences_are_whole_sentences_of_the_report():

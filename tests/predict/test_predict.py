@@ -211,6 +211,14 @@ def test_fewer_leads(models, ecgs, tmp_path):
         run(ecgs / "a", "--model", models / "tower", "--lead-subset", "V7")
 
 
+def test_prints(models, ecgs, tmp_path):
+    run(ecgs / "a", ecgs / "short", "--model", models / "tower", "--layout", "3x4+II", "--output", tmp_path / "out")
+    row = rows_of(tmp_path / "out").loc["a"]
+    assert "read as a print (3x4+II)" in row["done"] and list(row["masked_leads"]) == []
+    assert row["nan_share"] == pytest.approx(11 / 12 * 0.75)
+    assert "needs 2.5 s" in rejected_of(tmp_path / "out")["short.hea"]
+
+
 # -------------------------------------------------------------------------------------------------------------- screen
 
 

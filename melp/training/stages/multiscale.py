@@ -116,8 +116,9 @@ class MelpStage(JointStage):
 
     def _inputs(self, batch: dict) -> tuple[dict, torch.Tensor]:
         """Returns a model's inputs, leads masked in training, and the ids of the reports."""
-        lead_dropout = self.recipe.lead_dropout if self.model.training else 0.0
-        batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling, lead_dropout)
+        names = ("lead_dropout", "lead_subsets", "printed_layout") if self.model.training else ()
+        masking = {name: getattr(self.recipe, name) for name in names}
+        batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling, **masking)
         return batch, batch.pop("report_ids")
 
     def forward(self, batch: dict, model) -> tuple:

@@ -108,6 +108,10 @@ class MelpRecipe(Recipe):
     text_model: str | None = setting(TEXT_MODEL, None)
     ecg_model: str | None = setting(ECG_MODEL, None)
     lead_dropout: float = setting(LEAD_DROPOUT, 0.5)
+    lead_subsets: float = setting(
+        "share of recordings of which limb leads, I, II and V2, I and II, I, II, or a random subset is kept", 0.0
+    )
+    printed_layout: float = setting("share of recordings of which what a 3x4 print shows is kept", 0.0)
     sentence_augmentation: float = setting(
         "share of reports of which a random number of sentences is read, in random order", 0.0
     )
