@@ -237,7 +237,9 @@ def test_compiled_losses_and_gradients_are_the_same(deterministic, monkeypatch):
 
 def test_cached_accumulation_repeats_dropout_and_lead_masks(corpus, language, tmp_path):
     """Its gradient is that of the same micro-batches with one graph over all of them, random draws included."""
-    recipe = melp_recipe(corpus, language, tmp_path, lead_dropout=0.5, lead_subsets=0.3, printed_layout=0.3, batch_size=3)
+    recipe = melp_recipe(
+        corpus, language, tmp_path, lead_dropout=0.5, lead_subsets=0.3, printed_layout=0.3, batch_size=3
+    )
     torch.manual_seed(0)
     stage = MelpStage(recipe, Accelerator(cpu=True))
     stage.model.train()
