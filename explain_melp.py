@@ -34,8 +34,8 @@ except ImportError:
         raise
     from signal_melp import LEADS
 
-METHODS = ("attention", "contribution", "gradient", "integrated-gradients", "occlusion", "beat-occlusion")
-METHOD = "occlusion"
+METHODS = ("attention", "contribution", "gradient", "integrated-gradients", "occlusion", "beat-occlusion", "masking")
+METHOD = "masking"
 FRAME = 0.04  # s of a column of the weights: a small square of ECG paper
 CELL = 5  # frames that are shown or removed together: 0.2 s, a large square
 SHOWN_SHARE = 0.5  # of the evidence that is shown ...
@@ -43,6 +43,7 @@ SHOWN_LEAST, SHOWN_MOST = 0.4, 4.0  # ... in so many seconds
 DRAWS = 19  # of as much elsewhere: by chance, what is shown beats all of them one time in twenty
 LEAST_FALL = 0.1  # of the score, for what is shown to count
 STEPS = 16  # of integrated gradients
+MASKS, MASKED_TIME, MASKED_LEADS = 512, 0.4, 0.2  # of masking: how many, and what share each removes
 
 
 @dataclass
@@ -71,6 +72,17 @@ class Evidence:
     faithfulness: dict = field(default_factory=dict)
 
     @property
+    def shown_leads(self) -> list[str]:
+        """The fewest leads with half of the evidence, in the model's order; all where all count alike."""
+        ranked = sorted(self.leads, key=lambda lead: -self.leads[lead])
+        total, chosen = 0.0, 0.0
+        for lead in ranked:
+            if total >= SHOWN_SHARE * sum(self.leads.values()):
+                break
+            total, chosen = total + self.leads[lead], self.leads[lead]
+        return [lead for lead, weight in self.leads.items() if weight > 0 and weight >= chosen * (1 - 1e-4)]
+
+    @property
     def sentence(self) -> str:
         """Says what removing the evidence does to the score, and whether the evidence is faithful."""
         if not self.spans:
@@ -91,6 +103,7 @@ class Evidence:
             "method": self.method,
             "spans": [dict(zip(("start_s", "end_s", "weight"), _rounded(span), strict=True)) for span in self.spans],
             "leads": {lead: round(weight, 4) for lead, weight in self.leads.items()},
+            "shown_leads": self.shown_leads,
             "beats": [{name: round(value, 4) for name, value in beat.items()} for beat in self.beats],
             "faithfulness": {
                 name: value if isinstance(value, bool) else round(value, 4)
@@ -113,13 +126,27 @@ def _rounded(values, digits: int = 4) -> list[float]:
 def local_level(values: torch.Tensor, rate: float) -> torch.Tensor:
     """Returns the level of each lead from moment to moment: a line through medians over 1 s, 0.2 s apart.
 
+    Where a lead is absent (0 for 0.2 s or more, as the processor masks it, in a print for instance) it stays so.
+
     Args:
         values: (leads, samples); rate: Hz.
     """
-    samples, half = values.shape[-1], max(1, round(0.5 * rate))
+    samples, half, absent = values.shape[-1], max(1, round(0.5 * rate)), _absent(values, round(0.2 * rate))
+    known = values.masked_fill(absent, math.nan)
     centres = np.linspace(0, samples - 1, max(2, round(samples / (0.2 * rate)) + 1)).round().astype(int)
-    medians = [values[:, max(0, centre - half) : centre + half + 1].median(dim=-1).values for centre in centres]
-    return F.interpolate(torch.stack(medians, dim=-1)[None], size=samples, mode="linear", align_corners=True)[0]
+    medians = [known[:, max(0, centre - half) : centre + half + 1].nanmedian(dim=-1).values for centre in centres]
+    line = F.interpolate(
+        torch.stack(medians, dim=-1).nan_to_num()[None], size=samples, mode="linear", align_corners=True
+    )
+    return line[0].masked_fill(absent, 0.0)
+
+
+def _absent(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Returns where (leads, samples) is 0 for `width` samples or more."""
+    width = min(width, values.shape[-1]) // 2 * 2 + 1
+    known = (values != 0).float()
+    long_enough = F.max_pool1d(known, width, stride=1, padding=width // 2) == 0  # the middles of such stretches
+    return F.max_pool1d(long_enough.float(), width, stride=1, padding=width // 2) > 0
 
 
 class Recording:
@@ -274,10 +301,34 @@ def _occlusion(recording: Recording, windows: np.ndarray) -> np.ndarray:
     covered = np.maximum(windows.sum(axis=0), 1)
     over_time = falls.T @ windows / covered  # (texts, frames)
     by_lead = np.eye(leads, dtype=bool)[:, :, None].repeat(recording.frames, axis=2)
-    over_leads = np.maximum((clean - recording.scores(by_lead)).T, 0.0)  # (texts, leads)
-    over_leads[over_leads.sum(axis=1) == 0] = 1.0
-    over_leads = over_leads * recording.present.cpu().numpy()
+    over_leads = _lead_shares(recording, (clean - recording.scores(by_lead)).T)
     return np.maximum(over_time, 0.0)[:, None, :] * over_leads[:, :, None]
+
+
+def _masking(recording: Recording, seed: int = 0) -> np.ndarray:
+    """Removes many random parts at once, and fits a line to the scores: a ridge regression on what was removed.
+
+    Where every beat says the same, removing one of them costs nothing, and removing several does (Petsiuk et al.,
+    RISE, arXiv 1806.07421; Ribeiro et al., LIME, arXiv 1602.04938).
+    """
+    rng, leads = np.random.default_rng(seed), len(recording.present)
+    cells = rng.random((MASKS, -(-recording.frames // CELL))) < MASKED_TIME
+    without_lead = rng.random((MASKS, leads)) < MASKED_LEADS
+    removed = cells.repeat(CELL, axis=1)[:, None, : recording.frames] | without_lead[:, :, None]
+    scores = recording.scores(removed)
+    features = np.concatenate([cells, without_lead], axis=1).astype(float)
+    features, scores = features - features.mean(axis=0), scores - scores.mean(axis=0)
+    penalty = 0.01 * MASKS * np.eye(features.shape[1])
+    falls = -np.linalg.solve(features.T @ features + penalty, features.T @ scores).T  # (texts, cells + leads)
+    over_time = np.maximum(falls[:, : cells.shape[1]], 0.0).repeat(CELL, axis=1)[:, : recording.frames]
+    return over_time[:, None, :] * _lead_shares(recording, falls[:, cells.shape[1] :])[:, :, None]
+
+
+def _lead_shares(recording: Recording, falls: np.ndarray) -> np.ndarray:
+    """Returns (texts, leads): what falls without each lead, all present leads alike where nothing does."""
+    falls = np.maximum(falls, 0.0) * recording.present.cpu().numpy()
+    falls[falls.sum(axis=1) == 0] = 1.0
+    return falls * recording.present.cpu().numpy()
 
 
 def short_windows(frames: int, recorded: np.ndarray) -> np.ndarray:
@@ -336,6 +387,8 @@ def attribute(
         maps = _attention(recording, sentence_embeds)
     elif method == "contribution":
         maps = _contribution(recording)
+    elif method == "masking":
+        maps = _masking(recording)
     elif method.endswith("occlusion"):
         by_beat = method == "beat-occlusion"
         windows = beat_windows(recording, beats) if by_beat else short_windows(recording.frames, recording.recorded)

@@ -5,7 +5,7 @@ A sheet is laid out in millimetres and saved at its true size, so that a ruler o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,11 @@ PULSE = (5.0, 10.0)  # mm: 0.2 s and 1 mV
 LINE, TITLE = 4.2, 6.0  # heights of text lines in mm
 MINOR, MAJOR, TRACE = "#f7d6d3", "#eba6a0", "#101010"
 POINTS = 72 / INCH  # per mm
+# Told apart by colour-blind readers too (Okabe and Ito), and dark enough on ruled paper, which is red.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#6b4c00")
+PALE = 0.5  # how much white a tint that is not sure has
+DASH = 1.5  # mm: where tints share a trace, their colours take turns
+BAR, BARS_GAP = 1.6, 0.7  # mm: height of a bar below the traces, and between two
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,24 @@ class Panel:
     def y(self, millivolts):
         """Returns where a voltage is, in mm."""
         return self.baseline + np.asarray(millivolts) * MM_PER_MILLIVOLT
+
+
+@dataclass(frozen=True)
+class Tint:
+    """Parts of the traces in a colour of their own, with an entry in the legend.
+
+    Attributes:
+        spans: (start, stop) in seconds from the first sample; leads: whose traces are tinted there.
+        title, note: lines of the legend.
+        sure: false for what is to be drawn paler, its bars hollow.
+    """
+
+    colour: str
+    spans: Sequence[tuple[float, float]]
+    leads: Sequence[str]
+    title: str
+    note: str = ""
+    sure: bool = True
 
 
 def lay_out(layout: str, leads: Sequence[str], seconds: float = SECONDS) -> tuple[list[list[Panel]], float, float]:
@@ -99,6 +122,7 @@ def draw_sheet(
     columns: tuple[Sequence[str], Sequence[str]] = ((), ()),
     derived: Sequence[str] = (),
     start: float = 0.0,
+    tints: Sequence[Tint] = (),
 ) -> "Figure":
     """Draws one recording.
 
@@ -111,6 +135,7 @@ def draw_sheet(
         title, columns: of the header; lines of text, left and right.
         derived: leads that were computed from others, which their labels say.
         start: seconds of the recording at which `signal` begins.
+        tints: parts of the traces to be coloured, with a legend above and bars below that say when.
 
     Returns:
         a matplotlib figure of one axes, in mm; `figure.savefig("ecg.png" | ".svg" | ".pdf")` has the true size.
@@ -119,7 +144,9 @@ def draw_sheet(
         ValueError: for an unknown layout.
     """
     panels, width, ruled = lay_out(layout, leads)
-    header = TITLE + 2 * LINE + LINE * max(map(len, columns))
+    panels = [[replace(panel, baseline=panel.baseline + _bars_height(tints)) for panel in row] for row in panels]
+    ruled += _bars_height(tints)
+    header = TITLE + 2 * LINE + LINE * max(map(len, columns)) + _legend_height(tints)
     figure, axes = _new_sheet(width, ruled + header)
     _rule(axes, width, ruled)
     rows = {lead: _about_median(row) for lead, row in zip(leads, signal, strict=True)}
@@ -127,9 +154,14 @@ def draw_sheet(
         _pulse(axes, row[0].baseline)
         for panel in row:
             _trace(axes, panel, rows.get(panel.lead), sampling_rate, panel.lead in derived, panel is not row[0])
+            _tint(axes, panel, rows.get(panel.lead), sampling_rate, tints)
+    _bars(axes, tints)
     _header(axes, width, ruled + header, title, columns)
+    _legend(axes, ruled + _legend_height(tints), tints)
     shown = f"{start:g} to {start + min(SECONDS, signal.shape[-1] / sampling_rate):g} s"
     foot = f"{MM_PER_SECOND:g} mm/s   {MM_PER_MILLIVOLT:g} mm/mV   {shown}   {sampling_rate:g} Hz   unfiltered"
+    if tints:
+        foot += "   coloured: what carries a sentence, in its leads; bars: when; colours take turns where shared"
     axes.text(LEFT, 3.5, foot, fontsize=2.6 * POINTS, va="center")
     return figure
 
@@ -213,6 +245,99 @@ def _trace(axes, panel: Panel, row: np.ndarray | None, rate: float, is_derived: 
         if first < last:
             seconds = np.arange(first, last) / rate
             axes.plot(panel.x(seconds), panel.y(row[first:last]), color=TRACE, linewidth=0.75, zorder=3)
+
+
+def _tint(axes, panel: Panel, row: np.ndarray | None, rate: float, tints: Sequence[Tint]):
+    """Draws the tinted parts of a trace over it; where several tints meet, dashes of their colours take turns."""
+    tints = [tint for tint in tints if panel.lead in tint.leads]
+    if row is None or not tints:
+        return
+    first, last = round(panel.start * rate), min(round(panel.stop * rate), len(row) - 1)
+    samples = np.arange(first, last)
+    if not len(samples):
+        return
+    seconds = samples / rate
+    here = np.stack([_within(seconds, tint.spans) for tint in tints])  # (tints, samples)
+    turn = (np.concatenate([[0.0], np.cumsum(np.hypot(*_steps(panel, row, first, last, rate)))])[:-1] / DASH).astype(
+        int
+    )
+    # Which of the tints that are here has its turn.
+    rank = np.where(here, np.cumsum(here, axis=0) - 1, -1)
+    chosen = rank == turn % np.maximum(here.sum(axis=0), 1)
+    for tint, mask in zip(tints, chosen & here, strict=True):
+        for begin, end in _runs(mask):
+            part = np.arange(first + begin, first + end + 1)
+            axes.plot(
+                panel.x(part / rate),
+                panel.y(row[part]),
+                color=tint.colour if tint.sure else _paler(tint.colour),
+                linewidth=1.5,
+                solid_capstyle="butt",
+                zorder=4,
+            )
+
+
+def _paler(colour: str) -> str:
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(part + PALE * (255 - part)):02x}" for part in parts)
+
+
+def _steps(panel: Panel, row: np.ndarray, first: int, last: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the millimetres that a trace goes to the right and up from sample to sample."""
+    up = np.nan_to_num(np.diff(row[first : last + 1])) * MM_PER_MILLIVOLT
+    return np.full(len(up), MM_PER_SECOND / rate), up
+
+
+def _within(seconds: np.ndarray, spans: Sequence[tuple[float, float]]) -> np.ndarray:
+    inside = np.zeros(len(seconds), dtype=bool)
+    for start, stop in spans:
+        inside |= (seconds >= start) & (seconds < stop)
+    return inside
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Returns (first, behind last) of every run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return [(int(begin), int(end)) for begin, end in edges.reshape(-1, 2)]
+
+
+def _bars_height(tints: Sequence[Tint]) -> float:
+    """A multiple of 5 mm, so that baselines stay on thick lines."""
+    return 5.0 * -(-len(tints) * (BAR + BARS_GAP) // 5.0)
+
+
+def _bars(axes, tints: Sequence[Tint]):
+    """Draws a row of bars per tint below the traces: when."""
+    from matplotlib.patches import Rectangle
+
+    for number, tint in enumerate(tints):
+        bottom = FOOT - 3.0 + _bars_height(tints) - (number + 1) * (BAR + BARS_GAP)
+        axes.text(LEFT - 2.0, bottom + BAR / 2, str(number + 1), fontsize=2.2 * POINTS, ha="right", va="center")
+        for start, stop in tint.spans:
+            left, wide = LEFT + start * MM_PER_SECOND, (stop - start) * MM_PER_SECOND
+            fill = tint.colour if tint.sure else "white"
+            axes.add_patch(Rectangle((left, bottom), wide, BAR, facecolor=fill, edgecolor=tint.colour, linewidth=0.8))
+
+
+def _legend_height(tints: Sequence[Tint]) -> float:
+    return sum(LINE * (1 + bool(tint.note)) + 0.8 for tint in tints) + (1.0 if tints else 0.0)
+
+
+def _legend(axes, top: float, tints: Sequence[Tint]):
+    """Writes title and note of each tint beside a square of its colour, from `top` mm downward."""
+    from matplotlib.patches import Rectangle
+
+    at = top - LINE / 2
+    for number, tint in enumerate(tints, 1):
+        fill, ink = (tint.colour, "white") if tint.sure else ("white", tint.colour)
+        axes.add_patch(Rectangle((LEFT, at - 1.5), 3.0, 3.0, facecolor=fill, edgecolor=tint.colour, linewidth=1.0))
+        axes.text(LEFT + 1.5, at - 0.1, str(number), fontsize=2.2 * POINTS, color=ink, ha="center", va="center")
+        axes.text(LEFT + 4.5, at, tint.title, fontsize=3.0 * POINTS, weight="bold", color=tint.colour, va="center")
+        at -= LINE
+        if tint.note:
+            axes.text(LEFT + 4.5, at, tint.note, fontsize=2.7 * POINTS, va="center")
+            at -= LINE
+        at -= 0.8
 
 
 def _about_median(row: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from melp.drawing import INCH, LAYOUTS, draw_sheet, draw_strips, lay_out
+from melp.drawing import COLOURS, INCH, LAYOUTS, Tint, draw_sheet, draw_strips, lay_out
 from melp.notice import NOTICE
 from signal_melp import LEADS
 
@@ -75,3 +75,38 @@ def test_several_recordings_share_a_sheet():
     figure = draw_strips([{**hit, "title": "a"}, {**hit, "title": "b"}], title="query")
     assert {"query", "a", "b", NOTICE} <= set(texts(figure)) and texts(figure).count("V1") == 2
     assert len([line for line in figure.axes[0].lines if len(line.get_xdata()) == 5000]) == 6
+
+
+def tinted(figure) -> dict[str, np.ndarray]:
+    """Of each colour of `COLOURS` the x, in mm from the start of the traces, that its lines cover."""
+    drawn = {}
+    for line in figure.axes[0].lines:
+        drawn.setdefault(line.get_color(), []).append(line.get_xdata())
+    return {colour: np.concatenate(parts) for colour, parts in drawn.items()}
+
+
+def test_tints_colour_the_traces_of_their_leads_and_times():
+    one = Tint(COLOURS[0], [(2.0, 3.0)], ["V1"], "first", "its note")
+    figure = draw_sheet(ecg(), LEADS, 500.0, "12x1", tints=[one])
+    left = lay_out("12x1", LEADS)[0][0][0].left
+    covered = tinted(figure)[COLOURS[0]] - left
+    assert covered.min() == pytest.approx(50.0, abs=0.1) and covered.max() == pytest.approx(75.0, abs=0.1)
+    assert {"first", "its note"} <= set(texts(figure)) and any("coloured" in text for text in texts(figure))
+    nowhere = draw_sheet(ecg(), LEADS, 500.0, "3x4", tints=[one])  # there V1 is shown from 5 to 7.5 s
+    assert COLOURS[0] not in tinted(nowhere)
+
+
+def test_where_tints_meet_their_colours_take_turns_and_an_unsure_one_is_paler():
+    one, other = (Tint(colour, [(1.0, 4.0)], ["II"], colour) for colour in COLOURS[:2])
+    shared = tinted(draw_sheet(ecg(), LEADS, 500.0, "12x1", tints=[one, other]))
+    assert len(shared[COLOURS[0]]) == pytest.approx(len(shared[COLOURS[1]]), rel=0.1)
+    unsure = tinted(
+        draw_sheet(ecg(), LEADS, 500.0, "12x1", tints=[Tint(COLOURS[0], [(1, 2)], ["II"], "", sure=False)])
+    )
+    assert COLOURS[0] not in unsure and "#80b8d8" in unsure
+
+
+def test_baselines_stay_on_thick_lines_below_tints():
+    figure = draw_sheet(ecg(), LEADS, 500.0, "3x4", tints=[Tint(COLOURS[0], [(1, 2)], ["II"], "a")] * 4)
+    traces = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) >= 1250]
+    assert all(np.median(trace) % 5 == pytest.approx(0.0, abs=1e-3) for trace in traces)

@@ -237,6 +237,37 @@ def robustness(conditions: Sequence) -> Figure:
     return figure
 
 
+def faithfulness(shares: Sequence[float], curves: Mapping[str, Mapping[str, Mapping]]) -> Figure:
+    """Draws deletion and insertion curves by attribution, a row of two panels per source of recordings.
+
+    Args:
+        shares: of the time, removed or all that is left.
+        curves: source -> attribution -> `deletion`, `insertion` (shares,), and `score`, `blank`, their ends.
+    """
+    figure = Figure(figsize=(8.0, 3.2 * len(curves) + 0.5), layout="constrained")
+    panels = figure.subplots(len(curves), 2, sharey="row", squeeze=False)
+    colours = ("#0072b2", "#56b4e9", "#e69f00", "#f0a0c0", "#d55e00", "#009e73", "#7a3b9a", GREY)  # Okabe and Ito
+    names = list(next(iter(curves.values())))
+    for (left, right), (source, by_method) in zip(panels, curves.items(), strict=True):
+        for (name, curve), colour in zip(by_method.items(), cycle(colours), strict=False):
+            style = {"color": colour, "lw": 1.5, "ls": "--" if name == "random" else "-"}
+            ends = (curve["score"], curve["blank"])
+            for axis, values, (first, last) in (
+                (left, curve["deletion"], ends),
+                (right, curve["insertion"], ends[::-1]),
+            ):
+                axis.plot([0, *shares, 1], [first, *values, last], **style)
+        left.set(ylabel=f"mean score, {source}"[:40], xlabel="share of the time removed, strongest first")
+        right.set(xlabel="share of the time left, the strongest")
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_title("Deletion (lower is better)", fontsize=10)
+    panels[0, 1].set_title("Insertion (higher is better)", fontsize=10)
+    handles = [matplotlib.lines.Line2D([], [], color=colour, lw=1.5) for _, colour in zip(names, cycle(colours))]
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
 def subgroups(rows: Sequence[dict], compared: Mapping[str, str] | None = None) -> Figure:
     """Draws the macro AUROC of each subgroup with its interval, and that of the rest; a panel per column.
 

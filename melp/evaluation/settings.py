@@ -15,10 +15,13 @@ from melp.evaluation.encoders import names_encoder
 from melp.sources import parse_source
 
 BEST_ON_TEST = "best-on-test"
+# As explain_melp has them, which needs torch; a test compares the two.
+ATTRIBUTIONS = ("attention", "contribution", "gradient", "integrated-gradients", "occlusion", "beat-occlusion")
+ATTRIBUTIONS += ("masking",)
 # The least that a setting may be; None (the default is meant) passes.
 _LEAST = {
     **dict.fromkeys(("batch_size", "samples", "draws", "epochs", "patience", "train_batch_size"), 1),
-    **dict.fromkeys(("num_beams", "max_new_tokens", "limit", "min_positives"), 1),
+    **dict.fromkeys(("num_beams", "max_new_tokens", "limit", "min_positives", "records"), 1),
     **dict.fromkeys(("num_workers", "seed", "weight_decay"), 0),
 }
 
@@ -326,6 +329,24 @@ class Robustness(PromptSettings):
 
 
 @dataclass(kw_only=True)
+class Faithfulness(Settings):
+    """Faithfulness of the evidence that `melp.explain` shows: is it what the score rests on, and where it should be?
+
+    Every attribution is measured by deletion and insertion curves (the score without the strongest parts, and with
+    them alone), by what removing the shown part costs against as much elsewhere, and, on simulated recordings, by
+    where it points: premature beats, pauses, delta waves, stimuli and changes of ST and T stand at known times and
+    leads. --data measures the curves on real recordings too, for the classes that each is labelled with.
+    """
+
+    task, next = "faithfulness", "zero-shot"
+
+    data: list[str] = option("prepared folders to measure on besides simulated recordings", [], metavar="DATA")
+    label_set: str | None = option("of --data; by default the first that has prompts", None, metavar="NAME")
+    records: int = option("recordings, simulated and of --data each", 120)
+    methods: list[str] = option("attributions to compare", list(ATTRIBUTIONS), choices=ATTRIBUTIONS, metavar="METHOD")
+
+
+@dataclass(kw_only=True)
 class Benchmark(Settings):
     """The field's benchmark: six label sets of three databases, zero-shot and probed, and the published figures.
 
@@ -352,5 +373,16 @@ class Benchmark(Settings):
 
 TASKS: dict[str, type[Settings]] = {
     kind.task: kind
-    for kind in (ZeroShot, LinearProbe, Finetune, Transfer, Retrieval, Identify, Report, Robustness, Benchmark)
+    for kind in (
+        ZeroShot,
+        LinearProbe,
+        Finetune,
+        Transfer,
+        Retrieval,
+        Identify,
+        Report,
+        Robustness,
+        Faithfulness,
+        Benchmark,
+    )
 }

@@ -2,26 +2,31 @@
 
 import numpy as np
 
-from signal_melp import LEADS
-
-DETECTION_LEADS = ("II", "V5", "I", "V1", "V2")  # the first of these that is there and not flat
+_MIRRORED = 2.0  # s: the detector needs a while to learn, and misses a first beat without
+_SMOOTHED = 0.02  # s
 
 
 def find_beats(signal: np.ndarray, rate: float, present: np.ndarray | None = None) -> list[float]:
-    """Returns the times of the R peaks in s, by `wfdb.processing.XQRS`.
+    """Returns the times of the QRS complexes in s, by `wfdb.processing.XQRS`.
+
+    It is given the slope of all leads together (root mean square), in which a complex is seen that is small in one of
+    them, and mirrored ends.
 
     Args:
-        signal: (12, samples) in the order of `LEADS`, in mV or scaled.
-        present: (12,) bool, which leads are there.
+        signal: (12, samples) in the order of `LEADS`, in mV or scaled; present: (12,) bool, which leads are there.
     """
     from wfdb.processing import XQRS
 
-    rows = [LEADS.index(lead) for lead in DETECTION_LEADS] + list(range(len(LEADS)))
-    row = next((i for i in rows if (present is None or present[i]) and np.ptp(signal[i]) > 0), None)
-    if row is None:
+    leads = signal.astype(float) if present is None else signal[np.asarray(present, dtype=bool)].astype(float)
+    width = max(1, round(_SMOOTHED * rate))
+    slopes = [np.convolve(np.gradient(lead), np.ones(width) / width, "same") for lead in leads]
+    slope = np.sqrt(np.mean(np.square(slopes), axis=0)) if len(slopes) else np.zeros(0)
+    margin = min(round(_MIRRORED * rate), len(slope) - 1)
+    if margin < 1 or not np.ptp(slope) > 0:
         return []
-    lead = signal[row].astype(float) - np.median(signal[row])
-    size = np.percentile(np.abs(lead), 99)
-    detector = XQRS(sig=lead / (size or 1.0), fs=rate)  # its thresholds are of voltages
+    slope = np.pad(slope - np.median(slope), margin, mode="reflect")
+    size = np.percentile(np.abs(slope), 99)  # the detector's thresholds are of voltages
+    detector = XQRS(sig=slope / (size or np.abs(slope).max()), fs=rate)
     detector.detect(verbose=False)
-    return [float(sample) / rate for sample in detector.qrs_inds]
+    peaks = np.asarray(detector.qrs_inds) - margin
+    return [float(peak) / rate for peak in peaks if 0 <= peak < signal.shape[1]]

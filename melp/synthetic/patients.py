@@ -572,8 +572,8 @@ def _other_beats(recording: Recording, rng: np.random.Generator) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Findings by measurement
 
-_ST_ELEVATION = np.array([0.2 if lead in ("V2", "V3") else 0.1 for lead in LEADS])
-_INVERTIBLE = frozenset(["I", "II", "aVL", "aVF", "V2", "V3", "V4", "V5", "V6"])
+ST_ELEVATION = np.array([0.2 if lead in ("V2", "V3") else 0.1 for lead in LEADS])
+INVERTIBLE = frozenset(["I", "II", "aVL", "aVF", "V2", "V3", "V4", "V5", "V6"])
 _LOW = [LEADS.index(lead) for lead in ("I", "V5", "V6")]
 _SINUS = {"sinus rhythm", "sinus bradycardia", "sinus tachycardia", "sinus arrhythmia"}
 _HARMLESS = _SINUS | {"early repolarisation", "clockwise rotation", "counterclockwise rotation"}
@@ -623,11 +623,11 @@ def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarra
     findings |= _progression(qrs)
     if heart.fridericia(1000 * beat.qt, recording.schedule.mean_rr()) >= (460 if sex == "female" else 450):
         findings.add("long qt")
-    if heart.contiguous(st, _ST_ELEVATION):
+    if heart.contiguous(st, ST_ELEVATION):
         findings.add("st elevation")
     if heart.contiguous(-st, np.full(12, 0.05)):
         findings.add("st depression")
-    if heart.contiguous(-t, np.full(12, 0.1), _INVERTIBLE):
+    if heart.contiguous(-t, np.full(12, 0.1), INVERTIBLE):
         findings.add("t wave inversion")
     elif np.abs(t[_LOW]).max() < 0.1 and qrs[_LOW].max() > 0.5:
         findings.add("low t waves")

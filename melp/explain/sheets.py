@@ -1,0 +1,58 @@
+"""The ECG as clinicians print it, with the traces tinted by what carries each text."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from explain_melp import Evidence
+from melp.drawing import COLOURS, Tint, draw_sheet
+from melp.predict.pictures import all_leads
+from melp.predict.reading import Item
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE_LETTERS, NOTE_LETTERS = 125, 160  # of a line of the legend
+
+
+def draw_evidence(item: Item, evidence: list[Evidence], layout: str) -> "list[Figure]":
+    """Draws a recording's first window with its evidence, a sheet for every five texts, which have a colour each."""
+    signal, leads, derived = all_leads(item.block)
+    start = item.starts[0]
+    sheets = []
+    for first in range(0, max(1, len(evidence)), len(COLOURS)):
+        part = evidence[first : first + len(COLOURS)]
+        tints = [tint_of(one, colour, start) for one, colour in zip(part, COLOURS, strict=False)]
+        sheets.append(
+            draw_sheet(
+                signal,
+                leads,
+                item.block.sampling_rate,
+                layout,
+                title=f"{item.record}: evidence",
+                derived=derived,
+                start=start,
+                tints=tints,
+            )
+        )
+    return sheets
+
+
+def tint_of(evidence: Evidence, colour: str, start: float = 0.0) -> Tint:
+    """Returns how evidence is drawn: its leads where it is shown, paler where it is not faithful."""
+    leads, shown = evidence.shown_leads, ", ".join(f"{start + a:.1f}-{start + b:.1f}" for a, b, _ in evidence.spans)
+    where = "all leads" if len(leads) == len(evidence.leads) else ", ".join(leads)
+    title = textwrap.shorten(evidence.text, 70, placeholder="...").rstrip(".") + f" · score {evidence.score:.2f}"
+    if evidence.spans:
+        title += f" · {where} · {shown} s"
+    return Tint(
+        colour,
+        [span[:2] for span in evidence.spans],
+        leads,
+        textwrap.shorten(title, TITLE_LETTERS, placeholder="..."),
+        textwrap.shorten(_capital(evidence.sentence), NOTE_LETTERS, placeholder="..."),
+        sure=bool(evidence.faithfulness.get("faithful")),
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
