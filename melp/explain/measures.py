@@ -12,6 +12,17 @@ from signal_melp import LEADS
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)  # of the recorded time that is removed, or all that is left
 NEAR = 0.1  # s: a cell that a truth touches by this margin counts as in it
 RANDOM = "random"  # cells in random order, beside the methods of explain_melp
+# Where statements about real recordings say that something is, by the names of `labels.yaml`: the leads that look at
+# the territory (AHA/ACCF/HRS 2009, part VI), and those in which a bundle branch block is read (part III).
+TERRITORIES = {
+    "inferior infarction": ("II", "III", "aVF"),
+    "inferior ischaemia": ("II", "III", "aVF"),
+    "anterior infarction": ("V1", "V2", "V3", "V4", "V5", "V6"),  # with its septal and lateral neighbours
+    "anterior ischaemia": ("V1", "V2", "V3", "V4", "V5", "V6"),
+    "lateral infarction": ("I", "aVL", "V5", "V6"),
+    "right bundle branch block": ("I", "V1", "V2", "V6"),
+    "left bundle branch block": ("I", "aVL", "V1", "V2", "V5", "V6"),
+}
 
 
 @dataclass
@@ -100,24 +111,33 @@ def _strongest(over_time: np.ndarray, recorded: np.ndarray, share: float, rng: n
 
 
 def locate(weights: np.ndarray, recorded: np.ndarray, place: Place) -> dict[str, float | None]:
-    """Compares an attribution (leads, frames) with where the truth is; see `Measured`."""
-    middles = (np.arange(weights.shape[1]) + 0.5) * FRAME
+    """Compares an attribution (leads, frames) with where the truth is; see `Measured`.
+
+    A place without spans says nothing of time.
+    """
+    over_time, over_leads = weights.sum(axis=0), weights.sum(axis=1)
+    total = over_time.sum()
+    located: dict[str, float | None] = dict.fromkeys(LOCATED)
+    if place.spans:
+        located |= _locate_in_time(over_time, recorded, place)
+    leads = np.isin(LEADS, list(place.leads))
+    if not leads.all() and total > 0:
+        located["lead_pointing"] = float(leads[over_leads.argmax()])
+        located["leads_inside"] = float(over_leads[leads].sum() / total)
+        located["lead_chance"] = float(leads.mean())
+    return located
+
+
+def _locate_in_time(over_time: np.ndarray, recorded: np.ndarray, place: Place) -> dict[str, float]:
+    middles = (np.arange(len(over_time)) + 0.5) * FRAME
     inside = np.zeros(len(middles), dtype=bool)
     for start, stop in place.spans:
         inside |= (middles >= start - NEAR) & (middles <= stop + NEAR)
-    over_time, over_leads = weights.sum(axis=0), weights.sum(axis=1)
-    total = over_time.sum()
-    chance = float(inside[recorded].mean())
+    total, chance = over_time.sum(), float(inside[recorded].mean())
     # A smooth map has its peak in the middle of a cell.
     peak = int(by_cell(over_time).argmax()) * CELL + CELL // 2
-    located = {
+    return {
         "pointing": float(total > 0 and inside[min(peak, len(inside) - 1)]),
         "inside": float(over_time[inside].sum() / total) if total > 0 else chance,
         "chance": chance,
     }
-    leads = np.isin(LEADS, list(place.leads))
-    some = not leads.all() and total > 0
-    located["lead_pointing"] = float(leads[over_leads.argmax()]) if some else None
-    located["leads_inside"] = float(over_leads[leads].sum() / total) if some else None
-    located["lead_chance"] = float(leads.mean()) if some else None
-    return located

@@ -28,6 +28,8 @@ def test_an_attribution_is_compared_with_the_truth():
     assert wrong["pointing"] == wrong["inside"] == wrong["lead_pointing"] == wrong["leads_inside"] == 0.0
     everywhere = locate(map_at(4.0, 6), RECORDED, Place(((4.0, 4.3),)))
     assert everywhere["lead_pointing"] is None
+    anytime = locate(map_at(4.0, 6), RECORDED, Place((), frozenset(["V1"])))
+    assert anytime["pointing"] is None and anytime["lead_pointing"] == 1.0
     nothing = locate(np.zeros((12, 250)), RECORDED, place)
     assert nothing["pointing"] == 0.0 and nothing["inside"] == nothing["chance"]
 

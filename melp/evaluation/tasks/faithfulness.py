@@ -14,6 +14,7 @@ from explain_melp import DRAWS, METHOD, Recording, embed_texts
 from melp.data.batches import MelpCollator, prepare_inputs
 from melp.evaluation import figures as draw
 from melp.evaluation.classification import LabelledSplits
+from melp.evaluation.correspondences import finding_of
 from melp.evaluation.folders import load_folders
 from melp.evaluation.metrics import weighted_mean, with_interval
 from melp.evaluation.models import Runtime, load_models
@@ -21,7 +22,7 @@ from melp.evaluation.prompts import PROMPTS, load_prompts, load_yaml
 from melp.evaluation.results import Results, key_of, with_bounds
 from melp.evaluation.settings import Faithfulness
 from melp.explain.beats import find_beats
-from melp.explain.measures import LOCATED, RANDOM, SHARES, Measured, attributions, measure
+from melp.explain.measures import LOCATED, RANDOM, SHARES, TERRITORIES, Measured, attributions, measure
 from melp.markdown import table
 from melp.names import name_hash
 from melp.synthetic import corpus
@@ -66,7 +67,9 @@ def stored_cases(data: LabelledSplits, split: str, processor, scaling: str, reco
         row = rows[int(index)]
         inputs = prepare_inputs(collate([row]), "cpu", scaling)
         names = [data.classes[number] for number in np.flatnonzero(targets[index])]
-        yield Case(row["record"], row["patient"], inputs, dict.fromkeys(names))
+        territories = {name: TERRITORIES.get(finding_of(data.label_set, name)) for name in names}
+        places = {name: leads and Place((), frozenset(leads)) for name, leads in territories.items()}
+        yield Case(row["record"], row["patient"], inputs, places)
 
 
 def measure_case(
@@ -117,7 +120,11 @@ def run(settings: Faithfulness, runtime: Runtime) -> Results:
     for source in sources:
         _add_faithfulness(results, settings, source, frame[frame["source"] == source], list(models))
     simulated = frame[frame["source"] == SIMULATED]
-    _add_localisation(results, settings, simulated, list(models))
+    _add_localisation(results, settings, "Localisation, simulated", simulated, list(models))
+    if settings.data:
+        stored = frame[(frame["source"] != SIMULATED) & frame["lead_chance"].notna()]
+        title = f"Leads of territories that statements name, {' '.join(settings.data)}"
+        _add_localisation(results, settings, title, stored, list(models), " data")
     _add_findings(results, settings, simulated, list(models))
     results.notes += _notes(settings)
     results.predictions = frame.drop(columns=["deletion_curve", "insertion_curve"]).assign(target=1)
@@ -222,7 +229,7 @@ def _add_faithfulness(results: Results, settings: Faithfulness, source: str, par
     results.notes.append(f"Best by insertion less deletion, {source}: {max(own, key=own.get)}.")
 
 
-def _add_localisation(results: Results, settings: Faithfulness, part: pd.DataFrame, models):
+def _add_localisation(results: Results, settings: Faithfulness, title: str, part: pd.DataFrame, models, place=""):
     columns = {
         "pointing": "strongest 0.2 s in the truth",
         "inside": "evidence in the truth",
@@ -231,7 +238,10 @@ def _add_localisation(results: Results, settings: Faithfulness, part: pd.DataFra
         "leads_inside": "evidence in its leads",
         "lead_chance": "share of its leads",
     }
-    _add_rows(results, settings, "Localisation, simulated", part, models, columns)
+    columns = {column: said for column, said in columns.items() if part[column].notna().any()}
+    if columns:
+        count = part.drop_duplicates(["record", "label"]).shape[0]
+        _add_rows(results, settings, f"{title}: {count:,} findings", part, models, columns, place)
 
 
 def _add_findings(results: Results, settings: Faithfulness, part: pd.DataFrame, models):
