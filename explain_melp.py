@@ -131,7 +131,7 @@ def local_level(values: torch.Tensor, rate: float) -> torch.Tensor:
     Args:
         values: (leads, samples); rate: Hz.
     """
-    samples, half, absent = values.shape[-1], max(1, round(0.5 * rate)), _absent(values, round(0.2 * rate))
+    samples, half, absent = values.shape[-1], max(1, round(0.5 * rate)), find_absent(values, rate)
     known = values.masked_fill(absent, math.nan)
     centres = np.linspace(0, samples - 1, max(2, round(samples / (0.2 * rate)) + 1)).round().astype(int)
     medians = [known[:, max(0, centre - half) : centre + half + 1].nanmedian(dim=-1).values for centre in centres]
@@ -141,9 +141,9 @@ def local_level(values: torch.Tensor, rate: float) -> torch.Tensor:
     return line[0].masked_fill(absent, 0.0)
 
 
-def _absent(values: torch.Tensor, width: int) -> torch.Tensor:
-    """Returns where (leads, samples) is 0 for `width` samples or more."""
-    width = min(width, values.shape[-1]) // 2 * 2 + 1
+def find_absent(values: torch.Tensor, rate: float) -> torch.Tensor:
+    """Returns where (leads, samples) is 0 for 0.2 s or more, as it is where the processor masks a lead."""
+    width = min(round(0.2 * rate), values.shape[-1]) // 2 * 2 + 1
     known = (values != 0).float()
     long_enough = F.max_pool1d(known, width, stride=1, padding=width // 2) == 0  # the middles of such stretches
     return F.max_pool1d(long_enough.float(), width, stride=1, padding=width // 2) > 0
@@ -159,7 +159,7 @@ class Recording:
 
     Attributes:
         values, level: (leads, samples); present: (leads,) bool; recorded: (frames,) bool, false where the recording
-            was padded to the model's length.
+            was padded to the model's length; there: (leads, frames) bool, false where a lead is absent.
     """
 
     def __init__(self, model, input_values, lead_mask, text_embeds: torch.Tensor, batch_size: int = 32):
@@ -180,6 +180,7 @@ class Recording:
         changes = (self.values.diff(dim=-1) != 0).any(dim=0).nonzero()
         last = int(changes.max()) + 2 if len(changes) else samples  # padding repeats one value in every lead
         self.recorded = np.arange(self.frames) * FRAME * self.rate < last
+        self.there = self.per_frame((~find_absent(self.values, self.rate)).float()) > 0
 
     def per_frame(self, values: torch.Tensor) -> np.ndarray:
         """Sums (..., samples) over each frame: (..., frames)."""
@@ -395,7 +396,7 @@ def attribute(
         maps = _occlusion(recording, windows)
     else:
         maps = _gradient(recording, steps=1 if method == "gradient" else STEPS)
-    maps = np.maximum(maps, 0.0) * recording.recorded
+    maps = np.maximum(maps, 0.0) * (recording.recorded & recording.there)
     total = maps.sum(axis=(1, 2), keepdims=True)
     return (maps / np.where(total > 0, total, 1.0)).astype(np.float32)
 

@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sampling-rate", type=float, metavar="HZ", help="of tables and arrays that do not state it")
     add("--leads", nargs="+", metavar="LEAD", help="of tables and arrays that do not name them, in their order")
     add("--unit", help="of voltage, of files that do not state it: mV, uV, '2.5 uV'")
+    add(
+        "--layout",
+        metavar="3x4",
+        help="the recording is a print, each lead there for 2.5 s; with rhythm strip: 3x4+II",
+    )
     return parser
 
 
@@ -63,7 +68,7 @@ def main(arguments: list[str] | None = None):
         leads = values.pop("leads")
         reading = Reading(
             leads=None if leads is None else tuple(leads),
-            **{name: values.pop(name) for name in ("sampling_rate", "unit", "start")},
+            **{name: values.pop(name) for name in ("sampling_rate", "unit", "start", "layout")},
         )
         options = Options(reading=reading, method=method or METHOD, **values)
         (report_queries if beats else run)(options)

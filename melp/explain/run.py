@@ -130,7 +130,7 @@ def _explain_item(options: Options, model: MelpModel, processor: MelpProcessor, 
     evidence = explain_recording(model, processor, inputs, texts, options.method, beats)
     print("\n" + as_text(item, draft, evidence, beats))
     if options.output is not None:
-        files = write(options, item, draft, evidence, beats)
+        files = write(options, item, draft, evidence, beats, rate)
         print(f"  written to {options.output}: {', '.join(files)}")
 
 
@@ -187,7 +187,9 @@ def as_json(options: Options, item: Item, draft: str | None, evidence: list[Evid
     }
 
 
-def write(options: Options, item: Item, draft: str | None, evidence: list[Evidence], beats) -> list[str]:
+def write(
+    options: Options, item: Item, draft: str | None, evidence: list[Evidence], beats: Sequence[float], rate: float
+) -> list[str]:
     """Writes JSON and, in each layout and form, the sheets of a recording; returns the names of the files."""
     options.output.mkdir(parents=True, exist_ok=True)
     name = picture_name(item.path, name_hash(item.path))
@@ -195,7 +197,7 @@ def write(options: Options, item: Item, draft: str | None, evidence: list[Eviden
     write_atomically(options.output / f"{name}.json", content + "\n")
     files = [f"{name}.json"]
     for layout in LAYOUTS:
-        for number, sheet in enumerate(draw_evidence(item, evidence, layout), 1):
+        for number, sheet in enumerate(draw_evidence(item, evidence, layout, rate), 1):
             stem = f"{name}-{layout}" + (f"-{number}" if number > 1 else "")
             for form in FORMS:
                 write_atomically(

@@ -3,10 +3,14 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from explain_melp import Evidence
+import numpy as np
+import torch
+
+from explain_melp import Evidence, find_absent
 from melp.drawing import COLOURS, Tint, draw_sheet
 from melp.predict.pictures import all_leads
 from melp.predict.reading import Item
+from signal_melp import LEADS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,9 +18,14 @@ if TYPE_CHECKING:
 TITLE_LETTERS, NOTE_LETTERS = 125, 160  # of a line of the legend
 
 
-def draw_evidence(item: Item, evidence: list[Evidence], layout: str) -> "list[Figure]":
-    """Draws a recording's first window with its evidence, a sheet for every five texts, which have a colour each."""
+def draw_evidence(item: Item, evidence: list[Evidence], layout: str, rate: float) -> "list[Figure]":
+    """Draws a recording's first window with its evidence, a sheet for every five texts, which have a colour each.
+
+    Args:
+        rate: Hz of `item.values`, what the model read.
+    """
     signal, leads, derived = all_leads(item.block)
+    signal = _as_read(item, signal, leads, rate)
     start = item.starts[0]
     sheets = []
     for first in range(0, max(1, len(evidence)), len(COLOURS)):
@@ -35,6 +44,16 @@ def draw_evidence(item: Item, evidence: list[Evidence], layout: str) -> "list[Fi
             )
         )
     return sheets
+
+
+def _as_read(item: Item, signal: np.ndarray, leads: list[str], rate: float) -> np.ndarray:
+    """Returns the signal without what the model did not see: of a print, each lead outside its column."""
+    values = torch.as_tensor(item.values[0])
+    absent = find_absent(values, rate).numpy()
+    rows = [LEADS.index(lead) for lead in leads]
+    places = np.arange(signal.shape[1]) * rate / item.block.sampling_rate
+    hidden = absent[rows][:, np.minimum(places.astype(int), values.shape[1] - 1)]
+    return np.where(hidden & ~hidden.all(axis=1, keepdims=True), np.nan, signal)
 
 
 def tint_of(evidence: Evidence, colour: str, start: float = 0.0) -> Tint:

@@ -10,9 +10,10 @@ from explain_melp import METHOD, METHODS, Evidence
 from melp.evaluation.settings import ATTRIBUTIONS
 from melp.explain import explain_recording
 from melp.explain.__main__ import main
-from melp.explain.run import beats_of, seconds_of
-from melp.explain.sheets import tint_of
+from melp.explain.run import beats_of, read_items, seconds_of
+from melp.explain.sheets import draw_evidence, tint_of
 from melp.notice import NOTICE
+from melp.predict.reading import Reading
 from melp.synthetic import corpus
 from signal_melp import LEADS
 
@@ -101,6 +102,20 @@ def test_a_recording_is_explained_from_python(folder, simulated):
     evidence = explain_recording(tiny_model(), processor, inputs, {"af": REPORTS[1:3]}, method="gradient")
     assert [one.text for one in evidence] == ["af"] and evidence[0].beats
     assert explain_recording(tiny_model(), processor, inputs, []) == []
+
+
+def test_of_a_print_only_what_the_model_read_is_shown(folder, simulated, tmp_path):
+    explain(folder, "--report", "a.", "--method", "masking", "--layout", "3x4+II", "--output", str(tmp_path))
+    (file,) = tmp_path.glob("*.json")
+    weights = np.array(json.loads(file.read_text())["evidence"][0]["weights"])
+    middles = (np.arange(250) + 0.5) * 0.04
+    assert weights.any() and not weights[LEADS.index("V1"), (middles < 4.9) | (middles > 7.6)].any()
+    extractor = tiny_processor().feature_extractor
+    (item,) = read_items(str(folder / "ecg.csv"), extractor, Reading(500.0, unit="mV", layout="3x4+II"))
+    (sheet,) = draw_evidence(item, [], "12x1", 500.0)
+    drawn = [line.get_ydata() for line in sheet.axes[0].lines if len(line.get_xdata()) == 5000]
+    shares = sorted(round(float(np.isfinite(row).mean()), 2) for row in drawn)
+    assert shares == [0.25] * 11 + [1.0]
 
 
 def test_what_is_shown_is_put_in_words():

@@ -24,7 +24,9 @@ def test_attributions_are_compared(pictures, evaluated, tmp_path, monkeypatch, w
         own = frame[(frame["method"] == method) & (frame["model"] == "model") & (frame["source"] == "simulated")]
         assert metrics[f"deletion {method}"]["value"] == pytest.approx(own["deletion"].mean())
         assert (f"deletion data {method}" in metrics) == with_data
-    assert f"insertion {RANDOM}" in metrics and f"insertion_untrained {RANDOM}" not in metrics
+    assert f"insertion {RANDOM}" in metrics
+    table = results["tables"]["Localisation, simulated"]
+    assert "evidence in it, untrained" in table and "time in it, untrained" not in table
     assert results["classes"] and set(frame["model"]) == {"model", "untrained"}
     assert (tmp_path / "figures" / "faithfulness.png").is_file()
     assert sum("Faithfulness" in title for title in results["tables"]) == 1 + with_data
