@@ -168,7 +168,7 @@ def summary(reports: list[QueryReport]) -> str:
         ratio = [r.waves[:, number].mean() / max(r.time[number], 1e-9) for r in reports]
         rows.append([f"attention on {name}, against its share of the time", cell(ratio)])
     if len(reports) > 1 and len({r.attention.shape for r in reports}) == 1:
-        rows.append(["attention over time, correlation between recordings", cell(_between(reports))])
+        rows.append(["attention over time, correlation between recordings (by query)", cell(_between(reports))])
     return table([f"{len(reports)} recordings", "mean (least to most)"], rows)
 
 
