@@ -47,6 +47,7 @@ try:
         plain_array,
         printed_mask,
         resample_ecg,
+        rhythm_strips,
     )
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
@@ -65,6 +66,7 @@ except ImportError:
         plain_array,
         printed_mask,
         resample_ecg,
+        rhythm_strips,
     )
 
 CROPS = ("first", "center", "random")
@@ -135,16 +137,6 @@ def _safely(function, name, *arguments, **options):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Printed ECGs
-
-
-def _rhythm_strips(layout) -> tuple[str, ...]:
-    """Returns the leads that a layout ("3x4", "3x4+II") has for the whole time."""
-    columns, *strips = layout.split("+") if isinstance(layout, str) else [layout]
-    if columns != "3x4":
-        raise ValueError(f"layout must be '3x4', or '3x4+II' with rhythm strips, not {brief(layout)}")
-    if unknown := [lead for lead in strips if lead not in LEADS]:
-        raise ValueError(f"layout {layout!r}: {unknown[0]!r} is no lead; spell it as in {', '.join(LEADS)}")
-    return tuple(strips)
 
 
 def _as_printed(block, layout: str, strips: Sequence[str]):
@@ -365,7 +357,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         """
         _one_of("crop", crop, (None, *CROPS))
         _one_of("nan_handling", nan_handling, ("error", "interpolate", "mask"))
-        strips = None if layout is None else _rhythm_strips(layout)
+        strips = None if layout is None else rhythm_strips(layout)
         if strips is not None and nan_handling == "interpolate":
             raise ValueError("pass layout= or nan_handling='interpolate', not both: what a print lacks is absent")
         _one_of("return_tensors", return_tensors, (None, "pt", "np"))

@@ -199,6 +199,20 @@ def _hold(signal: np.ndarray, missing: np.ndarray) -> np.ndarray:
     return filled
 
 
+def rhythm_strips(layout) -> tuple[str, ...]:
+    """Returns the leads that a layout ("3x4", "3x4+II") has for the whole time.
+
+    Raises:
+        ValueError: for another layout, or a lead that is none.
+    """
+    columns, *strips = layout.split("+") if isinstance(layout, str) else [layout]
+    if columns != "3x4":
+        raise ValueError(f"layout must be '3x4', or '3x4+II' with rhythm strips, not {brief(layout)}")
+    if unknown := [lead for lead in strips if lead not in LEADS]:
+        raise ValueError(f"layout {layout!r}: {unknown[0]!r} is no lead; spell it as in {', '.join(LEADS)}")
+    return tuple(strips)
+
+
 def printed_mask(leads: Sequence[str], samples: int, rhythm: Sequence[str] = ()) -> np.ndarray:
     """Returns where a printed ECG of 3 rows and 4 columns has a trace, (leads, samples) bool.
 

@@ -72,9 +72,12 @@ def test_a_wrong_option_needs_nothing_heavy(name):
         ["-m", "melp.convert", "./nowhere", "--output", "out"],
         ["-m", "melp.export", "./nowhere", "--output", "out"],
         ["-m", "melp.benchmark", "encode", "--batch-size", "-1"],
+        ["predict.py", "./nowhere.dcm", "--model", "ID"],
+        ["predict.py", "README.md", "--model", "./nowhere"],
+        ["-m", "melp.predict", "README.md", "--model", "ID", "--output", "README.md"],
         ["-m", "melp.prepare", "ptbxl", "--root", "./nowhere", "--output", "out", "--workers", "-3"],
     ],
-    ids=lambda arguments: " ".join(arguments[:3]),
+    ids=lambda arguments: " ".join(arguments[:4]),
 )
 def test_a_wrong_value_needs_nothing_heavy(arguments):
     _, complaint, end = imported(*arguments)

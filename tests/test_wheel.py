@@ -7,7 +7,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from signal_melp import LEADS
 
 try:
     import tomllib
@@ -96,7 +99,7 @@ def test_its_top_level_is_melp_and_the_hub_files(wheel):
 
 
 def test_it_works_outside_the_clone(installed, tmp_path):
-    """Prepares data, trains a model by a copy of `train.py` and a recipe, and asks the Hub's command for its help."""
+    """Prepares data, trains by a copy of `train.py` and a recipe, predicts, asks the Hub's command for help."""
     run(installed, "-m", "melp.prepare", "synthetic", "--records", "24", "--output", "data", cwd=tmp_path)
     (tmp_path / "train.py").write_bytes((REPO / "train.py").read_bytes())
     recipe = tmp_path / "elsewhere" / "small.yaml"
@@ -110,6 +113,12 @@ def test_it_works_outside_the_clone(installed, tmp_path):
         "from transformers import AutoModel as A; print(type(A.from_pretrained('run/model', trust_remote_code=True)))"
     )
     assert "MelpEcgModel" in run(installed, "-c", load, cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
+    signal = np.random.default_rng(0).standard_normal((12, 5000)).cumsum(-1) / 50
+    np.savez(tmp_path / "a.npz", signal=signal, leads=LEADS, sampling_rate=500, unit="mV")
+    predict = ("-m", "melp.predict", "a.npz", "--model", "run/model", "--num-workers", "0")
+    run(installed, *predict, "--output", "out", "--embeddings", cwd=tmp_path)
+    assert "1 recordings were done before" in run(installed, *predict, "--output", "out", "--embeddings", cwd=tmp_path)
+    assert "signal: 10 s, 500 Hz, 12 leads" in run(installed, *predict, cwd=tmp_path)
     assert "python -m melp.hub push" in run(installed, "-m", "melp.hub", "--help", cwd=tmp_path)
 
 

@@ -31,7 +31,8 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
         ValueError: where a source does not exist, or there is nothing at all.
     """
     chunks, paths = [], []
-    sources = dict.fromkeys(os.path.abspath(os.path.expanduser(source)) for source in sources)
+    sources = list(dict.fromkeys(map(_absolute, sources)))
+    check_sources(sources)
     for source in sources:
         for path in _below(source, leave_out and os.path.abspath(leave_out)):
             paths.append(path)
@@ -44,17 +45,25 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
     return listed if len(sources) == 1 else pa.chunked_array([listed.unique()])  # in the order of first appearance
 
 
+def check_sources(sources: Iterable[str]):
+    """Raises ValueError where a source is neither a file, a WFDB record, FILE#RECORD nor a folder."""
+    for source in map(_absolute, sources):
+        names = (source, source + ".hea", source + ".hea.gz", source.rpartition("#")[0])
+        if not any(map(os.path.exists, names)):
+            raise ValueError(f"{source} does not exist; name ECG files, or folders that hold some.")
+
+
+def _absolute(source: str) -> str:
+    return os.path.abspath(os.path.expanduser(source))
+
+
 def _below(source: str, leave_out: str | None) -> Iterator[str]:
     if os.path.isdir(source):
         yield from _walk(source, leave_out)
     elif os.path.isfile(source):
         yield from _records_of(source)
-    elif any(os.path.isfile(source + suffix) for suffix in (".hea", ".hea.gz")):
-        yield source + (".hea" if os.path.isfile(source + ".hea") else ".hea.gz")
-    elif os.path.isfile(source.rpartition("#")[0]):
-        yield source
     else:
-        raise ValueError(f"{source} does not exist; name ECG files, or folders that hold some.")
+        yield next((header for header in (source + ".hea", source + ".hea.gz") if os.path.isfile(header)), source)
 
 
 def _walk(folder: str, leave_out: str | None) -> Iterator[str]:

@@ -26,6 +26,16 @@ SHARD_RECORDINGS = (500, 10_000)  # a shard: what a kill may cost, against how m
 SHARDS = 1000  # beyond which shards grow
 
 
+def check_output(folder: Path):
+    """Raises ValueError where a folder is none, or holds something that no run of predict.py wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name another --output.")
+    if folder.is_dir() and not (folder / WORK).is_dir():
+        strange = [path.name for path in folder.iterdir() if path.name not in (WORK, ".melp-lock")]
+        if strange:
+            raise ValueError(f"{folder} holds something else ({strange[0]}): name another --output.")
+
+
 @dataclass(frozen=True)
 class Shard:
     """Recordings `start` to `stop` of the plan."""
@@ -87,10 +97,7 @@ class Plan:
         Raises:
             ValueError: where the folder holds predictions of other settings, naming these, or something else.
         """
-        if not self.work.is_dir() and self.folder.is_dir():
-            strange = [path.name for path in self.folder.iterdir() if path.name not in (WORK, ".melp-lock")]
-            if strange:
-                raise ValueError(f"{self.folder} holds something else ({strange[0]}): name another --output.")
+        check_output(self.folder)
         self.work.mkdir(parents=True, exist_ok=True)
         (self.folder / "data").mkdir(exist_ok=True)
         self._agree(settings)

@@ -9,47 +9,12 @@ import pyarrow as pa
 from torch.utils.data import DataLoader, Dataset
 
 from formats_melp import read_ecg
+from melp.predict.options import Reading
 from processing_melp import MelpFeatureExtractor
-from signal_melp import EcgBlock, canonical_leads
+from signal_melp import EcgBlock
 
 MAX_WINDOWS = 1000  # of one recording, in memory at a time: 240 MB
 READ_TOGETHER = 8  # recordings that a worker hands over at a time
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How recordings are read and cut.
-
-    Attributes:
-        leads: names of the channels of files that do not name them; `sampling_rate`, `unit`: likewise.
-        lead_subset: the leads that are used, None for all.
-        start, seconds: the part of each recording that is read; of a long file only that part.
-        stride: seconds between the windows that a recording is cut into; None: one, cropped.
-        layout: of prints, "3x4" or with a rhythm strip "3x4+II".
-        interpolate: fill gaps of up to 0.1 s.
-        verify: refuse what contradicts its header's checksums.
-    """
-
-    sampling_rate: float | None = None
-    leads: tuple[str, ...] | None = None
-    unit: str | None = None
-    lead_subset: tuple[str, ...] | None = None
-    start: float = 0.0
-    seconds: float | None = None
-    stride: float | None = None
-    layout: str | None = None
-    interpolate: bool = False
-    verify: bool = True
-
-    def __post_init__(self):
-        if self.lead_subset is not None:
-            canonical = canonical_leads(self.lead_subset, "--lead-subset")
-            if None in canonical:
-                name = self.lead_subset[canonical.index(None)]
-                raise ValueError(f"--lead-subset: {name} is none of the twelve leads.")
-            object.__setattr__(self, "lead_subset", tuple(canonical))
-        if self.stride is not None and not self.stride > 0:
-            raise ValueError(f"--stride must be a number of seconds above 0, not {self.stride:g}.")
 
 
 @dataclass

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -20,40 +19,14 @@ from tqdm import tqdm
 from melp.files import FolderLock, explaining_full_disk, write_atomically
 from melp.names import name_hash
 from melp.notice import NOTICE
+from melp.predict.options import Options
 from melp.predict.output import as_text, read_rows, write_csv, write_jsonl, write_parquet
 from melp.predict.paths import list_recordings
 from melp.predict.plan import Plan, Shard
 from melp.predict.predictor import Predictor
-from melp.predict.reading import Item, Reading, Recordings, picture_name, read_all
+from melp.predict.reading import Item, Recordings, picture_name, read_all
 
 FEW = 20  # recordings that are shown on the screen
-
-
-@dataclass
-class Options:
-    """Holds the options of predict.py, see its --help."""
-
-    sources: list[str]
-    model: str
-    reading: Reading = field(default_factory=Reading)
-    findings: str | None = None
-    label_set: str | None = None
-    output: Path | None = None
-    format: str | None = None
-    pictures: str | None = None
-    draft: bool = False
-    embeddings: bool = False
-    keep_identifiers: bool = False
-    batch_size: int = 16
-    num_workers: int | None = None
-
-    def __post_init__(self):
-        if self.format is None:
-            self.format = "table" if self.output is None else "parquet"
-        if self.output is None and (self.format == "parquet" or self.pictures):
-            raise ValueError("--pictures and --format parquet write files: name a folder with --output.")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, not {self.batch_size}.")
 
 
 def run(options: Options):
