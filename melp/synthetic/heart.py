@@ -461,12 +461,12 @@ def septal_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
     beat.qrs[0].coefficients[4:] *= rng.uniform(1.0, 1.5)
 
 
-def left_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
+def left_atrial_enlargement(beat: Beat, rng: np.random.Generator, sizes: tuple[float, float] = (0.45, 1.5)) -> None:
     """P of 120 ms or more, notched, and a negative end in V1 of at least 0.1 mV or 40 ms [S5]."""
     beat.p_duration = rng.uniform(0.118, 0.140)
     at = np.arange(6)
     late = _bump(at, 4.1, 1.7)
-    size = rng.uniform(0.45, 1.5)
+    size = rng.uniform(*sizes)
     beat.p += (
         size * late * leads8(I=0.055, II=0.06, V1=-0.085, V2=-0.035, V3=0.01, V4=0.02, V5=0.035, V6=0.035)[:, None]
     )
@@ -482,14 +482,18 @@ def right_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
     beat.p_duration = rng.uniform(0.088, 0.105)
 
 
-def low_voltage(beat: Beat, rng: np.random.Generator) -> None:
+def low_voltage(
+    beat: Beat,
+    rng: np.random.Generator,
+    limb: tuple[float, float] = (0.28, 0.56),
+    chest: tuple[float, float] = (0.45, 0.85),
+) -> None:
     """No limb lead's QRS reaches 0.5 mV from peak to peak [S5] (here 0.56, as readers call it), chest leads low."""
-    limbs = limb_voltage(beat)
-    factor = rng.uniform(0.28, 0.56) / max(limbs, 0.1)
-    chest = rng.uniform(0.45, 0.85)
+    factor = rng.uniform(*limb) / max(limb_voltage(beat), 0.1)
+    chest_factor = rng.uniform(*chest)
     for layer in beat.qrs:
         layer.coefficients[:2] *= min(factor, 1)
-        layer.coefficients[2:] *= chest
+        layer.coefficients[2:] *= chest_factor
     beat.st_t[:2] *= rng.uniform(0.45, 0.8)
     beat.st_t[2:] *= rng.uniform(0.5, 1.0)
     beat.p *= rng.uniform(0.6, 1.0)
@@ -616,17 +620,17 @@ def flat_t(beat: Beat, rng: np.random.Generator, low: float = 0.15, high: float 
     add_st(beat, -rng.uniform(-0.01, 0.06) * _varied(rng, sag, 0.4), T_SHAPE)
 
 
-def st_depression(beat: Beat, rng: np.random.Generator) -> None:
+def st_depression(beat: Beat, rng: np.random.Generator, depths: tuple[float, float] = (0.06, 0.20)) -> None:
     """ST depressed by 0.05 mV or more in two contiguous leads [U]."""
     weights = _varied(rng, TERRITORIES[rng.choice(["lateral", "anterolateral", "diffuse", "inferolateral"])])
     scale_t(beat, rng.uniform(0.3, 0.9))
-    add_st(beat, -rng.uniform(0.06, 0.20) * weights, ST_SHAPE if rng.random() < 0.6 else SAG_SHAPE)
+    add_st(beat, -rng.uniform(*depths) * weights, ST_SHAPE if rng.random() < 0.6 else SAG_SHAPE)
 
 
-def st_elevation(beat: Beat, rng: np.random.Generator) -> str:
+def st_elevation(beat: Beat, rng: np.random.Generator, sizes: tuple[float, float] = (0.7, 1.6)) -> str:
     """ST raised by 0.1 mV (0.2 in V2 and V3) in two contiguous leads [U]; returns the wall."""
     wall = str(rng.choice(["inferior", "anterior", "anteroseptal", "lateral", "anterolateral", "inferolateral"]))
-    size = rng.uniform(0.7, 1.6)
+    size = rng.uniform(*sizes)
     add_st(beat, size * _varied(rng, WALLS[wall][2]))
     add_st(beat, rng.uniform(0.2, 1.0) * size * WALLS[wall][2], T_SHAPE)
     return wall

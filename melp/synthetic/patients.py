@@ -595,19 +595,23 @@ def measured(recording: Recording, sex: str) -> None:
     """
     beat, findings = recording.beat, recording.findings
     recording.axis = round(beat.axis())
-    drawn = TWELVE_FROM_EIGHT @ heart.qrst(beat)
-    j_point = 5 + round(beat.width * heart.SAMPLING_RATE)
-    st = drawn[:, j_point + 30]
-    t_part = drawn[:, j_point + 40 :]
-    t = t_part[np.arange(12), np.abs(t_part).argmax(1)]
+    qrs, st, t = levels(beat)
     recording.levels = {"st": st, "t": t}
     if rhythm.CONDUCTED in set(recording.schedule.kind) and not findings & {
         "ventricular pacing",
         "idioventricular rhythm",
     }:
-        _of_conducted(recording, sex, drawn[:, 5 : j_point + 1], st, t)
+        _of_conducted(recording, sex, qrs, st, t)
     if findings <= _HARMLESS:
         findings.add("normal ecg")
+
+
+def levels(beat: Beat) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the noiseless QRS in twelve leads (12, samples), ST 60 ms after J (12,) and the extreme of T (12,)."""
+    drawn = TWELVE_FROM_EIGHT @ heart.qrst(beat)
+    j_point = 5 + round(beat.width * heart.SAMPLING_RATE)
+    t_part = drawn[:, j_point + 40 :]
+    return drawn[:, 5 : j_point + 1], drawn[:, j_point + 30], t_part[np.arange(12), np.abs(t_part).argmax(1)]
 
 
 def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarray, t: np.ndarray) -> None:

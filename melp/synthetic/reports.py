@@ -31,6 +31,13 @@ def general_findings() -> dict[str, frozenset[str]]:
     return families
 
 
+@cache
+def plain_wordings(name: str) -> list[str]:
+    """Returns a cart's words for a finding: the usual ones, but none that holds the name of another finding."""
+    others = [other for other in FINDINGS if other not in name]
+    return [text for text in wordings()["findings"][name][:4] if not any(other in text for other in others)]
+
+
 def _draw(rng: np.random.Generator, texts: list[str], first: float = 1.6) -> str:
     """One of the texts, the first ones more often."""
     return texts[int(len(texts) * rng.random() ** first)]
@@ -89,10 +96,10 @@ def _statements(
     sentences = []
     for name in labels:
         finding = FINDINGS[name]
-        omitted = 0.45 if name in measured and crowded and not plain else 0.10
+        omitted = 0.0 if plain else 0.45 if name in measured and crowded else 0.10
         if several and not finding.primary and rng.random() < omitted:
             continue
-        texts = table["findings"][name][:4] if plain else table["findings"][name]
+        texts = plain_wordings(name) if plain else table["findings"][name]
         text = _fill(name, _draw(rng, texts), recording, truth, rng)
         if finding.family not in ("rhythm", "normal") and rng.random() < (0.05 if plain else 0.10):
             text = f"{_draw(rng, table['hedges'])} {text}"
