@@ -48,6 +48,23 @@ class _CheckedConfig(PreTrainedConfig):
         check_fields(type(self), known | kwargs, "ecg_config." if self.base_config_key else "")
         super().__post_init__(**kwargs)
 
+    def name_code(self, model_class: str):
+        """Names, for config.json, the classes and pipelines by which transformers opens a folder of `model_class`.
+
+        Every folder can be opened for embeddings and for classification, by whatever class it was saved.
+        """
+        model, classifier = ("MelpEcgModel", "Melp") if self.base_config_key else ("MelpModel", "MelpTower")
+        entry = {
+            "AutoModel": f"modeling_melp.{model}",
+            "AutoModelForSequenceClassification": f"modeling_melp.{classifier}ForEcgClassification",
+        }
+        self.auto_map = (getattr(self, "auto_map", None) or {}) | entry
+        # transformers' own pipelines of these names read texts.
+        self.custom_pipelines = {
+            task: {"impl": f"pipeline_melp.{name}", "pt": [auto_class]}
+            for task, (name, auto_class) in _PIPELINES.get(model_class, {}).items()
+        }
+
 
 class MelpEcgConfig(_CheckedConfig):
     r"""
@@ -287,14 +304,6 @@ _PIPELINES = {
         "ecg-classification": ("MelpClassificationPipeline", "AutoModelForSequenceClassification"),
     },
 }
-
-
-def custom_pipelines(model_class: str) -> dict[str, dict]:
-    """Returns the entry of config.json by which transformers finds the pipelines of a model of this class."""
-    return {
-        task: {"impl": f"pipeline_melp.{name}", "pt": [auto_class]}
-        for task, (name, auto_class) in _PIPELINES.get(model_class, {}).items()
-    }
 
 
 def write_sentence_modules(folder: str | Path):

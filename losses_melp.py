@@ -104,6 +104,23 @@ def _attend(dots: torch.Tensor, absent: torch.Tensor, scale: float) -> torch.Ten
     return (scale * over_sentences).softmax(dim=1)
 
 
+def token_means(hidden_states: torch.Tensor, sentence_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the mean of each sentence's tokens, and which sentences are real.
+
+    Args:
+        hidden_states: (batch, tokens, dim), the text tower's.
+        sentence_ids: (batch, tokens), index of the token's sentence, -1 for none.
+
+    Returns:
+        (batch, sentences, dim), zero where a report has fewer sentences, and (batch, sentences) bool.
+    """
+    num_sentences = max(int(sentence_ids.max()) + 1, 1)
+    belongs = sentence_ids[:, None, :] == torch.arange(num_sentences, device=sentence_ids.device)[None, :, None]
+    counts = belongs.sum(dim=-1, keepdim=True)  # (batch, sentences, 1)
+    means = (belongs.to(hidden_states.dtype) @ hidden_states) / counts.clamp(min=1)
+    return means.to(hidden_states.dtype), counts[..., 0] > 0
+
+
 def beat_attention(
     beat_embeds: torch.Tensor, sentence_embeds: torch.Tensor, sentence_mask: torch.Tensor, attention_scale: float = 4.0
 ) -> torch.Tensor:

@@ -8,7 +8,6 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,15 +28,15 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines, write_sentence_modules
+    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, write_sentence_modules
     from .explain_melp import Evidence, explain
-    from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
+    from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits, token_means
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, custom_pipelines, write_sentence_modules
+    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, write_sentence_modules
     from explain_melp import Evidence, explain
-    from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits
+    from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits, token_means
 
 # transformers' own name of a cache: `past_key_values` in the earlier versions.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
@@ -168,18 +167,10 @@ class MelpAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self._heads(self.q_proj(hidden_states))
         key, value = self._key_values(hidden_states, context, past_key_values)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attn_output, attn_weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        attn_output, attn_weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         attn_output = attn_output.reshape(*hidden_states.shape[:-1], -1)
         return self.out_proj(attn_output), attn_weights
@@ -207,9 +198,8 @@ class MelpConvLayer(nn.Module):
         super().__init__()
         in_channels = config.conv_dim[layer_id - 1] if layer_id > 0 else config.num_leads
         channels = config.conv_dim[layer_id]
-        self.conv = nn.Conv1d(
-            in_channels, channels, config.conv_kernel[layer_id], config.conv_stride[layer_id], bias=False
-        )
+        kernel, stride = config.conv_kernel[layer_id], config.conv_stride[layer_id]
+        self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=False)
         self.norm = nn.GroupNorm(channels, channels) if layer_id == 0 else nn.Identity()
         self.activation = ACT2FN[config.hidden_act]
 
@@ -263,17 +253,13 @@ class MelpPositionalConvEmbedding(nn.Module):
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__()
-        kernel = config.num_conv_pos_embeddings
-        self.conv = nn.utils.parametrizations.weight_norm(
-            nn.Conv1d(
-                config.hidden_size,
-                config.hidden_size,
-                kernel,
-                padding=kernel // 2,
-                groups=config.num_conv_pos_embedding_groups,
-            ),
-            dim=2,
+        width, kernel, groups = (
+            config.hidden_size,
+            config.num_conv_pos_embeddings,
+            config.num_conv_pos_embedding_groups,
         )
+        conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -354,12 +340,13 @@ class MelpDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: MelpConfig, layer_idx: int):
         super().__init__()
-        dim, eps = config.text_config.hidden_size, config.decoder_layer_norm_eps
+        text, eps = config.text_config, config.decoder_layer_norm_eps
+        dim = text.hidden_size
         heads, intermediate_size = config.decoder_num_attention_heads, int(dim * config.decoder_mlp_ratio)
         self.self_attn_layer_norm = nn.LayerNorm(dim, eps=eps)
         # The self-attention cache is the text tower's too: its layers come first.
         self.self_attn = MelpAttention(
-            config, dim, heads, is_causal=True, layer_idx=config.text_config.num_hidden_layers + layer_idx
+            config, dim, heads, is_causal=True, layer_idx=text.num_hidden_layers + layer_idx
         )
         self.mlp_layer_norm = nn.LayerNorm(dim, eps=eps)
         self.mlp = MelpMLP(dim, intermediate_size, "gelu")
@@ -370,28 +357,13 @@ class MelpDecoderLayer(GradientCheckpointingLayer):
         self.cross_mlp = MelpMLP(dim, intermediate_size, "gelu")
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        token_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        **kwargs,
+        self, hidden_states: torch.Tensor, token_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
     ) -> torch.Tensor:
-        attn_output, _ = self.self_attn(
-            self.self_attn_layer_norm(hidden_states),
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        hidden_states = hidden_states + attn_output
+        normed = self.self_attn_layer_norm(hidden_states)
+        hidden_states = hidden_states + self.self_attn(normed, attention_mask=attention_mask, **kwargs)[0]
         hidden_states = hidden_states + self.mlp(self.mlp_layer_norm(hidden_states))
-        attn_output, _ = self.cross_attn(
-            self.cross_attn_layer_norm(hidden_states),
-            context=self.context_layer_norm(token_embeds),
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        hidden_states = hidden_states + attn_output
+        normed, context = self.cross_attn_layer_norm(hidden_states), self.context_layer_norm(token_embeds)
+        hidden_states = hidden_states + self.cross_attn(normed, context=context, **kwargs)[0]
         return hidden_states + self.cross_mlp(self.cross_mlp_layer_norm(hidden_states))
 
 
@@ -469,16 +441,7 @@ class MelpPreTrainedModel(PreTrainedModel):
         return getattr(self.config, "ecg_config", self.config)
 
     def save_pretrained(self, save_directory, **kwargs):
-        # Every folder can be opened for embeddings and for classification, by whatever class it was saved.
-        whole = self._ecg_config is not self.config
-        model, classifier = ("MelpModel", "MelpTower") if whole else ("MelpEcgModel", "Melp")
-        entry = {
-            "AutoModel": f"modeling_melp.{model}",
-            "AutoModelForSequenceClassification": f"modeling_melp.{classifier}ForEcgClassification",
-        }
-        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
-        # transformers' own pipelines of these names read texts.
-        self.config.custom_pipelines = custom_pipelines(type(self).__name__)
+        self.config.name_code(type(self).__name__)
         if type(self) is MelpModel and kwargs.get("is_main_process", True):
             write_sentence_modules(save_directory)
         super().save_pretrained(save_directory, **kwargs)
@@ -557,14 +520,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         text_config = config.text_config
         self.ecg_model = MelpEcgModel._from_config(config.ecg_config)
         self.text_model = AutoModel.from_config(text_config, add_pooling_layer=False)
-        self.text_projection = nn.Sequential(
-            nn.Linear(text_config.hidden_size, config.text_projection_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.text_projection_hidden_size, config.projection_dim),
-        )
-        self.sentence_projection = nn.Linear(text_config.hidden_size, config.projection_dim)
+        width, hidden, shared = text_config.hidden_size, config.text_projection_hidden_size, config.projection_dim
+        self.text_projection = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, shared))
+        self.sentence_projection = nn.Linear(width, shared)
         self.decoder = MelpReportDecoder(config)
-        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(width, text_config.vocab_size, bias=False)
         self.logit_scale = nn.Parameter(torch.empty((), dtype=torch.float32))
         self.post_init()
         # As the original drafts: at most a report's length, and a draft that reaches it is closed with [SEP].
@@ -586,12 +546,6 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module):
         self.text_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module):
-        self.lm_head = new_embeddings
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.ecg_model
@@ -714,15 +668,6 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         )
         return outputs.last_hidden_state[:, :-1], outputs.last_hidden_state[:, -1]
 
-    def _embed_sentences(self, hidden_states, sentence_ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected mean of each sentence's tokens (batch, sentences, dim), and which sentences are real."""
-        num_sentences = max(int(sentence_ids.max()) + 1, 1)
-        belongs = sentence_ids[:, None, :] == torch.arange(num_sentences, device=sentence_ids.device)[None, :, None]
-        counts = belongs.sum(dim=-1, keepdim=True)  # (batch, sentences, 1)
-        means = (belongs.to(hidden_states.dtype) @ hidden_states) / counts.clamp(min=1)
-        sentence_mask = counts[..., 0] > 0
-        return self.sentence_projection(means.to(hidden_states.dtype)) * sentence_mask[..., None], sentence_mask
-
     @can_return_tuple
     def forward(
         self,
@@ -776,7 +721,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         hidden_states, cls_state = self._encode_text(input_ids, attention_mask, **kwargs)
         output.text_embeds = F.normalize(self.text_projection(cls_state), dim=-1)
         if sentence_ids is not None:
-            output.sentence_embeds, output.sentence_mask = self._embed_sentences(hidden_states, sentence_ids)
+            means, output.sentence_mask = token_means(hidden_states, sentence_ids)
+            output.sentence_embeds = self.sentence_projection(means) * output.sentence_mask[..., None]
         if encoder_outputs is None:
             return output
 
@@ -835,22 +781,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         embeds = self.get_input_embeddings()(decoder_input_ids)
         # Made before the text tower runs: it fills the cache that tells how many tokens came before.
         causal_mask = create_causal_mask(self.config, embeds, decoder_attention_mask, cache)
-        hidden_states = self.text_model(
-            inputs_embeds=embeds,
-            attention_mask=decoder_attention_mask,
-            **{CACHE: cache},
-            use_cache=bool(use_cache),
-            **kwargs,
-        ).last_hidden_state
-        decoded = self.decoder(
-            hidden_states,
-            encoder_outputs.token_embeds,
-            attention_mask=causal_mask,
-            past_key_values=cache,
-            **kwargs,
-        )
-        logits = self.lm_head(decoded)
-        return MelpOutput(logits=logits, cache=cache, token_embeds=encoder_outputs.token_embeds)
+        reading = {"attention_mask": decoder_attention_mask, "use_cache": bool(use_cache), CACHE: cache}
+        hidden_states = self.text_model(inputs_embeds=embeds, **reading, **kwargs).last_hidden_state
+        tokens = encoder_outputs.token_embeds
+        decoded = self.decoder(hidden_states, tokens, attention_mask=causal_mask, past_key_values=cache, **kwargs)
+        return MelpOutput(logits=self.lm_head(decoded), cache=cache, token_embeds=tokens)
 
 
 class MelpForEcgClassification(MelpPreTrainedModel):
@@ -896,9 +831,7 @@ class MelpForEcgClassification(MelpPreTrainedModel):
             loss = F.binary_cross_entropy_with_logits(logits.float()[known], labels.float()[known])
         elif labels is not None:
             loss = F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class MelpTowerForEcgClassification(MelpForEcgClassification):
