@@ -157,13 +157,13 @@ def read_xml(source: Source, request: Request) -> Recording:
 
 def _text(element: Element | None, path: str = ".") -> str:
     """Text of the first element of that path, "" where there is none."""
-    found = None if element is None else element.find(path)
-    return (found.text or "").strip() if found is not None else ""
+    child = None if element is None else element.find(path)
+    return (child.text or "").strip() if child is not None else ""
 
 
 def _attribute(element: Element | None, path: str, name: str) -> str:
-    found = None if element is None else element.find(path)
-    return found.get(name, "").strip() if found is not None else ""
+    child = None if element is None else element.find(path)
+    return child.get(name, "").strip() if child is not None else ""
 
 
 _SPACE = re.compile(r"\s")
@@ -206,10 +206,10 @@ def _expect(samples: np.ndarray, stated: str, what: str) -> np.ndarray:
     return samples
 
 
-def _not_one(found: list, what: str) -> FormatError:
-    if not found:
+def _not_one(elements: list, what: str) -> FormatError:
+    if not elements:
         return FormatError("no ECG in it", f"no {what}")
-    return FormatError("not recorded at once", f"{len(found)} {what}")
+    return FormatError("not recorded at once", f"{len(elements)} {what}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

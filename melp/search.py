@@ -62,8 +62,8 @@ class Index:
 
         count = min(count, self.size)
         if self._faiss is not None:
-            found = self._faiss.search("embedding", np.asarray(query, dtype=np.float32), k=count)
-            return np.asarray(found.scores), np.asarray(found.indices)
+            matches = self._faiss.search("embedding", np.asarray(query, dtype=np.float32), k=count)
+            return np.asarray(matches.scores), np.asarray(matches.indices)
         scores = self.embeddings @ query
         rows = np.argpartition(-scores, count - 1)[:count]
         rows = rows[np.argsort(-scores[rows], kind="stable")]

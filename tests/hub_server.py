@@ -191,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
         elif action == "paths-info":
             fields = parse_qs(body.decode()) or {}
             wanted = fields.get("paths") or json.loads(body)["paths"]
-            found = [entry for entry in self.tree(files, "", recursive=True) if entry["path"] in wanted]
-            self.reply(200, found)
+            listed = [entry for entry in self.tree(files, "", recursive=True) if entry["path"] in wanted]
+            self.reply(200, listed)
         elif action == "preupload":
             modes = [
                 {

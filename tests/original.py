@@ -71,7 +71,7 @@ def bert_folder(folder: Path, file: str = "model.safetensors") -> Path:
     return folder
 
 
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
-    assert set(found) == set(expected)
+def assert_equal(loaded: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    assert set(loaded) == set(expected)
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name

@@ -67,10 +67,10 @@ def test_every_way_of_reading_gives_the_same_records(tmp_path):
     in_order = next(iter(ways["shards in order"]()))["input_values"]
     torch.testing.assert_close(next(iter(ways["wfdb"]())), in_order, atol=1e-5, rtol=0)
     assert next(iter(ways["stream"]()))["input_values"].shape == in_order.shape == (4, 12, 5000)
-    (of_arrays,), (resampled,) = (
+    (processed,), (resampled,) = (
         data.core_ways(rows, 4)[way]() for way in ("processor, 500 Hz", "processor, from 400 Hz")
     )
-    torch.testing.assert_close(torch.as_tensor(of_arrays["input_values"]), in_order, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(processed["input_values"]), in_order, atol=1e-5, rtol=0)
     assert resampled["input_values"].shape == in_order.shape
 
 

@@ -36,11 +36,11 @@ def recordings(count: int) -> np.ndarray:
 def test_feature_extraction_pipeline(folders, name):
     ecgs, options = recordings(3), {"sampling_rate": 500, "leads": list(LEADS)}
     extract = pipeline("feature-extraction", model=str(folders / name), trust_remote_code=True, device="cpu")
-    found = torch.stack(extract(list(ecgs), batch_size=2, return_tensors=True, **options))
+    extracted = torch.stack(extract(list(ecgs), batch_size=2, return_tensors=True, **options))
     inputs = tiny_processor()(ecg=ecgs, return_tensors="pt", **options)
     with torch.no_grad():
         expected = MelpModel.from_pretrained(folders / "whole").get_ecg_features(**inputs).pooler_output
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(extracted, expected, atol=1e-5, rtol=1e-5)
     alone = extract(ecgs[0], **options)
     assert isinstance(alone, list) and alone == pytest.approx(expected[0].tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="V9"):
@@ -157,10 +157,10 @@ def test_eight_bit_weights(folders):
     assert any(name.startswith("ecg_model.") for name in quantised)
     assert any(name.startswith("text_model.") for name in quantised)
     with torch.no_grad():
-        expected, found = MelpModel.from_pretrained(folders / "whole")(**batch), small(**batch)
+        expected, quantized = MelpModel.from_pretrained(folders / "whole")(**batch), small(**batch)
     for name in ("ecg_embeds", "text_embeds"):
-        assert F.cosine_similarity(found[name], expected[name]).min() > 0.99
-        assert not torch.equal(found[name], expected[name])
+        assert F.cosine_similarity(quantized[name], expected[name]).min() > 0.99
+        assert not torch.equal(quantized[name], expected[name])
 
 
 class ProbeAndRhythm(torch.nn.Module):
@@ -193,6 +193,6 @@ def test_onnx_export_of_the_ecg_tower(tmp_path):
     for batch in (ecgs, ecgs[:1]):
         with torch.no_grad():
             expected = model(batch)
-        found = session.run(["rhythm_embeds", "probe_embeds"], {"input_values": batch.numpy()})
-        for one, other in zip(found, expected, strict=True):
+        computed = session.run(["rhythm_embeds", "probe_embeds"], {"input_values": batch.numpy()})
+        for one, other in zip(computed, expected, strict=True):
             np.testing.assert_allclose(one, other.numpy(), atol=1e-4, rtol=1e-4)

@@ -36,13 +36,13 @@ def test_saved_predictions_give_the_reported_figures(evaluated, zero_shot_output
     assert len(predictions) == len(test) * len(RHYTHMS) == results["records"] * 4
     values = []
     for row in results["classes"]:
-        of_class = predictions[predictions["label"] == row["label"]]
-        assert of_class["record"].tolist() == test["record"]
-        assert of_class["target"].sum() == row["positives"]
+        class_rows = predictions[predictions["label"] == row["label"]]
+        assert class_rows["record"].tolist() == test["record"]
+        assert class_rows["target"].sum() == row["positives"]
         if row["auroc"] is None:
             assert row["note"]
             continue
-        target, score = of_class["target"], of_class["score"]
+        target, score = class_rows["target"], class_rows["score"]
         assert row["auroc"] == pytest.approx(roc_auc_score(target, score), abs=1e-9)
         assert row["auprc"] == pytest.approx(average_precision_score(target, score), abs=1e-9)
         if row["threshold"] is not None:

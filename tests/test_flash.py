@@ -45,20 +45,20 @@ def models(monkeypatch):
     return sdpa, model
 
 
-def assert_same(found, expected, names):
+def assert_same(ours, expected, names):
     for name in names:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
 def test_outputs_and_losses(models, padding):
     """Reports of different lengths: padding is masked, [CLS] behind it is not."""
     batch = tiny_batch(padding)
-    found, expected = (model(**batch) for model in reversed(models))
-    assert_same(found, expected, LOSSES)
+    ours, expected = (model(**batch) for model in reversed(models))
+    assert_same(ours, expected, LOSSES)
     real = batch["attention_mask"][:, 1:].bool()
-    assert_same(found, expected, TENSORS[:-1])
-    torch.testing.assert_close(found.logits[real], expected.logits[real], rtol=1e-5, atol=1e-5)
+    assert_same(ours, expected, TENSORS[:-1])
+    torch.testing.assert_close(ours.logits[real], expected.logits[real], rtol=1e-5, atol=1e-5)
 
 
 def test_one_pair(models):
@@ -67,8 +67,8 @@ def test_one_pair(models):
     longest = batch["attention_mask"].all(dim=1)
     batch = {name: value[longest] for name, value in batch.items()}
     assert len(batch["input_ids"]) == 1
-    found, expected = (model(**batch) for model in reversed(models))
-    assert_same(found, expected, TENSORS)
+    ours, expected = (model(**batch) for model in reversed(models))
+    assert_same(ours, expected, TENSORS)
 
 
 def test_gradients(models):
@@ -84,8 +84,8 @@ def test_gradients(models):
 def test_drafts(models, options):
     ecgs = tiny_batch()["input_values"]
     for more in ({}, {"decoder_input_ids": tiny_batch()["input_ids"][:, :3]}):
-        found, expected = (model.generate(ecgs, max_length=12, **options, **more) for model in reversed(models))
-        assert torch.equal(found, expected)
+        ours, expected = (model.generate(ecgs, max_length=12, **options, **more) for model in reversed(models))
+        assert torch.equal(ours, expected)
 
 
 def test_drafts_of_prompts_of_different_lengths(models):
@@ -94,5 +94,5 @@ def test_drafts_of_prompts_of_different_lengths(models):
     mask[0, :2] = 0  # padded on the left
     ids[0, :2] = models[0].config.pad_token_id
     batch = {"decoder_input_ids": ids, "decoder_attention_mask": mask, "max_length": 12}
-    found, expected = (model.generate(tiny_batch()["input_values"][:2], **batch) for model in reversed(models))
-    assert torch.equal(found, expected)
+    ours, expected = (model.generate(tiny_batch()["input_values"][:2], **batch) for model in reversed(models))
+    assert torch.equal(ours, expected)

@@ -256,7 +256,7 @@ for name in ("accelerate", "datasets", "wfdb", "sklearn", "scipy"):  # transform
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 o = torch.load("expected.pt", weights_only=True)
-found = {}
+loaded = {}
 for name, dtype in (("fp32", torch.float32), ("bf16", "auto"), ("sharded", "auto")):
     config = AutoConfig.from_pretrained(name, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -264,7 +264,7 @@ for name, dtype in (("fp32", torch.float32), ("bf16", "auto"), ("sharded", "auto
     inputs = processor(text=o["reports"], return_tensors="pt")
     with torch.no_grad():
         out = model(input_values=o["ecg"], **inputs)
-    found[name] = {
+    loaded[name] = {
         "config": type(config).__name__, "dtype": str(model.dtype), "scale": str(model.logit_scale.dtype),
         "difference": (out.ecg_embeds.float() - o["ecg_embeds"]).abs().max().item(),
         "logits": (out.logits.float() - o["logits"]).abs().max().item(),
@@ -275,8 +275,8 @@ for name, dtype in (("fp32", torch.float32), ("bf16", "auto"), ("sharded", "auto
     again = AutoModel.from_pretrained("again", trust_remote_code=True, dtype="auto")
     with torch.no_grad():
         repeated = again(input_values=o["ecg"])
-    found[name]["again"] = bool((repeated.ecg_embeds == out.ecg_embeds).all())
-print(json.dumps(found))
+    loaded[name]["again"] = bool((repeated.ecg_embeds == out.ecg_embeds).all())
+print(json.dumps(loaded))
 """
 
 
@@ -299,10 +299,10 @@ def test_saved_folders_load_in_a_fresh_process(tmp_path):
     assert {value.dtype for value in stored.values()} == {torch.bfloat16}
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
 
-    found = run_elsewhere(LOAD, tmp_path)
-    assert found["fp32"]["difference"] == found["fp32"]["logits"] == 0.0 and found["fp32"]["ids"]
-    assert found["bf16"]["dtype"] == found["sharded"]["dtype"] == "torch.bfloat16"
-    for entry in found.values():
+    loaded = run_elsewhere(LOAD, tmp_path)
+    assert loaded["fp32"]["difference"] == loaded["fp32"]["logits"] == 0.0 and loaded["fp32"]["ids"]
+    assert loaded["bf16"]["dtype"] == loaded["sharded"]["dtype"] == "torch.bfloat16"
+    for entry in loaded.values():
         assert entry["config"] == "MelpConfig" and entry["scale"] == "torch.float32" and not entry["repository"]
         assert entry["difference"] < 0.02 and entry["logits"] < 0.05 and entry["again"]
 

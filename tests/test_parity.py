@@ -47,12 +47,12 @@ def attention(request) -> str:
 
 def hooked(model, names: dict[str, str]) -> dict[str, torch.Tensor]:
     """Outputs of submodules by the original's names, filled at the next forward."""
-    found = {}
+    recorded = {}
     for path, name in names.items():
         model.get_submodule(path).register_forward_hook(
-            lambda module, args, output, name=name: found.__setitem__(name, output)
+            lambda module, args, output, name=name: recorded.__setitem__(name, output)
         )
-    return found
+    return recorded
 
 
 @pytest.mark.parametrize("length", [1000, 5000])
@@ -78,9 +78,9 @@ def test_encoder_forward(attention, length):
             outputs = model.to(dtype)(tensors("tiny_encoder", "inputs")[f"ecg_{length}"].to(dtype))
         return {theirs: outputs[ours] for ours, theirs in ECG_TENSORS.items()} | inner
 
-    found, exact = forward(torch.float32), forward(torch.float64)
-    assert len(found) == len(ECG_TENSORS) + 10
-    for name, value in found.items():
+    computed, exact = forward(torch.float32), forward(torch.float64)
+    assert len(computed) == len(ECG_TENSORS) + 10
+    for name, value in computed.items():
         assert_near(value, expected[f"{name}_{length}"], exact=exact[name])
 
 
@@ -160,7 +160,7 @@ def test_text_tower_hidden_states_and_padding(attention):
     model = convert(FIXTURES / "tiny_melp").model
     model.set_attn_implementation(attention)
     expected = tensors("tiny_melp", "outputs")
-    found = {}
+    embeds = {}
     for padding in ("max_length", "longest"):
         inputs = melp_inputs(padding)
         with torch.no_grad():
@@ -169,8 +169,8 @@ def test_text_tower_hidden_states_and_padding(attention):
         real = inputs["attention_mask"].bool()
         assert_near(features.last_hidden_state[real], expected["text_token_embs"][:, :width][real])
         assert_near(features.pooler_output, expected["text_latent"])
-        found[padding] = features.pooler_output
-    assert_near(found["longest"], found["max_length"], 1e-6)
+        embeds[padding] = features.pooler_output
+    assert_near(embeds["longest"], embeds["max_length"], 1e-6)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

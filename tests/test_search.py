@@ -35,7 +35,7 @@ def root(tmp_path_factory):
     return root
 
 
-def found(root, query, capsys, *options) -> list[dict]:
+def search_rows(root, query, capsys, *options) -> list[dict]:
     search.main([str(root / "index"), str(query), "--format", "csv", *options])
     shown = capsys.readouterr().out
     assert shown.startswith(f"# {NOTICE}\n")
@@ -44,7 +44,7 @@ def found(root, query, capsys, *options) -> list[dict]:
 
 @pytest.mark.parametrize("options", [(), ("--exact",)])
 def test_a_text_finds_by_cosine(root, capsys, options):
-    hits = found(root, "atrial fibrillation.", capsys, *options)
+    hits = search_rows(root, "atrial fibrillation.", capsys, *options)
     model, processor = MelpModel.from_pretrained(root / "model").eval(), tiny_processor()
     paths = sorted(map(str, (root / "ecgs").glob("*.hea")))
     ecgs = model.get_ecg_features(**processor(ecg=paths, return_tensors="pt")).pooler_output.detach()
@@ -56,7 +56,7 @@ def test_a_text_finds_by_cosine(root, capsys, options):
 
 
 def test_a_file_finds_itself_first(root, capsys):
-    (hit,) = found(root, root / "ecgs" / "c", capsys, "--top", "1")
+    (hit,) = search_rows(root, root / "ecgs" / "c", capsys, "--top", "1")
     assert hit["record"] == "c" and float(hit["similarity"]) == pytest.approx(1, abs=1e-5)
 
 

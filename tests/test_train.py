@@ -215,7 +215,7 @@ def test_compiled_losses_and_gradients_are_the_same(deterministic, monkeypatch):
     """Graphs as torch.compile captures them; generating code from them would take minutes on a CPU."""
     recipe, _ = deterministic
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
-    found = []
+    measured = []
     for compiled in (False, True):
         fields = recipe("compiled", batch_size=4)
         set_seed(fields.seed)
@@ -226,10 +226,10 @@ def test_compiled_losses_and_gradients_are_the_same(deterministic, monkeypatch):
             stage.compile()
         losses = stage.backward([stage.collate(list(stage.rows.select(range(4))))])
         assert list(stage.model.state_dict()) == names
-        found.append(
+        measured.append(
             (losses["loss"].item(), {n: p.grad for n, p in stage.model.named_parameters() if p.requires_grad})
         )
-    (loss, gradients), (compiled_loss, compiled_gradients) = found
+    (loss, gradients), (compiled_loss, compiled_gradients) = measured
     assert compiled_loss == pytest.approx(loss, rel=1e-5)
     for name, gradient in gradients.items():
         assert (compiled_gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5, name

@@ -100,10 +100,10 @@ class Launched:
         port = _free_port() if processes > 1 else None
         # One process computes on as many threads as the test's own: another number rounds otherwise.
         threads = torch.get_num_threads() if processes == 1 else 1
-        of_each = [
+        argument_sets = [
             (script, rank, processes, threads, port, self.log, arguments, settings) for rank in range(processes)
         ]
-        self.processes = [context.Process(target=_main, args=each) for each in of_each]
+        self.processes = [context.Process(target=_main, args=each) for each in argument_sets]
         for process in self.processes:
             process.start()
 

@@ -7,8 +7,8 @@ from melp.data.stored import REQUIRED_COLUMNS, STORED_RATE, label_names
 from signal_melp import LEADS
 
 
-def _is_list(of):
-    return lambda kind: pa.types.is_list(kind) and of(kind.value_type)
+def _is_list(is_value):
+    return lambda kind: pa.types.is_list(kind) and is_value(kind.value_type)
 
 
 _IS_TYPE = {

@@ -65,7 +65,11 @@ def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[s
 
 def _prompts_elsewhere(prompts: dict[str, dict[str, list[str]]], label_set: str, name: str) -> list[str] | None:
     finding = finding_of(label_set, name)
-    same = (texts for other, of in prompts.items() if (texts := of.get(name)) and finding_of(other, name) == finding)
+    same = (
+        texts
+        for other, texts_of_label in prompts.items()
+        if (texts := texts_of_label.get(name)) and finding_of(other, name) == finding
+    )
     return next(same, None)
 
 

@@ -60,8 +60,8 @@ def _divide_numbers(column: str, values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _divide_names(names: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
-    found, counts = np.unique(names[known], return_counts=True)
-    frequent = sorted(found[np.argsort(-counts, kind="stable")[:_MOST]])
+    known_names, counts = np.unique(names[known], return_counts=True)
+    frequent = sorted(known_names[np.argsort(-counts, kind="stable")[:_MOST]])
     groups = {str(name): known & (names == name) for name in frequent}
     groups[OTHERS] = known & ~np.isin(names, frequent)
     return groups

@@ -78,7 +78,7 @@ def measure_queries(attention: np.ndarray, beats: Sequence[float], recorded: np.
         entropy = -np.nansum(attention * np.log(attention), axis=1) / np.log(max(count, 2))
     ranked = np.cumsum(-np.sort(-attention, axis=1), axis=1)
     waves = wave_of_frames(beats, attention.shape[1])
-    of_wave = np.stack([(waves == number) & recorded for number in range(len(WAVES) + 1)])
+    wave_rows = np.stack([(waves == number) & recorded for number in range(len(WAVES) + 1)])
     bounds, middles = (
         beat_bounds(beats, seconds) if len(beats) else np.zeros(1),
         (np.arange(len(recorded)) + 0.5) * FRAME,
@@ -94,8 +94,8 @@ def measure_queries(attention: np.ndarray, beats: Sequence[float], recorded: np.
         beats=list(beats),
         entropy=entropy,
         half=((ranked < 0.5).sum(axis=1) + 1) * FRAME,
-        waves=attention @ of_wave.T,
-        time=of_wave.sum(axis=1) / count,
+        waves=attention @ wave_rows.T,
+        time=wave_rows.sum(axis=1) / count,
         covered=covered,
         overlap=np.minimum(attention[:, None], attention[None]).sum(axis=2),
     )

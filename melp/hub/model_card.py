@@ -61,8 +61,8 @@ def make_card(
         return ModelCard.from_template(
             data,
             template_str=text,
-            **_of_model(model, folder, repo_id),
-            **_of_run(run),
+            **_model_facts(model, folder, repo_id),
+            **_run_facts(run),
             results=results_table(evaluations),
             subgroups=subgroups_table(evaluations),
         )
@@ -134,7 +134,7 @@ def subgroups_table(evaluations: list[dict]) -> Markdown | str:
     return table(header, rows, numeric=False) if rows else ""
 
 
-def _of_model(model, folder: Path, repo_id: str | None) -> dict:
+def _model_facts(model, folder: Path, repo_id: str | None) -> dict:
     """Returns what the template needs to know of the model."""
     kind, whole = type(model).__name__, model.config.model_type == "melp"
     return {
@@ -149,7 +149,7 @@ def _of_model(model, folder: Path, repo_id: str | None) -> dict:
     }
 
 
-def _of_run(run: Run | None) -> dict:
+def _run_facts(run: Run | None) -> dict:
     """Returns what the template needs to know of the run, in escaped words."""
     if run is None:
         return {"run": None, "data": None, "synthetic": False}

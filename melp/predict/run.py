@@ -160,13 +160,13 @@ def _predict_shards(plan, shards: list[Shard], predictor, options, settings, loc
     with tqdm(total=total, unit=" recordings", desc=f"predict{where}", disable=not state.is_main_process) as bar:
         for shard in shards:
             rows, rejected, first = [], [], Counter()
-            for item, of_item in predictor.predict(islice(items, shard.stop - shard.start)):
+            for item, item_rows in predictor.predict(islice(items, shard.stop - shard.start)):
                 if item.error is not None:
                     rejected.append((item.path, item.error))
                 elif options.pictures:
-                    _draw(item, of_item, predictor, options)
-                first.update(row["findings"][0] for row in of_item if row.get("findings"))
-                rows += of_item
+                    _draw(item, item_rows, predictor, options)
+                first.update(row["findings"][0] for row in item_rows if row.get("findings"))
+                rows += item_rows
                 bar.update()
             if lock is not None:
                 lock.check()

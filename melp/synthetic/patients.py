@@ -601,7 +601,7 @@ def measured(recording: Recording, sex: str) -> None:
         "ventricular pacing",
         "idioventricular rhythm",
     }:
-        _of_conducted(recording, sex, qrs, st, t)
+        _measure_conducted(recording, sex, qrs, st, t)
     if findings <= _HARMLESS:
         findings.add("normal ecg")
 
@@ -614,7 +614,7 @@ def levels(beat: Beat) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return drawn[:, 5 : j_point + 1], drawn[:, j_point + 30], t_part[np.arange(12), np.abs(t_part).argmax(1)]
 
 
-def _of_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarray, t: np.ndarray) -> None:
+def _measure_conducted(recording: Recording, sex: str, qrs: np.ndarray, st: np.ndarray, t: np.ndarray) -> None:
     beat, findings = recording.beat, recording.findings
     if -90 <= recording.axis <= -30:
         findings.add("left axis deviation")

@@ -26,17 +26,17 @@ class Place:
     leads: frozenset[str] = _ALL
 
 
-def _of_beats(truth: Truth, chosen: np.ndarray, before: float) -> Place:
+def _beats_place(truth: Truth, chosen: np.ndarray, before: float) -> Place:
     """The beats chosen, from `before` s ahead of their QRS to the end of their T."""
     return Place(tuple((on - before, end) for on, end in zip(truth.beats[chosen], truth.t_ends[chosen], strict=True)))
 
 
 def _premature_ventricular(truth: Truth) -> Place:
-    return _of_beats(truth, truth.premature & np.isin(truth.kinds, _VENTRICULAR), 0.04)
+    return _beats_place(truth, truth.premature & np.isin(truth.kinds, _VENTRICULAR), 0.04)
 
 
 def _premature_atrial(truth: Truth) -> Place:
-    return _of_beats(truth, truth.premature, 0.20)  # with its P wave
+    return _beats_place(truth, truth.premature, 0.20)  # with its P wave
 
 
 def _pause(truth: Truth) -> Place:

@@ -79,7 +79,7 @@ def refused(match: str, *arguments):
 
 def assert_encoder(model: MelpEcgModel, names=("last_hidden_state", "beat_embeds", "token_embeds", "probe_embeds")):
     with torch.no_grad():
-        found = model.eval()(load_file(ENCODER / "inputs.safetensors")["ecg_1000"])
+        outs = model.eval()(load_file(ENCODER / "inputs.safetensors")["ecg_1000"])
     theirs = {
         "last_hidden_state": "transformer_layer_1",
         "beat_embeds": "beat_embs",
@@ -87,7 +87,7 @@ def assert_encoder(model: MelpEcgModel, names=("last_hidden_state", "beat_embeds
         "probe_embeds": "ext_ecg_emb",
     }
     for name in names:
-        torch.testing.assert_close(found[name], outputs()[f"{theirs[name]}_1000"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(outs[name], outputs()[f"{theirs[name]}_1000"], atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts
@@ -241,10 +241,10 @@ def test_lightning_checkpoint(tmp_path, capsys):
     )
     reports = json.loads((WHOLE / "text.json").read_text())["reports"]
     with torch.no_grad():
-        found = model(load_file(WHOLE / "inputs.safetensors")["ecg"], **processor(text=reports, return_tensors="pt"))
+        outs = model(load_file(WHOLE / "inputs.safetensors")["ecg"], **processor(text=reports, return_tensors="pt"))
     for name, theirs in {"ecg_embeds": "ecg_latent", "text_embeds": "text_latent"}.items():
-        torch.testing.assert_close(found[name], outputs(WHOLE)[theirs], atol=1e-4, rtol=0)
-    assert found.caption_loss.item() == pytest.approx(outputs(WHOLE)["loss_caption_unweighted"].item(), rel=1e-4)
+        torch.testing.assert_close(outs[name], outputs(WHOLE)[theirs], atol=1e-4, rtol=0)
+    assert outs.caption_loss.item() == pytest.approx(outputs(WHOLE)["loss_caption_unweighted"].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["", "encoder."])
@@ -304,8 +304,8 @@ def test_text_model_beside_an_ecg_encoder(tmp_path, capsys, kind, file):
     assert_encoder(model.ecg_model, ["last_hidden_state"])
     texts = processor(text=["sinus rhythm.", "atrial fibrillation."], return_tensors="pt")
     with torch.no_grad():
-        found = model(load_file(WHOLE / "inputs.safetensors")["ecg"][:2], **texts)
-    assert found.loss.isfinite() and model.config.ecg_config.token_dim == 64
+        outs = model(load_file(WHOLE / "inputs.safetensors")["ecg"][:2], **texts)
+    assert outs.loss.isfinite() and model.config.ecg_config.token_dim == 64
 
 
 def test_hub_id_at_a_revision(tmp_path, monkeypatch):
@@ -594,11 +594,11 @@ def test_nothing_half_written_and_nothing_overwritten(tmp_path):
 
 
 def test_sources_are_recognised_by_content(tmp_path):
-    found = {
+    kinds = {
         read_source(source).kind
         for source in (WHOLE, ENCODER, published_folder(tmp_path / "p"), fairseq_checkpoint(tmp_path / "f.pt"),
                        bert_folder(tmp_path / "b"))
     }  # fmt: skip
-    assert found == {"whole", "encoder", "published", "fairseq", "bert"}
+    assert kinds == {"whole", "encoder", "published", "fairseq", "bert"}
     save_file({"a": torch.zeros(1)}, tmp_path / "p" / "model.safetensors")
     refused("no known layout has keys like a", tmp_path / "p", "--output", tmp_path / "model")

@@ -54,8 +54,8 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache(corpus, tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    found, expected = load_prepared("somebody/ecgs"), load_prepared(corpus)
-    assert {name: split["record"][:] for name, split in found.items()} == {
+    opened, expected = load_prepared("somebody/ecgs"), load_prepared(corpus)
+    assert {name: split["record"][:] for name, split in opened.items()} == {
         name: split["record"][:] for name, split in expected.items()
     }
     with pytest.raises(ValueError, match="somebody/else is no folder or dataset on this disk, nor one"):
@@ -198,6 +198,6 @@ def test_training_masks_leads_and_times_as_recordings_lack_them():
 def test_some_sentences_are_whole_sentences_of_the_report():
     torch.manual_seed(0)
     report = "sinus rhythm. qtc 0.48 s, prolonged. left axis deviation"
-    found = {some_sentences(report) for _ in range(50)}
+    variants = {some_sentences(report) for _ in range(50)}
     sentences = {"sinus rhythm.", "qtc 0.48 s, prolonged.", "left axis deviation"}
-    assert sentences <= found and len(found) > 6
+    assert sentences <= variants and len(variants) > 6

@@ -86,17 +86,17 @@ def readable(folder: Path, split: str) -> list[dict]:
 
 
 def read_by_datasets(run, folder: Path, uploaded: Path, *ways) -> list[dict]:
-    found = [json.loads(line) for line in run(folder, sys.executable, "-c", READER, *ways).splitlines()]
-    for each in found:
+    answers = [json.loads(line) for line in run(folder, sys.executable, "-c", READER, *ways).splitlines()]
+    for each in answers:
         assert each["splits"] == ["train", "validation", "test"]
         assert each["classes"] == load_from_disk(str(uploaded))["train"].features["findings"].feature.names
-    return [each["rows"] for each in found]
+    return [each["rows"] for each in answers]
 
 
 def test_a_few_streamed_rows_do_not_fetch_the_whole(server, run, uploaded, tmp_path):
     server.served.clear()
-    (found,) = read_by_datasets(run, tmp_path, uploaded, "stream")
-    assert found == {"train": readable(uploaded, "train")[:3]}
+    (streamed,) = read_by_datasets(run, tmp_path, uploaded, "stream")
+    assert streamed == {"train": readable(uploaded, "train")[:3]}
     shards = {path: size for path, size in server.served.items() if path.endswith(".arrow")}
     # The first, and ahead of need the next, of 9 and more.
     assert 1 <= len(shards) <= 2 and sum(shards.values()) < 0.5 * size_of(uploaded / "train")
@@ -115,10 +115,10 @@ def test_training_and_evaluation_take_its_name(server, run, uploaded, tmp_path):
     recipe |= {"eval_every": 2, "save_every": 2, "measure_peak": False}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run(tmp_path, sys.executable, "-c", USER, PYTHONPATH=str(REPO), ACCELERATE_USE_CPU="true")
-    found = json.loads((tmp_path / "found.json").read_text())
+    seen = json.loads((tmp_path / "found.json").read_text())
     splits = load_from_disk(str(uploaded))
-    assert found["loaded"] == {name: split["record"][:] for name, split in splits.items()}
-    assert sorted(itertools.chain(*found["shares"])) == sorted(splits["train"]["record"]) and all(found["shares"])
+    assert seen["loaded"] == {name: split["record"][:] for name, split in splits.items()}
+    assert sorted(itertools.chain(*seen["shares"])) == sorted(splits["train"]["record"]) and all(seen["shares"])
     about = json.loads((uploaded / "melp.json").read_text())
     known = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     commit = server.repositories[f"datasets/{ECGS}"].refs["main"]

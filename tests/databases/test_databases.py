@@ -258,14 +258,14 @@ def test_published_tables_are_read_whole_and_by_name(ecg_data, database):
     frame, names = published.read_tables(ecg_data / "splits", database)
     for label_set, sizes in SIZES[database].items():
         listed = frame[frame[label_set].notna()]
-        found = tuple(listed["split"].value_counts()[["train", "validation", "test"]])
-        assert (*found, len(names[label_set])) == sizes
+        counted = tuple(listed["split"].value_counts()[["train", "validation", "test"]])
+        assert (*counted, len(names[label_set])) == sizes
     if database == "ptbxl":  # these tables hold the subclasses a second time, as text: places of columns do not matter
         for path in published.table_files(ecg_data / "splits", database)[3:6]:
             table = pd.read_csv(path)
             labels = frame["subclass"].reindex(table["filename_hr"].map(published.record_key))
-            for found, text in zip(labels, table["sub_class"], strict=True):
-                assert set(found) == set(ast.literal_eval(text))
+            for classes, text in zip(labels, table["sub_class"], strict=True):
+                assert set(classes) == set(ast.literal_eval(text))
 
 
 @pytest.mark.real_data
@@ -323,8 +323,8 @@ def test_challenge_sources_by_name(ecg_data, tmp_path):
     for name, these in rows.items():
         text = "".join(path.read_text() for path in (root / name).rglob("*.hea"))
         codes = Counter(re.findall(r"\b\d{6,}\b", "".join(re.findall("Dx:(.*)", text))))
-        found = counts(these.values(), "snomed")
-        assert found == {snomed.NAMES[code]: count for code, count in codes.items()}
+        counted = counts(these.values(), "snomed")
+        assert counted == {snomed.NAMES[code]: count for code, count in codes.items()}
         assert counts(these.values(), "challenge")["STach"] == codes["427084000"]
         assert all(row["patient"] == record and row["report"] == "" for record, row in these.items())
     flat = {record for record, row in rows["ningbo"].items() if not row["mv"]["V2"].any()}

@@ -34,14 +34,14 @@ def test_weighted_figures_are_those_of_the_repeated_rows():
     targets, scores, patients = problem()
     predicted = scores > 0.5
     weights = resample(patients, lambda weights: weights, samples=20)
-    found = auroc(targets, scores, weights), auprc(targets, scores, weights), f1(targets, predicted, weights)
+    weighted = auroc(targets, scores, weights), auprc(targets, scores, weights), f1(targets, predicted, weights)
     for number, row in enumerate(weights):
         rows = np.repeat(np.arange(len(row)), row)
         for index in range(targets.shape[1]):
             target, score = targets[rows, index], scores[rows, index]
-            assert found[0][number, index] == pytest.approx(roc_auc_score(target, score), abs=1e-12)
-            assert found[1][number, index] == pytest.approx(average_precision_score(target, score), abs=1e-12)
-            assert found[2][number, index] == pytest.approx(f1_score(target, predicted[rows, index]), abs=1e-12)
+            assert weighted[0][number, index] == pytest.approx(roc_auc_score(target, score), abs=1e-12)
+            assert weighted[1][number, index] == pytest.approx(average_precision_score(target, score), abs=1e-12)
+            assert weighted[2][number, index] == pytest.approx(f1_score(target, predicted[rows, index]), abs=1e-12)
 
 
 def test_a_draw_takes_all_recordings_of_a_patient():
@@ -74,15 +74,15 @@ def test_paired_bootstrap_sees_a_difference_that_two_intervals_hide():
     targets, scores, patients = problem(300, 1, patients=150)
     better = scores + 0.15 * targets
     first, second = (ClassFigures(targets, s, ["a"], patients) for s in (better, scores))
-    found = first.against(second)
-    assert found["holds"] and found["low"] > 0
+    difference = first.against(second)
+    assert difference["holds"] and difference["low"] > 0
     assert first.macro()["low"] < second.macro()["high"]  # the two intervals overlap
     plain = paired_bootstrap(
         patients,
         lambda weights: auroc(targets, better, weights)[:, 0],
         lambda weights: auroc(targets, scores, weights)[:, 0],
     )
-    assert plain["low"] == pytest.approx(found["low"]) and plain["value"] == pytest.approx(found["value"])
+    assert plain["low"] == pytest.approx(difference["low"]) and plain["value"] == pytest.approx(difference["value"])
     assert not second.against(second)["holds"]
     with pytest.raises(ValueError, match="same recordings"):
         first.against(ClassFigures(~targets, scores, ["a"], patients))

@@ -24,15 +24,15 @@ def results_of(version: str, **extras) -> Results:
 
 def versions_in(folder: Path) -> set[str]:
     """The evaluations whose files are in the folder; a results.json must have all of its files beside it."""
-    found = set()
+    written = set()
     if (folder / "results.json").exists():
         results = json.loads((folder / "results.json").read_text())
-        found.add(results["split"])
+        written.add(results["split"])
         if (folder / "results.md").exists():
-            found.add((folder / "results.md").read_text().split("split ")[1].split(":")[0])
+            written.add((folder / "results.md").read_text().split("split ")[1].split(":")[0])
     if (folder / "predictions.parquet").exists():
-        found.add(pd.read_parquet(folder / "predictions.parquet")["record"][0])
-    return found
+        written.add(pd.read_parquet(folder / "predictions.parquet")["record"][0])
+    return written
 
 
 RMTREE = shutil.rmtree

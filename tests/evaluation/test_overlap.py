@@ -22,8 +22,8 @@ from melp.prepare.folder import prepare
 )
 def test_a_card_that_names_the_tested_data_is_a_warning(tmp_path, datasets, database, warned):
     (tmp_path / "README.md").write_text(f"---\nlicense: mit\ndatasets: {datasets}\n---\n# A model\n")
-    found = overlaps(str(tmp_path), [database])
-    assert found == [] if warned is None else warned in found[0]
+    warnings = overlaps(str(tmp_path), [database])
+    assert warnings == [] if warned is None else warned in warnings[0]
 
 
 def test_recordings_of_the_training_data_in_the_test_are_a_warning(tmp_path):

@@ -52,7 +52,7 @@ def test_findings_read_from_synthetic_reports_are_those_written_into_them(monkey
         true.append([name in written[:5] for name in FINDINGS])
         labels.append([name in record.labels["findings"] for name in FINDINGS])
         reports.append(record.report)
-    found, true, labels = stated_findings(reports, FINDINGS), np.array(true), np.array(labels)
-    assert (found & true).sum() / true.sum() > 0.98  # recall of what was written
-    assert (found & labels).sum() / found.sum() > 0.98  # precision against what was rendered
+    stated, true, labels = stated_findings(reports, FINDINGS), np.array(true), np.array(labels)
+    assert (stated & true).sum() / true.sum() > 0.98  # recall of what was written
+    assert (stated & labels).sum() / stated.sum() > 0.98  # precision against what was rendered
     assert set(PHRASES) <= set(correspondences())

@@ -11,9 +11,9 @@ def test_signal_features_measure_the_simulated_heart(evaluated):
     rates = []
     for row in rows:
         signal = np.frombuffer(row["signal"], "<i2").reshape(12, -1) / np.array(row["gain"])[:, None]
-        found = dict(zip(NAMES, signal_feature_row(signal), strict=True))
-        assert np.isfinite(list(found.values())).all()
-        rates.append((found["heart rate"], row["heart_rate"]))
+        features = dict(zip(NAMES, signal_feature_row(signal), strict=True))
+        assert np.isfinite(list(features.values())).all()
+        rates.append((features["heart rate"], row["heart_rate"]))
     wrong = [abs(measured - true) > 0.1 * true for measured, true in rates]
     assert np.mean(wrong) < 0.15
     assert (signal_feature_row(np.zeros((12, 5000))) == 0).all() and len(find_beats(np.zeros((12, 5000)))) == 0

@@ -13,8 +13,8 @@ def test_most_beats_are_found_where_they_are():
     right = total = 0
     for item in corpus.plan(records=12, seed=3, variety="full").to_pylist():
         signal, truth, _ = corpus.simulated(item)
-        found = np.array(find_beats(signal, 500.0))
-        right += sum(bool(len(found)) and np.abs(found - (beat + 0.04)).min() < 0.1 for beat in truth.beats)
+        marked = np.array(find_beats(signal, 500.0))
+        right += sum(bool(len(marked)) and np.abs(marked - (beat + 0.04)).min() < 0.1 for beat in truth.beats)
         total += len(truth.beats)
     assert right > 0.95 * total
 

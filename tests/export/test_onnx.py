@@ -40,8 +40,8 @@ def test_the_ecg_tower_at_other_batch_sizes(folder, exported, count):
     with torch.no_grad():
         model = MelpModel.from_pretrained(folder)
         expected = model.get_ecg_features(ecg).pooler_output, model.ecg_model(ecg).probe_embeds
-    found = run(exported[0] / "ecg_model.onnx", ["ecg_embeds", "probe_embeds"], input_values=ecg)
-    for one, other in zip(found, expected, strict=True):
+    computed = run(exported[0] / "ecg_model.onnx", ["ecg_embeds", "probe_embeds"], input_values=ecg)
+    for one, other in zip(computed, expected, strict=True):
         np.testing.assert_allclose(one, other.numpy(), atol=1e-4)
 
 
@@ -51,8 +51,8 @@ def test_the_text_tower_at_other_lengths(folder, exported, texts):
     feed = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         expected = MelpModel.from_pretrained(folder).get_text_features(**feed).pooler_output
-    (found,) = run(exported[0] / "text_model.onnx", ["text_embeds"], **feed)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    (computed,) = run(exported[0] / "text_model.onnx", ["text_embeds"], **feed)
+    np.testing.assert_allclose(computed, expected.numpy(), atol=1e-4)
 
 
 def test_eight_bits_are_smaller_and_close(exported):

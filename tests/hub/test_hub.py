@@ -233,11 +233,11 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
         cwd=tmp_path / "elsewhere",
         env=environment(server, tmp_path / "home", HF_TOKEN="hf_doctor"),
     )
-    found = torch.load(tmp_path / "elsewhere" / "found.pt", weights_only=True)
+    pulled = torch.load(tmp_path / "elsewhere" / "found.pt", weights_only=True)
     after = logits(folder, batch)
     assert not torch.equal(before, after)
     for revision, expected in zip(revisions, [after, after, after, before], strict=True):
-        assert torch.equal(found[revision], expected), revision
+        assert torch.equal(pulled[revision], expected), revision
 
 
 @pytest.mark.slow

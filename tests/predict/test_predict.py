@@ -227,10 +227,10 @@ def test_a_few_recordings_are_shown(models, ecgs, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(NOTICE) and "not calibrated: similarities, not probabilities" in shown
     assert shown.count("draft:") == 2 and "padded from 5 to 10 s" in shown and "probability" not in shown
-    found = [
+    scores = [
         float(line.split()[-1]) for line in shown.split("short")[0].splitlines() if line.startswith("  sinus rhythm")
     ]
-    assert len(found) == 1
+    assert len(scores) == 1
 
 
 def test_calibrated_findings_come_in_order_of_probability(models, ecgs, capsys):

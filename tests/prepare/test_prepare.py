@@ -428,10 +428,10 @@ def test_a_stored_record_gives_the_input_that_its_file_gives(ecg_data, tmp_path)
     direct = extractor([str(ecg_data / name) for name in records], return_tensors="pt")
     assert stored["lead_mask"].all() and direct["lead_mask"].all()
     torch.testing.assert_close(stored["input_values"], direct["input_values"], rtol=0, atol=1e-6)
-    for name, found in zip(records, stored["input_values"], strict=True):
+    for name, scaled in zip(records, stored["input_values"], strict=True):
         record = wfdb.rdrecord(str(ecg_data / name))
         by_lead = dict(zip(map(str.upper, record.sig_name), record.p_signal.T, strict=True))
         signal = np.stack([by_lead[lead.upper()] for lead in LEADS])
         expected = (signal - signal.min()) / (signal.max() - signal.min() + 1e-8)
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(scaled.numpy(), expected, atol=1e-5)
     assert [row["quality"]["flat_leads"] for row in rows] == ["", "V2 V4 V6"]

@@ -8,7 +8,7 @@ from signal_melp import LEADS
 
 
 def test_findings_with_a_place_have_it_within_the_recording():
-    found = set()
+    placed = set()
     for item in corpus.plan(records=300, seed=5, variety="full").to_pylist():
         _, truth, record = corpus.simulated(item)
         for name in record.labels["findings"]:
@@ -16,7 +16,7 @@ def test_findings_with_a_place_have_it_within_the_recording():
             if name not in PLACES:
                 assert place is None
             elif place is not None:
-                found.add(name)
+                placed.add(name)
                 assert all(0 <= start < stop <= 10 for start, stop in place.spans) and place.leads <= set(LEADS)
                 if name == "premature ventricular complexes":
                     early = truth.beats[truth.premature]
@@ -26,4 +26,4 @@ def test_findings_with_a_place_have_it_within_the_recording():
                 if name == "sinus pause":
                     ((start, stop),) = place.spans
                     assert stop - start >= np.diff(truth.beats).max()
-    assert len(found) > 9
+    assert len(placed) > 9

@@ -72,11 +72,11 @@ def test_fourier_convolution_is_a_convolution(kernel, length, batch_size):
     inputs = torch.randn(batch_size, channels, length, requires_grad=True)
     weight = torch.randn(channels, channels // groups, kernel, requires_grad=True)
     expected = torch.nn.functional.conv1d(inputs, weight, padding=padding, groups=groups)[..., :length]
-    found = fourier_convolution(inputs, weight, groups, padding)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    convolved = fourier_convolution(inputs, weight, groups, padding)
+    torch.testing.assert_close(convolved, expected, atol=1e-4, rtol=1e-5)
     direction = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, (inputs, weight), direction)
-    for ours, theirs in zip(torch.autograd.grad(found, (inputs, weight), direction), wanted, strict=True):
+    for ours, theirs in zip(torch.autograd.grad(convolved, (inputs, weight), direction), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
 
 
@@ -112,9 +112,9 @@ def test_dropout_attention_is_attention_with_dropped_weights(dtype, tolerance, m
     weights = (0.25 * query @ key.transpose(2, 3)).softmax(dim=-1) * kept / 0.8
     torch.testing.assert_close(dropped, weights.detach(), atol=max(tolerance, 1e-4), rtol=max(tolerance, 1e-4))
     direction = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-    expected, found = weights @ values, attend(inputs[2])
-    torch.testing.assert_close(found.double(), expected, atol=max(tolerance, 1e-4), rtol=max(tolerance, 1e-4))
+    expected, attended = weights @ values, attend(inputs[2])
+    torch.testing.assert_close(attended.double(), expected, atol=max(tolerance, 1e-4), rtol=max(tolerance, 1e-4))
     wanted = torch.autograd.grad(expected, (query, key, values), direction)
-    for ours, theirs in zip(torch.autograd.grad(found, inputs, direction.to(dtype)), wanted, strict=True):
+    for ours, theirs in zip(torch.autograd.grad(attended, inputs, direction.to(dtype)), wanted, strict=True):
         scale = max(tolerance, 1e-4) * theirs.abs().max().item()
         torch.testing.assert_close(ours.double(), theirs, atol=scale, rtol=0)

@@ -236,8 +236,8 @@ def test_collapse_is_warned_of_once_with_what_to_change():
     sick = healthy | {"contrastive_loss": math.log(64) + 0.001}
     watch = Collapse(warmup_steps=100)
     assert not any(watch.warnings(step, sick) for step in range(0, 101, 10))
-    found = [text for step in range(110, 300, 10) for text in watch.warnings(step, sick)]
-    assert len(found) == 1 and "--warmup-steps" in found[0]
+    texts = [text for step in range(110, 300, 10) for text in watch.warnings(step, sick)]
+    assert len(texts) == 1 and "--warmup-steps" in texts[0]
     for name, value in (("ecg_spread", 0.01), ("text_spread", 0.01), ("logit_scale", 100.0)):
         watch = Collapse(warmup_steps=0)
         assert len([t for step in range(1, 9) for t in watch.warnings(step, healthy | {name: value})]) == 1
@@ -358,12 +358,12 @@ def test_a_resumed_run_warns_of_collapse_when_the_uninterrupted_one_would():
     whole = Collapse(warmup_steps=0)
     expected = [(step, text) for step in range(1, 12) for text in whole.warnings(step, sick)]
     for stop in range(1, 11):
-        progress, found = Progress(), []
+        progress, warned = Progress(), []
         for steps in (range(1, stop), range(stop, 12)):
             watch = Collapse(0, progress.collapse)
-            found += [(step, text) for step in steps for text in watch.warnings(step, sick)]
+            warned += [(step, text) for step in steps for text in watch.warnings(step, sick)]
             progress = Progress(**json.loads(json.dumps(dataclasses.asdict(progress))))
-        assert found == expected and len(found) == 1
+        assert warned == expected and len(warned) == 1
 
 
 def test_every_held_out_row_counts_once(corpus, language, tmp_path):

@@ -122,11 +122,11 @@ def test_quantizer_is_transformers(quantizers, training):
 
 def test_gumbel_temperature_falls_to_its_floor(quantizers):
     quantizer = quantizers[0]
-    found = []
+    temperatures = []
     for step in (0, 100_000, 10_000_000):
         quantizer.num_updates.fill_(step)
-        found.append(quantizer.temperature.item())
-    assert found == pytest.approx([2.0, 2.0 * 0.999995**100_000, 0.5], rel=1e-5)
+        temperatures.append(quantizer.temperature.item())
+    assert temperatures == pytest.approx([2.0, 2.0 * 0.999995**100_000, 0.5], rel=1e-5)
 
 
 def test_losses_are_those_of_wav2vec2_for_pretraining():
@@ -194,9 +194,9 @@ def test_gradients_reach_all_but_the_poolers_and_bfloat16_agrees():
 
     def outputs():
         torch.manual_seed(1)
-        found = model.eval()(ecg)
-        loss = contrastive_loss_sum(found.logits, found.mask) / found.mask.sum() + found.feature_penalty
-        return found, loss + cmsc_loss(found.pooled[:2] @ found.pooled[2:].t(), torch.tensor([0, 1]))
+        outs = model.eval()(ecg)
+        loss = contrastive_loss_sum(outs.logits, outs.mask) / outs.mask.sum() + outs.feature_penalty
+        return outs, loss + cmsc_loss(outs.pooled[:2] @ outs.pooled[2:].t(), torch.tensor([0, 1]))
 
     with torch.autocast("cpu", torch.bfloat16):
         low, low_loss = outputs()
@@ -205,9 +205,9 @@ def test_gradients_reach_all_but_the_poolers_and_bfloat16_agrees():
     assert low_loss.item() == pytest.approx(loss.item(), rel=0.05)
     model.train()
     torch.manual_seed(1)
-    found = model(ecg)
-    use = found.code_probs[found.mask].mean(dim=0)
-    (contrastive_loss_sum(found.logits, found.mask) - perplexity(use) + found.pooled.square().sum()).backward()
+    outs = model(ecg)
+    use = outs.code_probs[outs.mask].mean(dim=0)
+    (contrastive_loss_sum(outs.logits, outs.mask) - perplexity(use) + outs.pooled.square().sum()).backward()
     for name, parameter in model.named_parameters():
         pooler = name.startswith(("ecg_model.token_pooler", "ecg_model.beat_"))
         assert (parameter.grad is None) == pooler, name
@@ -242,8 +242,8 @@ def gradient_of_losses(rank: int, world: int, port: int, folder: str):
     stage.forward = lambda batch, model: (outputs, facts)
     losses = stage.losses({})
     losses["loss"].backward()
-    found = torch.cat([losses["loss"].detach()[None], *(parameter.grad for parameter in parameters)])
-    torch.save(accelerator.reduce(found, "mean"), Path(folder) / f"{world}-{rank}.pt")
+    flat = torch.cat([losses["loss"].detach()[None], *(parameter.grad for parameter in parameters)])
+    torch.save(accelerator.reduce(flat, "mean"), Path(folder) / f"{world}-{rank}.pt")
 
 
 @pytest.mark.slow
@@ -473,14 +473,14 @@ def test_accumulation_in_the_ecg_stage_equals_one_large_batch(chain, tmp_path, m
         lambda mask, number: drawn(lambda row: negatives(mask[row : row + 1], number)),
     )
     rows = list(stage.rows.select(range(8)))
-    found, masked = [], []
+    measured, masked = [], []
     for size in (8, 2):
         stage.model.zero_grad()
         batches = [stage.collate(rows[first : first + size], "first") for first in range(0, 8, size)]
         losses = stage.backward(batches)
         masked += [int(stage.forward(batch, stage.model)[1]["targets"]) for batch in batches]
-        found.append((losses, {n: p.grad for n, p in stage.model.named_parameters() if p.grad is not None}))
-    (whole, gradients), (parts, accumulated) = found
+        measured.append((losses, {n: p.grad for n, p in stage.model.named_parameters() if p.grad is not None}))
+    (whole, gradients), (parts, accumulated) = measured
     assert len(set(masked[1:])) > 1 and masked[0] == sum(masked[1:])
     assert whole.keys() == parts.keys() and gradients.keys() == accumulated.keys()
     for name, value in whole.items():

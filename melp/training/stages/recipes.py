@@ -128,7 +128,7 @@ class MelpRecipe(Recipe):
         if overrides.get("model"):
             return _without_config(values)
         if overrides.get("ecg_model") and values.get("config"):
-            return values | {"config": {key: of for key, of in values["config"].items() if key != "ecg_config"}}
+            return values | {"config": {key: value for key, value in values["config"].items() if key != "ecg_config"}}
         return values
 
 

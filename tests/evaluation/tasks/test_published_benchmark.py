@@ -62,5 +62,5 @@ def test_benchmark_prepares_raw_databases(evaluated, tmp_path, ecg_data, capsys)
 
 def test_raw_databases_without_tables_are_named(tmp_path):
     (tmp_path / "chapman" / "WFDBRecords").mkdir(parents=True)
-    found = benchmark.find_data(tmp_path, None, None)
-    assert "--splits" in found["csn"] and found["cpsc2018"].startswith("no cpsc2018")
+    databases = benchmark.find_data(tmp_path, None, None)
+    assert "--splits" in databases["csn"] and databases["cpsc2018"].startswith("no cpsc2018")

@@ -10,11 +10,11 @@ def test_reports_that_say_the_same_are_hits():
     texts, text_index = retrieval.distinct_reports(["Normal ECG. Afib!", "afib.", "afib.  normal ecg"])
     assert texts == ["Normal ECG. Afib!", "afib."] and text_index.tolist() == [0, 1, 0]
     ecg = np.array([[1.0, 0.1], [0.0, 1.0], [0.9, 0.0]])
-    found = retrieval.rankings(ecg, np.eye(2), text_index)
-    assert found["ecg to report"]["identical"].within(1).tolist() == [1, 1, 1]
-    assert found["ecg to report"]["naive"].within(1).tolist() == [0.5, 1, 0.5]
-    assert found["report to ecg"]["identical"].within(1).tolist() == [1, 1, 1]
-    assert found["report to ecg"]["naive"].within(1).tolist() == [1, 1, 0]
+    ranked = retrieval.rankings(ecg, np.eye(2), text_index)
+    assert ranked["ecg to report"]["identical"].within(1).tolist() == [1, 1, 1]
+    assert ranked["ecg to report"]["naive"].within(1).tolist() == [0.5, 1, 0.5]
+    assert ranked["report to ecg"]["identical"].within(1).tolist() == [1, 1, 1]
+    assert ranked["report to ecg"]["naive"].within(1).tolist() == [1, 1, 0]
 
 
 def test_retrieval_saves_the_ranks_that_its_figures_follow_from(evaluated, tmp_path):

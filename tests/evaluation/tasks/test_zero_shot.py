@@ -25,9 +25,11 @@ def test_two_models_are_compared_on_the_same_recordings(evaluated, zero_shot_out
     assert figure["holds"] == (figure["low"] > 0 or figure["high"] < 0)
     assert (zero_shot_output / "figures" / "performance_profile.png").is_file()
     predictions = pd.read_parquet(zero_shot_output / "predictions.parquet")
-    of_class = predictions[predictions["label"] == "SR"]
+    class_rows = predictions[predictions["label"] == "SR"]
     (row,) = [
         row for row in json.loads((zero_shot_output / "results.json").read_text())["classes"] if row["label"] == "SR"
     ]
-    assert row["auroc_other"] == pytest.approx(roc_auc_score(of_class["target"], of_class["score_other"]), abs=1e-9)
+    assert row["auroc_other"] == pytest.approx(
+        roc_auc_score(class_rows["target"], class_rows["score_other"]), abs=1e-9
+    )
     assert row["difference_other"]["value"] == pytest.approx(row["auroc"] - row["auroc_other"])
