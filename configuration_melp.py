@@ -259,6 +259,15 @@ class MelpConfig(_CheckedConfig):
         """Width of the space that ECGs and reports share."""
         return self.ecg_config.projection_dim
 
+    @property
+    def beat_loss_scales(self) -> dict[str, float]:
+        """Factors of the beat loss, as `beat_similarity` names them."""
+        return {
+            "attention_scale": self.beat_attention_scale,
+            "similarity_scale": self.sentence_similarity_scale,
+            "logit_scale": self.local_logit_scale,
+        }
+
 
 # Implementations of attention that a file may choose: those that transformers has itself.
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")

@@ -356,9 +356,7 @@ class MelpDecoderLayer(GradientCheckpointingLayer):
         self.cross_mlp_layer_norm = nn.LayerNorm(dim, eps=eps)
         self.cross_mlp = MelpMLP(dim, intermediate_size, "gelu")
 
-    def forward(
-        self, hidden_states: torch.Tensor, token_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
-    ) -> torch.Tensor:
+    def forward(self, hidden_states, token_embeds, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
         normed = self.self_attn_layer_norm(hidden_states)
         hidden_states = hidden_states + self.self_attn(normed, attention_mask=attention_mask, **kwargs)[0]
         hidden_states = hidden_states + self.mlp(self.mlp_layer_norm(hidden_states))
@@ -668,6 +666,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         )
         return outputs.last_hidden_state[:, :-1], outputs.last_hidden_state[:, -1]
 
+    def _embed_sentences(self, hidden_states, sentence_ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projected mean of each sentence's tokens (batch, sentences, dim), and which sentences are real."""
+        means, sentence_mask = token_means(hidden_states, sentence_ids)
+        return self.sentence_projection(means) * sentence_mask[..., None], sentence_mask
+
     @can_return_tuple
     def forward(
         self,
@@ -721,8 +724,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         hidden_states, cls_state = self._encode_text(input_ids, attention_mask, **kwargs)
         output.text_embeds = F.normalize(self.text_projection(cls_state), dim=-1)
         if sentence_ids is not None:
-            means, output.sentence_mask = token_means(hidden_states, sentence_ids)
-            output.sentence_embeds = self.sentence_projection(means) * output.sentence_mask[..., None]
+            output.sentence_embeds, output.sentence_mask = self._embed_sentences(hidden_states, sentence_ids)
         if encoder_outputs is None:
             return output
 
@@ -746,9 +748,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         if not self.training:
             output.logits = self.lm_head(decoded)
             if output.sentence_embeds is not None:
-                output.sentence_attentions = beat_attention(
-                    output.beat_embeds, output.sentence_embeds, output.sentence_mask, self.config.beat_attention_scale
-                )
+                sentences = (output.sentence_embeds, output.sentence_mask, self.config.beat_attention_scale)
+                output.sentence_attentions = beat_attention(output.beat_embeds, *sentences)
 
     def _sum_losses(self, output: MelpOutput):
         config = self.config
@@ -757,19 +758,11 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             config.contrastive_loss_weight * output.contrastive_loss + config.caption_loss_weight * output.caption_loss
         )
         if output.sentence_embeds is not None:
-            output.local_loss = beat_loss(
-                output.beat_embeds,
-                output.sentence_embeds,
-                output.sentence_mask,
-                attention_scale=config.beat_attention_scale,
-                similarity_scale=config.sentence_similarity_scale,
-                logit_scale=config.local_logit_scale,
-            )
+            sentences = (output.sentence_embeds, output.sentence_mask)
+            output.local_loss = beat_loss(output.beat_embeds, *sentences, **config.beat_loss_scales)
             output.loss = output.loss + config.local_loss_weight * output.local_loss
 
-    def _decode_step(
-        self, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs
-    ) -> MelpOutput:
+    def _decode_step(self, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs):
         """Next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
         if encoder_outputs is None:
             raise ValueError("Drafting a report needs input_values or encoder_outputs.")

@@ -166,15 +166,7 @@ class MelpStage(JointStage):
         if self.recipe.local_loss_gather and not alone:
             beats, (sentences, sentence_mask) = gather(beats), self._gather_sentences(sentences, sentence_mask)
             local_positives = positives
-        local = beat_loss(
-            beats,
-            sentences,
-            sentence_mask,
-            local_positives,
-            attention_scale=config.beat_attention_scale,
-            similarity_scale=config.sentence_similarity_scale,
-            logit_scale=config.local_logit_scale,
-        )
+        local = beat_loss(beats, sentences, sentence_mask, local_positives, **config.beat_loss_scales)
         return {"contrastive_loss": contrastive, "local_loss": local}
 
     def _gather_sentences(self, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
