@@ -58,8 +58,9 @@ class Evidence:
         leads: share of the evidence by lead; all alike where the method knows no leads (`attention`, `contribution`).
         beats: `{"time": s, "start": s, "end": s, "weight": share}` of each beat, where beats were given.
         weights: (leads, frames) float32, at least 0, sum 1 (0 where there is nothing to show); a frame is `FRAME` s.
-        faithfulness: `removed_s`, `score`, `without` (the score without what is shown), `without_elsewhere` (without
-            as much elsewhere, the mean of `DRAWS` draws), `faithful`.
+        faithfulness: `removed_s`, `score`, `without` (the score without the shown stretch, in all leads),
+            `without_in_leads` (in the shown leads alone), `without_elsewhere` (without as much elsewhere, the mean of
+            `DRAWS` draws), `faithful`.
     """
 
     text: str
@@ -89,9 +90,12 @@ class Evidence:
             return "nothing to show: no part of the recording raises the score"
         facts = self.faithfulness
         lowers = "lowers the score" if facts["without"] < facts["score"] else "does not lower the score:"
+        alone = ""
+        if len(self.shown_leads) < len(self.leads):
+            alone = f" (in the shown leads alone to {facts['without_in_leads']:.2f})"
         said = (
             f"removing the shown {facts['removed_s']:.1f} s {lowers} from {facts['score']:.2f} to "
-            f"{facts['without']:.2f}; removing as much elsewhere leaves {facts['without_elsewhere']:.2f}"
+            f"{facts['without']:.2f}{alone}; removing as much elsewhere leaves {facts['without_elsewhere']:.2f}"
         )
         return said if facts["faithful"] else f"not faithful here: {said}"
 
@@ -458,15 +462,19 @@ def is_faithful(score: float, without: float, without_elsewhere: Sequence[float]
     return score > 0 and score - without >= LEAST_FALL * score and without < min(without_elsewhere)
 
 
-def measure_faithfulness(recording: Recording, shown: np.ndarray, text: int, draws: int = DRAWS, seed: int = 0):
-    """Removes what is shown, and as much elsewhere; see `Evidence.faithfulness`."""
+def measure_faithfulness(
+    recording: Recording, shown: np.ndarray, leads: Sequence[bool], text: int, draws: int = DRAWS, seed: int = 0
+) -> dict:
+    """Removes what is shown (frames,), also in the shown leads alone, and as much elsewhere; see `Evidence`."""
     rng = np.random.default_rng(seed)
     masks = [np.zeros_like(shown), shown, *(elsewhere(shown, recording.recorded, rng) for _ in range(draws))]
     score, without, *others = recording.scores(np.stack(masks)[:, None])[:, text].tolist()
+    in_leads = recording.scores(shown & np.asarray(leads)[None, :, None])[0, text].item()
     return {
         "removed_s": float(shown.sum() * FRAME),
         "score": score,
         "without": without,
+        "without_in_leads": in_leads,
         "without_elsewhere": float(np.mean(others)),
         "faithful": bool(shown.any()) and is_faithful(score, without, others),
     }
@@ -532,7 +540,6 @@ def explain(
 def _evidence(recording: Recording, number: int, text: str, method: str, weights, beats, draws: int, seed: int):
     over_time = weights.sum(axis=0)
     shown = shown_frames(over_time)
-    facts = measure_faithfulness(recording, shown, number, draws, seed)
     end = recording.values.shape[-1] / recording.rate
     spans = [
         (first * FRAME, min(last * FRAME, end), float(over_time[first:last].sum())) for first, last in runs(shown)
@@ -546,4 +553,8 @@ def _evidence(recording: Recording, number: int, text: str, method: str, weights
             by_beat.append({"time": float(time), "start": float(start), "end": float(stop), "weight": weight})
     present = recording.present.tolist()
     leads = {lead: float(row.sum()) for lead, row, there in zip(LEADS, weights, present, strict=False) if there}
-    return Evidence(text, facts["score"], method, spans, leads, by_beat, weights, facts)
+    evidence = Evidence(text, 0.0, method, spans, leads, by_beat, weights)
+    shown_leads = [lead in evidence.shown_leads for lead in LEADS[: len(present)]]
+    evidence.faithfulness = measure_faithfulness(recording, shown, shown_leads, number, draws, seed)
+    evidence.score = evidence.faithfulness["score"]
+    return evidence

@@ -182,6 +182,9 @@ def test_the_sentence_says_what_removing_does():
     evidence = Evidence("", 0.91, "masking", spans=[(1.0, 2.2, 0.5)], faithfulness=facts)
     said = "removing the shown 1.2 s lowers the score from 0.91 to 0.22; removing as much elsewhere leaves 0.90"
     assert evidence.sentence == said
+    evidence.leads, facts["without_in_leads"] = {"I": 0.9, "II": 0.1}, 0.45
+    said = said.replace("to 0.22", "to 0.22 (in the shown leads alone to 0.45)")
+    assert evidence.sentence == said
     evidence.faithfulness["faithful"] = False
     assert evidence.sentence == f"not faithful here: {said}"
     assert Evidence("", 0.1, "masking").sentence.startswith("nothing to show")

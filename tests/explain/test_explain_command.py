@@ -121,9 +121,8 @@ def test_of_a_print_only_what_the_model_read_is_shown(folder, simulated, tmp_pat
 def test_what_is_shown_is_put_in_words():
     beats = [{"time": at, "start": at - 0.4, "end": at + 0.6, "weight": 0.1} for at in (1.0, 2.0, 3.0)]
     evidence = Evidence("a.", 0.5, "masking", spans=[(1.9, 2.1, 0.6)], beats=beats, leads={"I": 0.9, "II": 0.1})
-    evidence.faithfulness = {
-        "removed_s": 0.2, "score": 0.5, "without": 0.4, "without_elsewhere": 0.5, "faithful": False,
-    }  # fmt: skip
+    scores = {"score": 0.5, "without": 0.4, "without_in_leads": 0.45, "without_elsewhere": 0.5}
+    evidence.faithfulness = {"removed_s": 0.2, **scores, "faithful": False}
     assert beats_of(evidence) == [2] and seconds_of(evidence.spans, 10.0) == "11.9-12.1 s" and seconds_of([]) == "-"
     tint = tint_of(evidence, "#000000", 10.0)
     assert tint.title == "a · score 0.50 · I · 11.9-12.1 s" and tint.leads == ["I"] and not tint.sure

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from explain_melp import DRAWS, METHOD, Recording, embed_texts
-from melp.data.batches import MelpCollator, prepare_inputs
+from melp.data.batches import MelpCollator
 from melp.evaluation import figures as draw
 from melp.evaluation.classification import LabelledSplits
 from melp.evaluation.correspondences import finding_of
@@ -27,6 +27,7 @@ from melp.markdown import table
 from melp.names import name_hash
 from melp.synthetic import corpus
 from melp.synthetic.places import PLACES, Place, place_of
+from processing_melp import scale_ecg
 
 SIMULATED, WORLD = "simulated", 977  # the seed of the simulated patients: no recipe trains on these
 SCANNED = 60  # simulated recordings that are looked at, at most, for each one that is measured
@@ -34,15 +35,15 @@ SCANNED = 60  # simulated recordings that are looked at, at most, for each one t
 
 @dataclass
 class Case:
-    """A recording, scaled, with the findings that it has and, where they are known, their places."""
+    """A recording in mV, with the findings that it has and, where they are known, their places."""
 
     record: str
     patient: str
-    inputs: dict[str, torch.Tensor]
+    batch: dict[str, torch.Tensor]  # input_values (1, 12, samples), lead_mask (1, 12)
     findings: dict[str, Place | None]
 
 
-def simulated_cases(extractor, records: int) -> Iterator[Case]:
+def simulated_cases(records: int) -> Iterator[Case]:
     """Yields simulated recordings that have a finding with a place, each finding about as often as the others."""
     quota, counts, given = -(-records // len(PLACES)), Counter(), 0
     for item in corpus.plan(records=SCANNED * records, seed=WORLD, variety="full").to_pylist():
@@ -53,23 +54,22 @@ def simulated_cases(extractor, records: int) -> Iterator[Case]:
         if places := {name: place for name, place in places.items() if place is not None}:
             counts.update(places.keys())
             given += 1
-            inputs = extractor(signal, corpus.SAMPLING_RATE, corpus.LEADS, return_tensors="pt")
-            yield Case(record.record, record.patient, dict(inputs), places)
+            batch = {"input_values": torch.from_numpy(signal)[None], "lead_mask": torch.ones(1, 12, dtype=torch.bool)}
+            yield Case(record.record, record.patient, batch, places)
 
 
-def stored_cases(data: LabelledSplits, split: str, processor, scaling: str, records: int, seed: int) -> Iterator[Case]:
+def stored_cases(data: LabelledSplits, split: str, processor, records: int, seed: int) -> Iterator[Case]:
     """Yields recordings of prepared folders, drawn with the seed, with the classes that each is labelled with."""
     rows, targets = data.rows[split], data.targets[split]
     some = np.flatnonzero(targets.any(axis=1))
     chosen = np.sort(np.random.default_rng(seed).permutation(some)[:records])
-    collate = MelpCollator(getattr(processor, "feature_extractor", processor), text=False)
+    collate = MelpCollator(processor, text=False)
     for index in chosen:
         row = rows[int(index)]
-        inputs = prepare_inputs(collate([row]), "cpu", scaling)
         names = [data.classes[number] for number in np.flatnonzero(targets[index])]
         territories = {name: TERRITORIES.get(finding_of(data.label_set, name)) for name in names}
         places = {name: leads and Place((), frozenset(leads)) for name, leads in territories.items()}
-        yield Case(row["record"], row["patient"], inputs, places)
+        yield Case(row["record"], row["patient"], collate([row]), places)
 
 
 def measure_case(
@@ -80,9 +80,9 @@ def measure_case(
     rows = [(number, text) for number, name in enumerate(names) for text in prompts[name]]
     encoded = processor(text=[text for _, text in rows], return_tensors="pt").to(model.device)
     texts, sentences = embed_texts(model, **encoded, groups=[number for number, _ in rows])
-    recording = Recording(model, case.inputs["input_values"], case.inputs["lead_mask"], texts)
-    rate = model.config.ecg_config.sampling_rate
-    beats = find_beats(case.inputs["input_values"][0].numpy(), rate, case.inputs["lead_mask"][0].numpy())
+    config, signal, mask = model.config.ecg_config, case.batch["input_values"], case.batch["lead_mask"]
+    recording = Recording(model, scale_ecg(signal.clone(), mask, config.scaling), mask, texts)
+    beats = find_beats(signal[0].numpy(), config.sampling_rate, mask[0].numpy())
     seed = seed + name_hash(case.record)
     maps = attributions(recording, sentences, methods, beats, seed)
     return {
@@ -97,18 +97,16 @@ def run(settings: Faithfulness, runtime: Runtime) -> Results:
     models = load_models(settings, runtime, text=True)
     methods = [*settings.methods, RANDOM]
     processor = models["model"][1]
-    scaling = models["model"][0].config.ecg_config.scaling
     known = load_yaml(PROMPTS)["findings"]
-    sources = {SIMULATED: (simulated_cases(processor.feature_extractor, settings.records), known)}
+    sources = {SIMULATED: (simulated_cases(settings.records), known)}
     if settings.data:
         data = _open(settings)
-        cases = stored_cases(data, settings.split, processor, scaling, settings.records, settings.seed)
+        cases = stored_cases(data, settings.split, processor, settings.records, settings.seed)
         sources[", ".join(settings.data)] = cases, load_prompts(PROMPTS, data.label_set, data.classes)
     parts = []
     for source, (cases, prompts) in sources.items():
         for case in tqdm(cases, desc=source, unit="recording", total=settings.records, disable=runtime.rank != 0):
             for name, pair in models.items():
-                # An untrained twin is measured by the same texts; every model scales recordings by itself alike.
                 measured = measure_case(*pair, case, prompts, methods, settings.seed)
                 parts += [_row(source, case, name, *key, one) for key, one in measured.items()]
     frame = pd.DataFrame(parts)
