@@ -57,6 +57,8 @@ class Evidence:
         spans: (start s, end s, share of the evidence) of what is shown, in the order of time.
         leads: share of the evidence by lead; all alike where the method knows no leads (`attention`, `contribution`).
         beats: `{"time": s, "start": s, "end": s, "weight": share}` of each beat, where beats were given.
+        shown_leads: the leads, strongest first until half of the fall is reached, in which removing the shown stretch
+            is enough; all where the method knows no leads.
         weights: (leads, frames) float32, at least 0, sum 1 (0 where there is nothing to show); a frame is `FRAME` s.
         faithfulness: `removed_s`, `score`, `without` (the score without the shown stretch, in all leads),
             `without_in_leads` (in the shown leads alone), `without_elsewhere` (without as much elsewhere, the mean of
@@ -69,19 +71,9 @@ class Evidence:
     spans: list[tuple[float, float, float]] = field(default_factory=list)
     leads: dict[str, float] = field(default_factory=dict)
     beats: list[dict[str, float]] = field(default_factory=list)
+    shown_leads: list[str] = field(default_factory=list)
     weights: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     faithfulness: dict = field(default_factory=dict)
-
-    @property
-    def shown_leads(self) -> list[str]:
-        """The fewest leads with half of the evidence, in the model's order; all where all count alike."""
-        ranked = sorted(self.leads, key=lambda lead: -self.leads[lead])
-        total, chosen = 0.0, 0.0
-        for lead in ranked:
-            if total >= SHOWN_SHARE * sum(self.leads.values()):
-                break
-            total, chosen = total + self.leads[lead], self.leads[lead]
-        return [lead for lead, weight in self.leads.items() if weight > 0 and weight >= chosen * (1 - 1e-4)]
 
     @property
     def sentence(self) -> str:
@@ -463,21 +455,44 @@ def is_faithful(score: float, without: float, without_elsewhere: Sequence[float]
 
 
 def measure_faithfulness(
-    recording: Recording, shown: np.ndarray, leads: Sequence[bool], text: int, draws: int = DRAWS, seed: int = 0
-) -> dict:
-    """Removes what is shown (frames,), also in the shown leads alone, and as much elsewhere; see `Evidence`."""
+    recording: Recording, shown: np.ndarray, text: int, draws: int = DRAWS, seed: int = 0
+) -> dict[str, float | bool]:
+    """Removes what is shown (frames,), and as much elsewhere; see `Evidence.faithfulness`."""
     rng = np.random.default_rng(seed)
     masks = [np.zeros_like(shown), shown, *(elsewhere(shown, recording.recorded, rng) for _ in range(draws))]
     score, without, *others = recording.scores(np.stack(masks)[:, None])[:, text].tolist()
-    in_leads = recording.scores(shown & np.asarray(leads)[None, :, None])[0, text].item()
     return {
         "removed_s": float(shown.sum() * FRAME),
         "score": score,
         "without": without,
-        "without_in_leads": in_leads,
         "without_elsewhere": float(np.mean(others)),
         "faithful": bool(shown.any()) and is_faithful(score, without, others),
     }
+
+
+def enough_leads(
+    recording: Recording, shown: np.ndarray, shares: np.ndarray, text: int, score: float, without: float
+) -> tuple[np.ndarray, float]:
+    """Finds leads in which removing the shown stretch reaches half of what removing it in all of them does.
+
+    Leads share what they see, so that the strongest alone may not matter: they are removed one after the other.
+
+    Args:
+        shares: (leads,), the evidence of each; where all count alike, none comes before another, and all are needed.
+
+    Returns:
+        (leads,) bool, and the score without the stretch in these leads.
+    """
+    order = np.flatnonzero(recording.present.cpu().numpy())
+    order = order[np.argsort(-shares[order], kind="stable")]
+    some = np.zeros((len(order), len(shares)), dtype=bool)
+    for count in range(len(order)):
+        some[count:, order[count]] = True
+    scores = recording.scores(some[:, :, None] & shown)[:, text]
+    enough = score - scores >= SHOWN_SHARE * (score - without)
+    alike = np.ptp(shares[order]) <= 1e-6
+    count = len(order) - 1 if alike or without >= score else int(enough.argmax())
+    return some[count], float(scores[count])
 
 
 def embed_texts(model, input_ids, attention_mask=None, sentence_ids=None, groups: Sequence[int] | None = None):
@@ -553,8 +568,9 @@ def _evidence(recording: Recording, number: int, text: str, method: str, weights
             by_beat.append({"time": float(time), "start": float(start), "end": float(stop), "weight": weight})
     present = recording.present.tolist()
     leads = {lead: float(row.sum()) for lead, row, there in zip(LEADS, weights, present, strict=False) if there}
-    evidence = Evidence(text, 0.0, method, spans, leads, by_beat, weights)
-    shown_leads = [lead in evidence.shown_leads for lead in LEADS[: len(present)]]
-    evidence.faithfulness = measure_faithfulness(recording, shown, shown_leads, number, draws, seed)
-    evidence.score = evidence.faithfulness["score"]
-    return evidence
+    facts = measure_faithfulness(recording, shown, number, draws, seed)
+    shares = weights.sum(axis=1)
+    enough, in_leads = enough_leads(recording, shown, shares, number, facts["score"], facts["without"])
+    shown_leads = [lead for lead, there in zip(LEADS, enough, strict=False) if there and shown.any()]
+    facts = facts | {"without_in_leads": in_leads}
+    return Evidence(text, facts["score"], method, spans, leads, by_beat, shown_leads, weights, facts)

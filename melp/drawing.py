@@ -335,7 +335,7 @@ def _legend(axes, top: float, tints: Sequence[Tint]):
         axes.text(LEFT + 4.5, at, tint.title, fontsize=3.0 * POINTS, weight="bold", color=tint.colour, va="center")
         at -= LINE
         if tint.note:
-            axes.text(LEFT + 4.5, at, tint.note, fontsize=2.7 * POINTS, va="center")
+            axes.text(LEFT + 4.5, at, tint.note, fontsize=2.5 * POINTS, va="center")
             at -= LINE
         at -= 0.8
 

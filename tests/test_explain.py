@@ -14,6 +14,7 @@ from explain_melp import (
     Recording,
     beat_bounds,
     elsewhere,
+    enough_leads,
     is_faithful,
     local_level,
     query_attention,
@@ -95,6 +96,7 @@ def test_every_attribution_spreads_the_evidence_over_leads_and_time(model, proce
         assert one.weights.sum() == pytest.approx(1.0, abs=1e-4) or not one.spans
         assert list(one.leads) == list(LEADS) and sum(one.leads.values()) == pytest.approx(one.weights.sum(), abs=1e-4)
         assert sum(beat["weight"] for beat in one.beats) == pytest.approx(one.weights.sum(), abs=1e-3)
+        assert set(one.shown_leads) <= set(LEADS) and bool(one.shown_leads) == bool(one.spans)
         assert sum(stop - start for start, stop, _ in one.spans) == pytest.approx(one.faithfulness["removed_s"])
         assert json.loads(json.dumps(one.to_json()))["faithfulness"]["sentence"] == one.sentence
 
@@ -171,10 +173,20 @@ def test_a_print_stays_absent_where_it_has_no_trace(processor):
     assert not level[absent & (values == 0)].any() and level[~absent].abs().max() > 0
 
 
-def test_the_leads_shown_are_the_fewest_with_half_of_the_evidence():
-    evidence = Evidence("", 0.5, "masking", leads={"I": 0.1, "II": 0.4, "V1": 0.3, "V2": 0.2})
-    assert evidence.shown_leads == ["II", "V1"]
-    assert Evidence("", 0.5, "attention", leads=dict.fromkeys(LEADS, 1 / 12)).shown_leads == list(LEADS)
+def test_leads_are_shown_until_removing_in_them_is_enough(model, processor):
+    inputs = inputs_of(processor, spikes())
+    summing = Summing(model.config, lead=7, start=5.8, stop=6.2)
+    text = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2]]), dim=-1)
+    recording = Recording(summing, inputs["input_values"], None, text)
+    shown = np.zeros(recording.frames, dtype=bool)
+    shown[round(5.8 / FRAME) : round(6.2 / FRAME)] = True
+    score, without = recording.scores(np.stack([~shown & shown, shown])[:, None])[:, 0]
+    shares = np.linspace(0.01, 0.15, 12)
+    shares[[3, 7]] = 0.3, 0.2
+    leads, in_leads = enough_leads(recording, shown, shares, 0, score, without)
+    assert [LEADS[index] for index in np.flatnonzero(leads)] == [LEADS[3], LEADS[7]]  # the first alone does nothing
+    assert in_leads == pytest.approx(without, abs=1e-3)
+    assert enough_leads(recording, shown, np.full(12, 1 / 12), 0, score, without)[0].all()
 
 
 def test_the_sentence_says_what_removing_does():
@@ -182,7 +194,7 @@ def test_the_sentence_says_what_removing_does():
     evidence = Evidence("", 0.91, "masking", spans=[(1.0, 2.2, 0.5)], faithfulness=facts)
     said = "removing the shown 1.2 s lowers the score from 0.91 to 0.22; removing as much elsewhere leaves 0.90"
     assert evidence.sentence == said
-    evidence.leads, facts["without_in_leads"] = {"I": 0.9, "II": 0.1}, 0.45
+    evidence.leads, evidence.shown_leads, facts["without_in_leads"] = {"I": 0.9, "II": 0.1}, ["I"], 0.45
     said = said.replace("to 0.22", "to 0.22 (in the shown leads alone to 0.45)")
     assert evidence.sentence == said
     evidence.faithfulness["faithful"] = False

@@ -12,7 +12,7 @@ import torch
 from explain_melp import METHOD, Evidence
 from melp.explain import explain_recording
 from melp.explain.beats import find_beats
-from melp.explain.sheets import draw_evidence
+from melp.explain.sheets import draw_evidence, leads_in_words
 from melp.files import write_atomically
 from melp.models import load_model, load_processor, model_folder
 from melp.names import name_hash
@@ -162,11 +162,12 @@ def as_text(item: Item, draft: str | None, evidence: list[Evidence], beats: Sequ
         lines += textwrap.wrap(f"draft, to be checked: {draft or '(empty)'}", 112, initial_indent="  ")
     lines.append(f"  {len(beats)} beats found; evidence by {evidence[0].method if evidence else '-'}")
     width = min(48, max([4, *(len(one.text) for one in evidence)]))
-    lines.append(f"  {'text':{width}}  score  {'leads':20}  seconds")
-    for one in evidence:
-        leads = "all" if len(one.shown_leads) == len(one.leads) else ", ".join(one.shown_leads) or "-"
+    leads = [leads_in_words(one) for one in evidence]
+    wide = max([5, *map(len, leads)])
+    lines.append(f"  {'text':{width}}  score  {'leads':{wide}}  seconds")
+    for one, where in zip(evidence, leads, strict=True):
         text = textwrap.shorten(one.text, width, placeholder="...")
-        lines.append(f"  {text:{width}}  {one.score:5.2f}  {leads:20}  {seconds_of(one.spans, item.starts[0])}")
+        lines.append(f"  {text:{width}}  {one.score:5.2f}  {where:{wide}}  {seconds_of(one.spans, item.starts[0])}")
         numbers = beats_of(one)
         said = one.sentence + (f"; beats {', '.join(map(str, numbers))}" if numbers else "")
         lines += textwrap.wrap(said, 108, initial_indent="      ", subsequent_indent="      ")

@@ -15,7 +15,7 @@ from signal_melp import LEADS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE_LETTERS, NOTE_LETTERS = 125, 160  # of a line of the legend
+TITLE_LETTERS, NOTE_LETTERS = 125, 168  # of a line of the legend
 
 
 def draw_evidence(item: Item, evidence: list[Evidence], layout: str, rate: float) -> "list[Figure]":
@@ -58,19 +58,26 @@ def _as_read(item: Item, signal: np.ndarray, leads: list[str], rate: float) -> n
 
 def tint_of(evidence: Evidence, colour: str, start: float = 0.0) -> Tint:
     """Returns how evidence is drawn: its leads where it is shown, paler where it is not faithful."""
-    leads, shown = evidence.shown_leads, ", ".join(f"{start + a:.1f}-{start + b:.1f}" for a, b, _ in evidence.spans)
-    where = "all leads" if len(leads) == len(evidence.leads) else ", ".join(leads)
+    shown = ", ".join(f"{start + a:.1f}-{start + b:.1f}" for a, b, _ in evidence.spans)
     title = textwrap.shorten(evidence.text, 70, placeholder="...").rstrip(".") + f" · score {evidence.score:.2f}"
     if evidence.spans:
-        title += f" · {where} · {shown} s"
+        title += f" · {leads_in_words(evidence)} · {shown} s"
     return Tint(
         colour,
         [span[:2] for span in evidence.spans],
-        leads,
+        evidence.shown_leads,
         textwrap.shorten(title, TITLE_LETTERS, placeholder="..."),
         textwrap.shorten(_capital(evidence.sentence), NOTE_LETTERS, placeholder="..."),
         sure=bool(evidence.faithfulness.get("faithful")),
     )
+
+
+def leads_in_words(evidence: Evidence) -> str:
+    """Returns "V2, V3", "all leads", or "all leads but III, aVF", whichever is shorter."""
+    shown, others = evidence.shown_leads, [lead for lead in evidence.leads if lead not in evidence.shown_leads]
+    if not others:
+        return "all leads"
+    return ", ".join(shown) or "-" if len(shown) <= len(others) else f"all leads but {', '.join(others)}"
 
 
 def _capital(text: str) -> str:

@@ -11,7 +11,7 @@ from melp.evaluation.settings import ATTRIBUTIONS
 from melp.explain import explain_recording
 from melp.explain.__main__ import main
 from melp.explain.run import beats_of, read_items, seconds_of
-from melp.explain.sheets import draw_evidence, tint_of
+from melp.explain.sheets import draw_evidence, leads_in_words, tint_of
 from melp.notice import NOTICE
 from melp.predict.reading import Reading
 from melp.synthetic import corpus
@@ -121,9 +121,14 @@ def test_of_a_print_only_what_the_model_read_is_shown(folder, simulated, tmp_pat
 def test_what_is_shown_is_put_in_words():
     beats = [{"time": at, "start": at - 0.4, "end": at + 0.6, "weight": 0.1} for at in (1.0, 2.0, 3.0)]
     evidence = Evidence("a.", 0.5, "masking", spans=[(1.9, 2.1, 0.6)], beats=beats, leads={"I": 0.9, "II": 0.1})
+    evidence.shown_leads = ["I"]
     scores = {"score": 0.5, "without": 0.4, "without_in_leads": 0.45, "without_elsewhere": 0.5}
     evidence.faithfulness = {"removed_s": 0.2, **scores, "faithful": False}
     assert beats_of(evidence) == [2] and seconds_of(evidence.spans, 10.0) == "11.9-12.1 s" and seconds_of([]) == "-"
     tint = tint_of(evidence, "#000000", 10.0)
     assert tint.title == "a · score 0.50 · I · 11.9-12.1 s" and tint.leads == ["I"] and not tint.sure
     assert tint.note.startswith("Not faithful here") and tint.spans == [(1.9, 2.1)]
+    evidence.leads, evidence.shown_leads = dict.fromkeys(LEADS, 1 / 12), list(LEADS[:10])
+    assert leads_in_words(evidence) == "all leads but V5, V6"
+    evidence.shown_leads = list(LEADS)
+    assert leads_in_words(evidence) == "all leads"
