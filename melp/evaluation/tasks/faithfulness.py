@@ -29,7 +29,8 @@ from melp.synthetic import corpus
 from melp.synthetic.places import PLACES, Place, place_of
 from processing_melp import scale_ecg
 
-SIMULATED, WORLD = "simulated", 977  # the seed of the simulated patients: no recipe trains on these
+SIMULATED, STORED = "simulated", "data"  # the recordings measured
+WORLD = 977  # the seed of the simulated patients: no recipe trains on these
 SCANNED = 60  # simulated recordings that are looked at, at most, for each one that is measured
 
 
@@ -102,7 +103,7 @@ def run(settings: Faithfulness, runtime: Runtime) -> Results:
     if settings.data:
         data = _open(settings)
         cases = stored_cases(data, settings.split, processor, settings.records, settings.seed)
-        sources[", ".join(settings.data)] = cases, load_prompts(PROMPTS, data.label_set, data.classes)
+        sources[STORED] = cases, load_prompts(PROMPTS, data.label_set, data.classes)
     parts = []
     for source, (cases, prompts) in sources.items():
         for case in tqdm(cases, desc=source, unit="recording", total=settings.records, disable=runtime.rank != 0):
@@ -221,7 +222,7 @@ def _add_faithfulness(results: Results, settings: Faithfulness, source: str, par
         "insertion_less_deletion": ("insertion less deletion", True),
         "faithful": ("faithful", True),
     }
-    _add_rows(results, settings, f"Faithfulness, {source if not place else 'data'}", part, models, columns, place)
+    _add_rows(results, settings, f"Faithfulness, {source}", part, models, columns, place)
     for method in settings.methods:
         rows = part[(part["method"] == method) & (part["model"] == "model")]
         for column in ("removed_s", "score", "without", "without_elsewhere"):
@@ -243,7 +244,7 @@ def _add_localisation(results: Results, settings: Faithfulness, title: str, part
         "pointing": ("strongest 0.2 s in the truth", True),
         "inside": ("evidence in it", True),
         "chance": ("time in it", False),
-        "lead_pointing": ("strongest lead in its leads", True),
+        "lead_pointing": ("strongest lead in its leads", False),
         "leads_inside": ("evidence in its leads", True),
         "lead_chance": ("its leads among twelve", False),
     }
