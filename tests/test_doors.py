@@ -75,6 +75,8 @@ def test_a_wrong_option_needs_nothing_heavy(name):
         ["predict.py", "./nowhere.dcm", "--model", "ID"],
         ["predict.py", "README.md", "--model", "./nowhere"],
         ["-m", "melp.predict", "README.md", "--model", "ID", "--output", "README.md"],
+        ["-m", "melp.explain", "./nowhere.dcm", "--model", "ID"],
+        ["-m", "melp.explain", "README.md", "--model", "./nowhere"],
         ["-m", "melp.prepare", "ptbxl", "--root", "./nowhere", "--output", "out", "--workers", "-3"],
     ],
     ids=lambda arguments: " ".join(arguments[:4]),

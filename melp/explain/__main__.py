@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from melp.evaluation.settings import ATTRIBUTIONS
-
-ROOT = Path(__file__).resolve().parents[2]
+from melp.explain.options import Options, check_files
+from melp.predict.options import Reading, default_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="ECG files of any format, FILE#RECORD of a stack, FOLDER#RECORD of a prepared folder",
     )
-    add("--model", metavar="DIR_OR_ID", help="folder, ID or ID@REVISION (default: the model of this clone)")
+    add("--model", metavar="DIR_OR_ID", help="folder, ID or ID@REVISION (default: that of this repository)")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--findings", metavar="LIST", help='findings in words: "atrial fibrillation,long QT"')
     asked.add_argument("--report", metavar="TEXT", help="a report, whose sentences are explained")
@@ -54,24 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None):
     values = vars(build_parser().parse_args(arguments))
-    if values["model"] is None:
-        if not (ROOT / "model.safetensors").is_file():
-            sys.exit("melp.explain: there is no model in this clone: name one with --model.")
-        values["model"] = str(ROOT)
-    beats, method = values.pop("beats"), values.pop("method")
-    from explain_melp import METHOD  # torch and all that it takes, which --help can do without
-    from melp.explain.queries import report_queries
-    from melp.explain.run import Options, run
-    from melp.predict.reading import Reading
-
     try:
         leads = values.pop("leads")
         reading = Reading(
             leads=None if leads is None else tuple(leads),
             **{name: values.pop(name) for name in ("sampling_rate", "unit", "start", "layout")},
         )
-        options = Options(reading=reading, method=method or METHOD, **values)
-        (report_queries if beats else run)(options)
+        values["model"] = values["model"] or default_model()
+        options = Options(reading=reading, **values)
+        check_files(options)
+
+        from melp.explain.run import run  # torch and all that it takes
+
+        run(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"melp.explain: {error}")
     except KeyboardInterrupt:

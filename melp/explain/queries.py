@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +20,6 @@ from melp.predict.reading import Item, picture_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from melp.explain.run import Options
 
 # Seconds from the R peak; ST-T ends at 60% of the interval to the next one at the latest.
 WAVES = {"P": (-0.24, -0.06), "QRS": (-0.06, 0.06), "ST-T": (0.06, 0.42)}
@@ -113,26 +112,6 @@ def measure_item(model, item: Item) -> QueryReport:
 # ------------------------------------------------------------------------------------------------------------- output
 
 
-def report_queries(options: "Options"):
-    """Reports on every recording, and on all of them together; with an output folder, writes pictures and JSON.
-
-    Raises:
-        ValueError: naming the model or file that cannot be used.
-    """
-    from melp.explain.run import load, read_items
-
-    model, processor = load(options.model)
-    print(NOTICE)
-    reports = {}
-    for source in options.sources:
-        for item in read_items(source, processor.feature_extractor, options.reading):
-            report = reports[item.path] = measure_item(model, item)
-            print("\n" + as_text(item, report))
-            if options.output is not None:
-                print(f"  written to {options.output}: {', '.join(_write(options, item, report))}")
-    print("\n" + summary(list(reports.values())))
-
-
 def as_text(item: Item, report: QueryReport) -> str:
     """Returns a recording's queries as a table for the screen."""
     names = [*WAVES, REST]
@@ -180,13 +159,14 @@ def _between(reports: list[QueryReport]) -> list[float]:
     return [float(np.nanmean(np.corrcoef(rows)[pairs])) for rows in stacked]
 
 
-def _write(options: "Options", item: Item, report: QueryReport) -> list[str]:
-    options.output.mkdir(parents=True, exist_ok=True)
+def write(item: Item, report: QueryReport, model: str, output: Path) -> list[str]:
+    """Writes JSON and a picture in three forms, and returns their names."""
+    output.mkdir(parents=True, exist_ok=True)
     name = f"{picture_name(item.path, name_hash(item.path))}-beats"
     content = {
         "notice": NOTICE,
         "record": item.record,
-        "model": options.model,
+        "model": model,
         "beats_s": [round(beat, 3) for beat in report.beats],
         "frame_s": FRAME,
         "overlap": round(report.mean_overlap, 4),
@@ -201,10 +181,10 @@ def _write(options: "Options", item: Item, report: QueryReport) -> list[str]:
             for number, row in enumerate(report.attention)
         ],
     }
-    write_atomically(options.output / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(output / f"{name}.json", json.dumps(content, indent=1) + "\n")
     sheet = draw_queries(item, report)
     for form in ("png", "svg", "pdf"):
-        write_atomically(options.output / f"{name}.{form}", lambda path, f=form: sheet.savefig(path, format=f))
+        write_atomically(output / f"{name}.{form}", lambda path, f=form: sheet.savefig(path, format=f))
     return [f"{name}.json", f"{name}.{{png,svg,pdf}}"]
 
 

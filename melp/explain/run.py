@@ -1,44 +1,33 @@
 """A run of `python -m melp.explain`: recordings in; a table, sheets and JSON out."""
 
 import json
+import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from explain_melp import METHOD, Evidence
-from melp.explain import explain_recording
+from explain_melp import Evidence
+from melp.explain import explain_recording, queries
 from melp.explain.beats import find_beats
+from melp.explain.options import Options
 from melp.explain.sheets import draw_evidence, leads_in_words
 from melp.files import write_atomically
 from melp.models import load_model, load_processor, model_folder
 from melp.names import name_hash
 from melp.notice import NOTICE
+from melp.predict.options import Reading
 from melp.predict.paths import list_recordings
 from melp.predict.predictor import choose_findings
-from melp.predict.reading import Item, Reading, Recordings, picture_name
+from melp.predict.reading import Item, Recordings, picture_name
 from modeling_melp import MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences
 from signal_melp import EcgBlock
 
 FORMS = ("png", "svg", "pdf")
 LAYOUTS = ("3x4", "12x1")
-
-
-@dataclass
-class Options:
-    """Holds the options of `python -m melp.explain`, see its --help."""
-
-    sources: list[str]
-    model: str
-    findings: str | None = None
-    report: str | None = None
-    method: str = METHOD
-    output: Path | None = None
-    reading: Reading = field(default_factory=Reading)
 
 
 def load(source: str) -> tuple[MelpModel, MelpProcessor]:
@@ -53,21 +42,17 @@ def load(source: str) -> tuple[MelpModel, MelpProcessor]:
     return model, load_processor(source)
 
 
-def read_items(source: str, extractor: MelpFeatureExtractor, reading: Reading) -> list[Item]:
+def read_items(source: str, extractor: MelpFeatureExtractor, reading: Reading) -> Iterable[Item]:
     """Reads the recordings that a path names, or FOLDER#RECORD of a prepared folder; their first windows are used.
 
     Raises:
-        ValueError: naming what cannot be read and why.
+        ValueError: where a prepared folder has no such recording; of files that cannot be read, the item says why.
     """
     folder, _, record = source.rpartition("#")
     if (Path(folder) / "dataset_dict.json").is_file():
         return [_prepared_item(folder, record, extractor, source)]
     recordings = Recordings(list_recordings([source]), extractor, reading, keep_block=True)
-    items = [recordings[index] for index in range(len(recordings))]
-    for item in items:
-        if item.error:
-            raise ValueError(f"{item.path}: {item.error}")
-    return items
+    return (recordings[index] for index in range(len(recordings)))
 
 
 def _prepared_item(folder: str, record: str, extractor: MelpFeatureExtractor, source: str) -> Item:
@@ -103,18 +88,37 @@ def texts_of(options: Options, draft: str | None) -> list[str] | dict[str, Seque
 
 
 def run(options: Options):
-    """Explains every recording: prints a table, and writes sheets and JSON where there is an output folder.
+    """Explains every recording, or reports on the beat queries; on the screen, and in the output folder.
 
     Raises:
-        ValueError: naming the option, model or file that cannot be used.
+        ValueError: naming the option or model that cannot be used, or, at the end, a recording that could not be read.
     """
-    if options.report is not None and not split_sentences(options.report):
-        raise ValueError("--report has no sentence.")
     model, processor = load(options.model)
     print(NOTICE)
+    failed, reports = [], []
     for source in options.sources:
         for item in read_items(source, processor.feature_extractor, options.reading):
-            _explain_item(options, model, processor, item)
+            if item.error:
+                failed.append(f"{item.path}: {item.error}")
+                print(f"\n{failed[-1]}", file=sys.stderr)
+            elif options.beats:
+                reports.append(_report_queries(options, model, item))
+            else:
+                _explain_item(options, model, processor, item)
+    if reports:
+        print("\n" + queries.summary(reports))
+    if failed:
+        more = f" (and {len(failed) - 1} more recordings that could not be read)" if len(failed) > 1 else ""
+        raise ValueError(failed[0] + more)
+
+
+def _report_queries(options: Options, model: MelpModel, item: Item) -> queries.QueryReport:
+    report = queries.measure_item(model, item)
+    print("\n" + queries.as_text(item, report))
+    if options.output is not None:
+        files = queries.write(item, report, options.model, options.output)
+        print(f"  written to {options.output}: {', '.join(files)}")
+    return report
 
 
 def _explain_item(options: Options, model: MelpModel, processor: MelpProcessor, item: Item):

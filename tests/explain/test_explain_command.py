@@ -13,7 +13,7 @@ from melp.explain.__main__ import main
 from melp.explain.run import beats_of, read_items, seconds_of
 from melp.explain.sheets import draw_evidence, leads_in_words, tint_of
 from melp.notice import NOTICE
-from melp.predict.reading import Reading
+from melp.predict.options import Reading
 from melp.synthetic import corpus
 from signal_melp import LEADS
 
@@ -91,6 +91,9 @@ def test_mistakes_end_the_command_in_a_sentence(folder, tmp_path):
         main([str(tmp_path / "none.csv"), "--model", str(folder / "model")])
     with pytest.raises(SystemExit, match="--report has no sentence"):
         explain(folder, "--report", " ")
+    (tmp_path / "no-ecg.txt").write_text("nothing")
+    with pytest.raises(SystemExit, match="no-ecg.txt"):
+        main([str(tmp_path / "no-ecg.txt"), "--model", str(folder / "model")])
     tiny_model().ecg_model.save_pretrained(tmp_path / "tower")
     with pytest.raises(SystemExit, match="no text tower"):
         main([str(folder / "ecg.csv"), "--model", str(tmp_path / "tower")])
