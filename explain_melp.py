@@ -450,7 +450,7 @@ def elsewhere(shown: np.ndarray, recorded: np.ndarray, rng: np.random.Generator)
 
 
 def is_faithful(score: float, without: float, without_elsewhere: Sequence[float]) -> bool:
-    """Whether removing what is shown costs a tenth of the score or more, and more than each removal elsewhere."""
+    """Returns whether removing it costs a tenth of the score or more, and more than each removal elsewhere."""
     return score > 0 and score - without >= LEAST_FALL * score and without < min(without_elsewhere)
 
 

@@ -477,7 +477,8 @@ class MelpEcgModel(MelpPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> MelpEcgModelOutput:
-        r"""
+        r"""Encodes ECGs.
+
         Args:
             input_values: (batch, leads, samples), leads in the order I, II, III, aVR, aVF, aVL, V1..V6, scaled by the
                 processor; a missing lead is a row of zeros. Any length of at least one frame (16 samples).
@@ -585,7 +586,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
     def get_ecg_features(
         self, input_values: torch.FloatTensor, lead_mask: torch.BoolTensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        r"""
+        r"""Embeds ECGs.
+
         Args:
             input_values, lead_mask: (batch, leads, samples) and (batch, leads), see [`MelpEcgModel`].
 
@@ -605,7 +607,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
     def get_text_features(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        r"""
+        r"""Embeds reports.
+
         Args:
             input_ids: (batch, tokens), [BOS] report [SEP], padded on the right; the model appends [CLS].
             attention_mask: (batch, tokens), 1 for real tokens; from `pad_token_id` where it is left out.
@@ -621,9 +624,8 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         )
 
     def explain(self, input_values: torch.FloatTensor, input_ids: torch.LongTensor, **options) -> list[Evidence]:
-        r"""
-        Finds which stretch of time and which leads of one recording carry its similarity with each of some texts, and
-        whether removing them lowers it; see `explain_melp.py`.
+        r"""Finds which stretch of time and which leads of a recording carry its similarity with each of some texts,
+        and whether removing them lowers it; see `explain_melp.py`.
 
         Args:
             input_values: (1, leads, samples); input_ids: (texts, tokens). What the processor makes of a recording and
@@ -687,8 +689,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         return_loss: bool | None = None,
         **kwargs,
     ) -> MelpOutput:
-        r"""
-        Embeds ECGs, reports, or pairs of both; pairs also give caption logits and the three losses.
+        r"""Embeds ECGs, reports, or pairs of both; pairs also give caption logits and the three losses.
 
         Args:
             input_values, lead_mask: (batch, leads, samples) and (batch, leads), see [`MelpEcgModel`].
@@ -806,7 +807,8 @@ class MelpForEcgClassification(MelpPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        r"""
+        r"""Scores ECGs.
+
         Args:
             input_values, lead_mask: (batch, leads, samples) and (batch, leads), see [`MelpEcgModel`].
             labels: (batch, num_labels) 0 or 1, findings that can occur together (binary cross entropy, NaN where a

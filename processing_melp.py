@@ -78,7 +78,7 @@ MAX_WINDOWS = 10_000  # of a record: 2.4 GB; a day's Holter by tens of seconds h
 
 
 def scale_minmax(input_values: torch.Tensor, lead_mask: torch.Tensor) -> torch.Tensor:
-    """Each record to [0, 1] by one minimum and maximum over its present leads; absent leads become 0.
+    """Scales each record to [0, 1] by one minimum and maximum over its present leads; absent leads become 0.
 
     Samples padded at 0 mV take part, as in the original (its CPSC2018 loader pads, then scales), so padding is not 0
     afterwards. The amplitude is lost: see `scale_millivolt`.
@@ -95,7 +95,7 @@ def scale_minmax(input_values: torch.Tensor, lead_mask: torch.Tensor) -> torch.T
 
 
 def scale_millivolt(input_values: torch.Tensor, lead_mask: torch.Tensor) -> torch.Tensor:
-    """The signal in mV as it is (nothing is clipped); absent leads become 0. Shapes as in `scale_minmax`."""
+    """Returns the signal in mV as it is (nothing is clipped); absent leads become 0. Shapes as in `scale_minmax`."""
     return input_values.masked_fill(~(lead_mask if lead_mask.ndim == 3 else lead_mask[:, :, None]), 0.0)
 
 
@@ -103,7 +103,7 @@ SCALINGS = {"minmax": scale_minmax, "millivolt": scale_millivolt}
 
 
 def scale_ecg(input_values: torch.Tensor, lead_mask: torch.Tensor, scaling: str = "minmax") -> torch.Tensor:
-    """mV (batch, leads, samples) to what the encoder reads; `scaling` is a name in `SCALINGS`."""
+    """Scales mV (batch, leads, samples) to what the encoder reads; `scaling` is a name in `SCALINGS`."""
     return _one_of("scaling", scaling, SCALINGS)(input_values, lead_mask)
 
 
@@ -745,7 +745,7 @@ def _joined(text: str) -> str:
 
 
 def with_bos(tokenizer):
-    """A BERT tokenizer with [BOS], which the report decoder starts with, as its last id."""
+    """Returns a BERT tokenizer with [BOS], which the report decoder starts with, as its last id."""
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": "[BOS]"})
     return tokenizer

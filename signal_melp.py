@@ -64,7 +64,8 @@ _EXTRA_NAME = re.compile(
 
 
 def canonical_lead(name: str) -> str | None:
-    """The name in `LEADS` of a lead, whatever its case and usual prefix; None for a known channel not among them.
+    """Returns the name in `LEADS` of a lead, whatever its case and usual prefix; None for a known channel not among
+    them.
 
     Raises:
         ValueError: the name is unknown.
@@ -85,7 +86,7 @@ def _canonical_lead(name: str) -> str | None:
 
 
 def canonical_leads(names: Sequence[str], record: str = "record") -> list[str | None]:
-    """`canonical_lead` of every name, each lead at most once.
+    """Returns `canonical_lead` of every name, each lead at most once.
 
     Raises:
         ValueError: naming the record, for an unknown or repeated lead, or when no lead is left.

@@ -121,7 +121,7 @@ def explaining_full_disk(folder: Path, what_to_do: str = "make room and start th
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came from, is that of a full disk or an exhausted quota."""
+    """Returns whether an exception, or one that it came from, is that of a full disk or an exhausted quota."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

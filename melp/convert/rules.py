@@ -31,12 +31,12 @@ def same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def transpose(tensor: torch.Tensor) -> torch.Tensor:
-    """The original multiplies row vectors by this matrix; a Linear layer holds its transpose."""
+    """Transposes a matrix that the original multiplies row vectors by: a Linear layer holds it the other way."""
     return tensor.t().contiguous()
 
 
 def swap_leads(tensor: torch.Tensor) -> torch.Tensor:
-    """fairseq-signals orders the leads ..., aVR, aVL, aVF, ...; MELP, as MIMIC-IV-ECG does, ..., aVR, aVF, aVL, ..."""
+    """Exchanges aVL and aVF: fairseq-signals has aVR, aVL, aVF, MELP (as MIMIC-IV-ECG) aVR, aVF, aVL."""
     if tensor.shape[1] != 12:
         raise ValueError(f"the first convolution reads {tensor.shape[1]} leads; only 12 have a known order.")
     return tensor[:, [0, 1, 2, 3, 5, 4, *range(6, 12)]].contiguous()
@@ -56,7 +56,7 @@ class Rule:
         return "{qkv}" in self.target and "{qkv}" not in self.source
 
     def targets(self, fields: dict[str, str]) -> list[str]:
-        """Our names; of a stacked tensor those of query, key and value."""
+        """Returns our names; of a stacked tensor those of query, key and value."""
         names = ({**fields, "qkv": name} for name in "qkv") if self.stacked else (fields,)
         return [self.target.format(**values) for values in names]
 
@@ -85,7 +85,7 @@ def row(source: str, target: str, tensor: torch.Tensor, note: str = "") -> Row:
 
 
 def map_state_dict(state_dict: Tensors, rules: list[Rule]) -> tuple[Tensors, list[Row]]:
-    """Our tensors and the mapping table, from the original's.
+    """Returns our tensors and the mapping table, from the original's.
 
     Raises:
         ValueError: on keys that no rule knows, or two that fill the same parameter.
@@ -113,7 +113,7 @@ def map_state_dict(state_dict: Tensors, rules: list[Rule]) -> tuple[Tensors, lis
 
 
 def unmap_state_dict(ours: Tensors, rules: list[Rule]) -> tuple[Tensors, list[Row]]:
-    """The original's tensors and the mapping table, from ours: the inverse of [`map_state_dict`]."""
+    """Returns the original's tensors and the mapping table, from ours: the inverse of [`map_state_dict`]."""
     parts, table = {}, []
     for name, tensor in ours.items():
         rule, fields = _rule_back(name, ours, rules)

@@ -110,7 +110,7 @@ def open_part(path: str):
 
 
 def read(item: dict) -> EcgRecord:
-    """Only this exam's row is read from its part."""
+    """Reads one exam: only its row of its part."""
     with reading(item["record"]):
         tracing = open_part(item["path"])["tracings"][item["row"]]
     used = np.flatnonzero(tracing.any(axis=1))

@@ -52,7 +52,7 @@ def inputs(root, *, splits: str | None = None, **_) -> list[Path]:
 
 
 def find_reference(root) -> list[Path]:
-    """The competition's table of labels, or nothing."""
+    """Returns the path of the competition's table of labels, or None."""
     return sorted(Path(root).rglob("REFERENCE.csv"))[:1]
 
 

@@ -65,7 +65,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
 
 
 def condition_names(root) -> dict[str, str]:
-    """English names of codes: this package's, and the database's own table for others."""
+    """Returns English names of codes: this package's, and the database's own table for others."""
     path = Path(root) / CONDITIONS
     if not path.is_file():
         return NAMES

@@ -139,7 +139,7 @@ def join_reports(texts: pa.Table) -> pa.ChunkedArray:
 
 
 def measure(texts: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Heart rate (bpm), intervals (ms) and QRS axis (degrees); null where one is not measured or not positive."""
+    """Returns heart rate (bpm), intervals (ms) and QRS axis (degrees); null where not measured or not positive."""
     points = {}
     for name in _MEASURED:
         if name in texts.column_names:

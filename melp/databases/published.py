@@ -53,7 +53,7 @@ def table_files(folder: str | Path, database: str) -> list[Path]:
 
 
 def record_key(name: str) -> str:
-    """`records500/00000/00001_hr`, `/chapman/WFDBRecords/20/206/JS20001.mat`, `A0001`: the name without all else."""
+    """Returns the bare name of `records500/00000/00001_hr`, `/chapman/WFDBRecords/20/206/JS20001.mat` or `A0001`."""
     return re.sub(r"_[hl]r$", "", PurePosixPath(name).name.removesuffix(".mat"))
 
 

@@ -32,7 +32,7 @@ class Encoder(Protocol):
 
 
 def names_encoder(source: str) -> bool:
-    """Whether a name is MODULE:CLASS or FILE.py:CLASS, and not a model's."""
+    """Returns whether a name is MODULE:CLASS or FILE.py:CLASS, and not a model's."""
     return _NAME.fullmatch(source) is not None and not Path(source).exists()
 
 

@@ -67,7 +67,7 @@ _RECORDINGS = (0.55, 0.20, 0.12, 0.07, 0.04, 0.02)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Command-line options of this database."""
+    """Adds the command-line options of this database."""
     parser.add_argument("--records", type=int, default=4000, help="synthetic recordings to make")
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic patients")
     parser.add_argument(
@@ -83,7 +83,8 @@ def inputs(root: str | None = None, **_) -> list:
 
 
 def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "textbook") -> pa.Table:
-    """The first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten tests.
+    """Plans the first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten
+    tests.
 
     Raises:
         ValueError: if `records` is below 1 or `seed` below 0, or for an unknown variety.

@@ -239,7 +239,8 @@ def _varied(rng: np.random.Generator, weights: np.ndarray, spread: float = 0.2) 
 
 
 def right_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: bool = True) -> None:
-    """QRS of 120 ms or more (incomplete: 100 to 119), R' in V1 or V2, wide S in I and V6, T against R' [S3].
+    """Blocks the right bundle branch: QRS of 120 ms or more (incomplete: 100 to 119), R' in V1 or V2, wide S in I and
+    V6, T against R' [S3].
 
     The left ventricle's forces keep their time; the right ventricle's come late, to the right and to the front.
     """
@@ -263,8 +264,8 @@ def right_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: bo
 
 
 def left_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: bool = True) -> None:
-    """QRS of 120 ms or more (incomplete: 110 to 119), broad notched R without q in I, aVL, V5 and V6, rS or QS in V1
-    to V3, ST and T against QRS [S3].
+    """Blocks the left bundle branch: QRS of 120 ms or more (incomplete: 110 to 119), broad notched R without q in I,
+    aVL, V5 and V6, rS or QS in V1 to V3, ST and T against QRS [S3].
     """
     size = np.exp(0.25 * rng.standard_normal())
     first = leads8(I=0.30, II=0.20, V1=-0.35, V2=-0.55, V3=-0.15, V4=0.15, V5=0.40, V6=0.45)
@@ -297,7 +298,8 @@ def left_bundle_branch_block(beat: Beat, rng: np.random.Generator, complete: boo
 
 
 def intraventricular_delay(beat: Beat, rng: np.random.Generator) -> None:
-    """QRS above 110 ms without the form of a bundle branch block [S3]: stretched, slurred or notched.
+    """Delays conduction in the ventricles: QRS above 110 ms without the form of a bundle branch block [S3]: stretched,
+    slurred or notched.
 
     Here from 104 ms on, as readers call it.
     """
@@ -315,7 +317,8 @@ def intraventricular_delay(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def left_anterior_fascicular_block(beat: Beat, rng: np.random.Generator) -> None:
-    """Axis of -45 to -90 degrees (here -35 on, as readers call it), qR in aVL, rS in II, III, aVF [S3].
+    """Blocks the left anterior fascicle: axis of -45 to -90 degrees (here -35 on, as readers call it), qR in aVL, rS
+    in II, III, aVF [S3].
 
     The heart is activated from below: the first forces point down and to the right, the rest up and to the left.
     """
@@ -332,7 +335,7 @@ def left_anterior_fascicular_block(beat: Beat, rng: np.random.Generator) -> None
 
 
 def left_posterior_fascicular_block(beat: Beat, rng: np.random.Generator) -> None:
-    """Axis of 90 to 180 degrees, rS in I and aVL, qR in III and aVF [S3]."""
+    """Blocks the left posterior fascicle: axis of 90 to 180 degrees, rS in I and aVL, qR in III and aVF [S3]."""
     layer = beat.qrs[0]
     ramp = np.clip((_positions(layer) - 0.18) / 0.25, 0, 1)
     target = rng.uniform(92, 145)
@@ -349,7 +352,7 @@ PATHWAYS = {  # delta wave by site of the accessory pathway, in mV
 
 
 def preexcitation(beat: Beat, rng: np.random.Generator) -> None:
-    """PR below 120 ms, delta wave, QRS above 110 ms (120 in adults), secondary ST-T [S3]."""
+    """Adds an accessory pathway: PR below 120 ms, delta wave, QRS above 110 ms (adults 120), secondary ST-T [S3]."""
     site = list(PATHWAYS)[rng.integers(len(PATHWAYS))]
     delta = _varied(rng, PATHWAYS[site]) * rng.uniform(0.8, 1.6)
     beat.delta = rng.uniform(0.028, 0.055)
@@ -375,7 +378,9 @@ def _wide(beat: Beat, rows: list[tuple], width: float, rng: np.random.Generator)
 
 
 def paced_beat(beat: Beat, rng: np.random.Generator) -> Beat:
-    """Stimulated in the right ventricle's apex: form of a left bundle branch block with a superior axis [M]."""
+    """Returns a beat stimulated in the right ventricle's apex: form of a left bundle branch block with a superior axis
+    [M].
+    """
     size = np.exp(0.25 * rng.standard_normal())
     a = leads8(I=0.35, II=-0.55, V1=-0.7, V2=-1.1, V3=-1.0, V4=-0.7, V5=-0.35, V6=-0.05) * size
     b = leads8(I=0.65, II=-0.75, V1=-0.8, V2=-1.5, V3=-1.6, V4=-1.3, V5=-0.8, V6=-0.25) * size
@@ -385,7 +390,7 @@ def paced_beat(beat: Beat, rng: np.random.Generator) -> Beat:
 
 
 def ventricular_ectopic(beat: Beat, rng: np.random.Generator) -> Beat:
-    """A complex from one of the ventricles: 120 ms or more, T against QRS [M]."""
+    """Returns a complex from one of the ventricles: 120 ms or more, T against QRS [M]."""
     size = 1.1 * np.exp(0.3 * rng.standard_normal())
     if rng.random() < 0.5:  # from the right ventricle: form of a left bundle branch block
         v = leads8(I=0.5, II=0.6, V1=-0.7, V2=-1.1, V3=-0.7, V4=0.2, V5=0.7, V6=0.75)
@@ -406,9 +411,9 @@ def ventricular_ectopic(beat: Beat, rng: np.random.Generator) -> Beat:
 
 
 def left_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator, strain: float = 0.0) -> None:
-    """SV1 + larger R of V5 and V6 of 3.5 mV or more (Sokolow and Lyon 1949), or R in aVL of 1.1 mV, or Cornell's
-    RaVL + SV3 above 2.8 mV (men) or 2.0 mV (women) [S5]; `strain`: ST sagging into an inverted T over the left
-    ventricle.
+    """Thickens the left ventricle: SV1 + larger R of V5 and V6 of 3.5 mV or more (Sokolow and Lyon 1949), or R in aVL
+    of 1.1 mV, or Cornell's RaVL + SV3 above 2.8 mV (men) or 2.0 mV (women) [S5]; `strain`: ST sagging into an inverted
+    T over the left ventricle.
     """
     layer = beat.qrs[0]
     chest = rng.random() < 0.8
@@ -432,7 +437,7 @@ def left_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator, strain: f
 
 
 def high_voltage(beat: Beat, rng: np.random.Generator) -> None:
-    """Tall QRS and T everywhere, as in the young and the slim: voltage without hypertrophy [M]."""
+    """Raises the voltage: tall QRS and T everywhere, as in the young and the slim: voltage without hypertrophy [M]."""
     size = rng.uniform(1.3, 1.75)
     beat.qrs[0].coefficients *= size
     scale_t(beat, rng.uniform(1.0, size))
@@ -440,8 +445,8 @@ def high_voltage(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def right_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
-    """Axis of 90 degrees or more, R in V1 tall (above 0.6 mV, or R above S), deep S in V5 and V6, T inverted in V1 to
-    V3 [S5].
+    """Thickens the right ventricle: axis of 90 degrees or more, R in V1 tall (above 0.6 mV, or R above S), deep S in
+    V5 and V6, T inverted in V1 to V3 [S5].
     """
     turn_to(beat, rng.uniform(88, 140))
     layer = beat.qrs[0]
@@ -455,14 +460,18 @@ def right_ventricular_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def septal_hypertrophy(beat: Beat, rng: np.random.Generator) -> None:
-    """Deep narrow q in I, aVL, V5, V6 or inferior leads, tall R in V1 and V2 [C, hypertrophic cardiomyopathy]."""
+    """Thickens the septum: deep narrow q in I, aVL, V5, V6 or inferior leads, tall R in V1 and V2 [C, hypertrophic
+    cardiomyopathy].
+    """
     weights = leads8(I=-0.20, II=-0.22, V1=0.35, V2=0.45, V3=0.25, V4=-0.25, V5=-0.40, V6=-0.38)
     lobe(beat, rng.uniform(0.7, 1.5) * _varied(rng, weights, 0.3), 0.22, 0.17)
     beat.qrs[0].coefficients[4:] *= rng.uniform(1.0, 1.5)
 
 
 def left_atrial_enlargement(beat: Beat, rng: np.random.Generator, sizes: tuple[float, float] = (0.45, 1.5)) -> None:
-    """P of 120 ms or more, notched, and a negative end in V1 of at least 0.1 mV or 40 ms [S5]."""
+    """Enlarges the left atrium: P of 120 ms or more, notched, and a negative end in V1 of at least 0.1 mV or 40 ms
+    [S5].
+    """
     beat.p_duration = rng.uniform(0.118, 0.140)
     at = np.arange(6)
     late = _bump(at, 4.1, 1.7)
@@ -474,7 +483,7 @@ def left_atrial_enlargement(beat: Beat, rng: np.random.Generator, sizes: tuple[f
 
 
 def right_atrial_enlargement(beat: Beat, rng: np.random.Generator) -> None:
-    """Peaked P above 0.25 mV in II, or above 0.15 mV in V1 [S5]."""
+    """Enlarges the right atrium: peaked P above 0.25 mV in II, or above 0.15 mV in V1 [S5]."""
     wanted = rng.uniform(0.22, 0.38)
     high = beat.p[1].max()
     add = max(wanted - high, 0.06) * _bump(np.arange(6), 2.4, 2.0)
@@ -488,7 +497,9 @@ def low_voltage(
     limb: tuple[float, float] = (0.28, 0.56),
     chest: tuple[float, float] = (0.45, 0.85),
 ) -> None:
-    """No limb lead's QRS reaches 0.5 mV from peak to peak [S5] (here 0.56, as readers call it), chest leads low."""
+    """Lowers the voltage: no limb lead's QRS reaches 0.5 mV from peak to peak [S5] (here 0.56, as readers call it),
+    chest leads low.
+    """
     factor = rng.uniform(*limb) / max(limb_voltage(beat), 0.1)
     chest_factor = rng.uniform(*chest)
     for layer in beat.qrs:
@@ -540,7 +551,8 @@ WALLS = {
 
 
 def infarction(beat: Beat, wall: str, stage: str, depth: float, rng: np.random.Generator) -> None:
-    """Pathological Q (30 ms and 0.1 mV) or loss of R in the wall's leads; posterior: R in V1 and V2 of 40 ms [U].
+    """Draws an infarction: pathological Q (30 ms and 0.1 mV) or loss of R in the wall's leads; posterior: R in V1 and
+    V2 of 40 ms [U].
 
     `stage`: acute adds ST elevation (0.1 mV; 0.2 in V2 and V3) and a tall T, recent a T inversion, old neither, but a
     flatter T.
@@ -572,7 +584,7 @@ def infarction(beat: Beat, wall: str, stage: str, depth: float, rng: np.random.G
 
 
 def aneurysm(beat: Beat, rng: np.random.Generator) -> None:
-    """QS with lasting ST elevation in V1 to V4 [C]."""
+    """Draws an aneurysm: QS with lasting ST elevation in V1 to V4 [C]."""
     infarction(beat, "anteroseptal", "old", rng.uniform(1.2, 2.2), rng)
     turn(beat, -rng.uniform(20, 60))
     add_st(beat, rng.uniform(0.6, 1.2) * leads8(V1=0.10, V2=0.22, V3=0.26, V4=0.15, V5=0.03))
@@ -590,7 +602,9 @@ TERRITORIES = {  # leads of a territory: how much of an ST-T change each shows
 
 
 def ischaemia(beat: Beat, territory: str, rng: np.random.Generator, inverted: float | None = None) -> None:
-    """T inverted by 0.1 mV or more, symmetric, or ST depressed by 0.05 mV in the territory's leads [S6]."""
+    """Draws ischaemia: T inverted by 0.1 mV or more, symmetric, or ST depressed by 0.05 mV in the territory's leads
+    [S6].
+    """
     weights = _varied(rng, TERRITORIES[territory])
     inverted = rng.uniform(0.05, 0.35) if inverted is None else inverted
     scale_t(beat, np.clip(1 - rng.uniform(0.75, 1.1) * np.abs(weights), 0.0, 1) * rng.uniform(0.6, 1.0))
@@ -599,7 +613,7 @@ def ischaemia(beat: Beat, territory: str, rng: np.random.Generator, inverted: fl
 
 
 def subendocardial_injury(beat: Beat, territory: str, rng: np.random.Generator) -> None:
-    """ST depressed by 0.1 mV or more, level or falling, in the territory's leads [S6]."""
+    """Draws subendocardial injury: ST depressed by 0.1 mV or more, level or falling, in the territory's leads [S6]."""
     weights = _varied(rng, TERRITORIES[territory])
     scale_t(beat, np.clip(1 - 0.9 * np.abs(weights), 0.0, 1))
     add_st(beat, -rng.uniform(0.07, 0.22) * weights)
@@ -607,28 +621,28 @@ def subendocardial_injury(beat: Beat, territory: str, rng: np.random.Generator) 
 
 
 def nonspecific_st(beat: Beat, rng: np.random.Generator) -> None:
-    """ST lowered by 0.02 to 0.07 mV, level, in two or more regions, T low [S4]."""
+    """Lowers ST a little: ST lowered by 0.02 to 0.07 mV, level, in two or more regions, T low [S4]."""
     scale_t(beat, rng.uniform(0.35, 0.75))
     weights = _varied(rng, leads8(I=0.7, II=0.8, V1=-0.2, V2=0.1, V3=0.5, V4=0.8, V5=1.0, V6=0.9), 0.3)
     add_st(beat, -rng.uniform(0.025, 0.075) * weights)
 
 
 def flat_t(beat: Beat, rng: np.random.Generator, low: float = 0.15, high: float = 0.5) -> None:
-    """T below a tenth of R in I, II, V4 to V6: low, flat or two-phased [S4]."""
+    """Flattens T: T below a tenth of R in I, II, V4 to V6: low, flat or two-phased [S4]."""
     scale_t(beat, rng.uniform(low, high))
     sag = leads8(I=0.6, II=0.6, V3=0.3, V4=0.6, V5=1.0, V6=1.0)
     add_st(beat, -rng.uniform(-0.01, 0.06) * _varied(rng, sag, 0.4), T_SHAPE)
 
 
 def st_depression(beat: Beat, rng: np.random.Generator, depths: tuple[float, float] = (0.06, 0.20)) -> None:
-    """ST depressed by 0.05 mV or more in two contiguous leads [U]."""
+    """Depresses ST: ST depressed by 0.05 mV or more in two contiguous leads [U]."""
     weights = _varied(rng, TERRITORIES[rng.choice(["lateral", "anterolateral", "diffuse", "inferolateral"])])
     scale_t(beat, rng.uniform(0.3, 0.9))
     add_st(beat, -rng.uniform(*depths) * weights, ST_SHAPE if rng.random() < 0.6 else SAG_SHAPE)
 
 
 def st_elevation(beat: Beat, rng: np.random.Generator, sizes: tuple[float, float] = (0.7, 1.6)) -> str:
-    """ST raised by 0.1 mV (0.2 in V2 and V3) in two contiguous leads [U]; returns the wall."""
+    """Raises ST: ST raised by 0.1 mV (0.2 in V2 and V3) in two contiguous leads [U]; returns the wall."""
     wall = str(rng.choice(["inferior", "anterior", "anteroseptal", "lateral", "anterolateral", "inferolateral"]))
     size = rng.uniform(*sizes)
     add_st(beat, size * _varied(rng, WALLS[wall][2]))
@@ -637,7 +651,9 @@ def st_elevation(beat: Beat, rng: np.random.Generator, sizes: tuple[float, float
 
 
 def early_repolarisation(beat: Beat, rng: np.random.Generator) -> None:
-    """J point raised by 0.1 mV or more, notched or slurred, concave ST, tall T; a variant of the healthy [M]."""
+    """Draws early repolarisation: J point raised by 0.1 mV or more, notched or slurred, concave ST, tall T; a variant
+    of the healthy [M].
+    """
     weights = leads8(I=0.3, II=0.7, V2=0.8, V3=1.0, V4=1.0, V5=0.8, V6=0.5) * rng.uniform(0.09, 0.22)
     add_st(beat, _varied(rng, weights))
     scale_t(beat, rng.uniform(1.1, 1.5))
@@ -645,21 +661,23 @@ def early_repolarisation(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def digitalis(beat: Beat, rng: np.random.Generator) -> None:
-    """ST sagging like a trough, T low or two-phased [S4]; QT is short, which the patient's QTc sets."""
+    """Draws the effect of digitalis: ST sagging like a trough, T low or two-phased [S4]; QT is short, which the
+    patient's QTc sets.
+    """
     weights = _varied(rng, leads8(I=0.6, II=0.8, V1=-0.2, V3=0.4, V4=0.8, V5=1.0, V6=0.9))
     scale_t(beat, rng.uniform(0.3, 0.7))
     add_st(beat, -rng.uniform(0.06, 0.18) * weights, SAG_SHAPE)
 
 
 def hypokalaemia(beat: Beat, rng: np.random.Generator) -> None:
-    """Low T, sagging ST, U as high as T or higher [S4]."""
+    """Draws hypokalaemia: Low T, sagging ST, U as high as T or higher [S4]."""
     flat_t(beat, rng, 0.1, 0.4)
     add_st(beat, -rng.uniform(0.01, 0.06) * TERRITORIES["diffuse"], SAG_SHAPE)
     beat.u_wave = rng.uniform(0.07, 0.22)
 
 
 def hyperkalaemia(beat: Beat, rng: np.random.Generator) -> None:
-    """Tall, narrow, pointed T [S4]."""
+    """Draws hyperkalaemia: tall, narrow, pointed T [S4]."""
     scale_t(beat, 0.5)
     peaked = np.array([0, 0, 0, 0, 0.15, 0.75, 1.2, 0.5, 0.0])
     size = rng.uniform(0.25, 0.8)
@@ -668,7 +686,9 @@ def hyperkalaemia(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def hypocalcaemia(beat: Beat, rng: np.random.Generator) -> None:
-    """ST long and level before a T of ordinary width, so that QT is long [S4] (QTc: the patient's)."""
+    """Draws hypocalcaemia: ST long and level before a T of ordinary width, so that QT is long [S4] (QTc: the
+    patient's).
+    """
     profile = np.array([0.0, 0.0, 0.0, 0.0, 0.08, 0.5, 1.0, 0.7, 0.2])
     peaks = beat.st_t[:, 5:8].mean(1)
     beat.st_t = 0.25 * beat.st_t + peaks[:, None] * profile * 0.9

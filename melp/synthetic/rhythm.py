@@ -77,7 +77,7 @@ def _wandering(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def sinus(rate: float, pr: float, rng: np.random.Generator, arrhythmia: float = 0.02, p_kind: int = SINUS) -> Schedule:
-    """Every sinus impulse is conducted after `pr`."""
+    """Schedules sinus rhythm: every sinus impulse is conducted after `pr`."""
     schedule = Schedule(pr=pr)
     for at in sinus_times(rate, arrhythmia, rng):
         schedule.atrium(at, p_kind)
@@ -86,7 +86,7 @@ def sinus(rate: float, pr: float, rng: np.random.Generator, arrhythmia: float = 
 
 
 def wandering(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
-    """The pacemaker wanders through the atria: P waves of several forms, PR and PP change."""
+    """Schedules a pacemaker that wanders through the atria: P waves of several forms, PR and PP change."""
     schedule = Schedule(pr=pr)
     kind = SINUS
     for at in sinus_times(rate, rng.uniform(0.04, 0.14), rng, rng.uniform(0.02, 0.12)):
@@ -98,7 +98,7 @@ def wandering(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
 
 
 def pauses(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
-    """The sinus node pauses for two to three cycles; an escape beat may end the pause."""
+    """Schedules sinus pauses: the sinus node pauses for two to three cycles; an escape beat may end the pause."""
     schedule = Schedule(pr=pr)
     times = sinus_times(rate, 0.03, rng)
     gap = int(rng.integers(3, max(4, len(times) - 3)))
@@ -115,7 +115,7 @@ def pauses(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
 
 
 def wenckebach(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
-    """Second degree block, Mobitz I: PR grows from beat to beat until one P is not conducted."""
+    """Schedules second degree block, Mobitz I: PR grows from beat to beat until one P is not conducted."""
     schedule = Schedule(pr=pr)
     cycle, position = int(rng.integers(3, 7)), int(rng.integers(0, 3))
     step, current = rng.uniform(0.05, 0.12), pr
@@ -135,7 +135,7 @@ def wenckebach(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
 
 
 def mobitz(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
-    """Second degree block, Mobitz II or 2:1 or higher: single P waves are not conducted, PR is constant."""
+    """Schedules second degree block, Mobitz II or 2:1 or higher: single P waves are not conducted, PR is constant."""
     schedule = Schedule(pr=pr)
     cycle = int(rng.choice([2, 3, 4], p=[0.55, 0.25, 0.2]))
     offset = int(rng.integers(cycle))
@@ -149,7 +149,7 @@ def mobitz(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
 
 
 def complete_block(rate: float, escape_rate: float, wide: bool, rng: np.random.Generator) -> Schedule:
-    """Third degree block: atria and ventricles beat independently, the ventricles slowly and regularly."""
+    """Schedules third degree block: atria and ventricles beat independently, the ventricles slowly and regularly."""
     schedule = Schedule()
     for at in sinus_times(rate, 0.02, rng):
         schedule.atrium(at)
@@ -160,7 +160,9 @@ def complete_block(rate: float, escape_rate: float, wide: bool, rng: np.random.G
 
 
 def junctional(rate: float, rng: np.random.Generator) -> Schedule:
-    """From the AV junction: narrow, regular; the P wave is hidden, or inverted before or after the QRS."""
+    """Schedules beats from the AV junction: narrow, regular; the P wave is hidden, or inverted before or after the
+    QRS.
+    """
     schedule = Schedule()
     where = rng.choice(["hidden", "before", "after"], p=[0.5, 0.25, 0.25])
     lag = rng.uniform(-0.11, -0.06) if where == "before" else rng.uniform(0.09, 0.15)
@@ -172,7 +174,7 @@ def junctional(rate: float, rng: np.random.Generator) -> Schedule:
 
 
 def idioventricular(rate: float, rng: np.random.Generator) -> Schedule:
-    """From the ventricles: wide, regular; slow (escape) or accelerated (50 to 110 per minute)."""
+    """Schedules beats from the ventricles: wide, regular; slow (escape) or accelerated (50 to 110 per minute)."""
     schedule = Schedule()
     for at in sinus_times(rate, 0.005, rng, 0.008):
         schedule.beat(at, ESCAPE, escape=True)
@@ -183,7 +185,7 @@ def idioventricular(rate: float, rng: np.random.Generator) -> Schedule:
 
 
 def fibrillation(rate: float, irregularity: float, rng: np.random.Generator) -> Schedule:
-    """Atrial fibrillation: no P, RR without any pattern."""
+    """Schedules atrial fibrillation: no P, RR without any pattern."""
     schedule = Schedule(atria="fibrillation")
     at, rr = START - rng.uniform(0, 0.5), 60 / rate
     shortest = rng.uniform(0.28, 0.40)
@@ -194,7 +196,7 @@ def fibrillation(rate: float, irregularity: float, rng: np.random.Generator) -> 
 
 
 def flutter(flutter_rate: float, ratio: int, rng: np.random.Generator) -> Schedule:
-    """Atrial flutter, conducted `ratio`:1, or with a changing ratio where it is 0."""
+    """Schedules atrial flutter, conducted `ratio`:1, or with a changing ratio where it is 0."""
     schedule = Schedule(atria="flutter", flutter_rate=flutter_rate)
     at = START - rng.uniform(0, 0.5)
     while at < END:
@@ -205,7 +207,7 @@ def flutter(flutter_rate: float, ratio: int, rng: np.random.Generator) -> Schedu
 
 
 def reentry(rate: float, rng: np.random.Generator) -> Schedule:
-    """Supraventricular tachycardia by re-entry: narrow, regular, P hidden or inverted after the QRS."""
+    """Schedules supraventricular tachycardia by re-entry: narrow, regular, P hidden or inverted after the QRS."""
     schedule = Schedule()
     lag = rng.uniform(0.06, 0.13) if rng.random() < 0.5 else None
     for at in sinus_times(rate, 0.002, rng, 0.003):
@@ -216,12 +218,12 @@ def reentry(rate: float, rng: np.random.Generator) -> Schedule:
 
 
 def atrial_tachycardia(rate: float, pr: float, rng: np.random.Generator) -> Schedule:
-    """Ectopic atrial tachycardia: a P of another form before every QRS."""
+    """Schedules ectopic atrial tachycardia: a P of another form before every QRS."""
     return sinus(rate, pr, rng, 0.004, ATRIAL)
 
 
 def paroxysm(schedule: Schedule, rate: float, pr: float, rng: np.random.Generator) -> Schedule:
-    """A run of supraventricular tachycardia that begins or ends within the record."""
+    """Schedules a run of supraventricular tachycardia that begins or ends within the record."""
     length = rng.uniform(1.6, 6.0)
     begin = rng.uniform(-0.5, 9.0 - length)
     before = [at for at in schedule.qrs if at < begin]
@@ -244,7 +246,7 @@ def paroxysm(schedule: Schedule, rate: float, pr: float, rng: np.random.Generato
 
 
 def paced(rate: float, pr: float, mode: str, rng: np.random.Generator) -> Schedule:
-    """Stimulated rhythm by `mode`: ventricle, atrium, both; or sensed atria with a stimulated ventricle."""
+    """Schedules stimulated rhythm by `mode`: ventricle, atrium, both; or sensed atria with a stimulated ventricle."""
     schedule = Schedule(pr=pr if mode in ("atrium", "sensed", "both") else None)
     arrhythmia = rng.uniform(0.005, 0.03) if mode == "sensed" else 0.0
     own = rng.uniform(0.05, 0.35) if mode == "ventricle" and rng.random() < 0.35 else 0.0
@@ -297,7 +299,7 @@ def _chosen(count: int, pattern: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_ventricular(schedule: Schedule, pattern: str, rng: np.random.Generator) -> None:
-    """Ventricular premature complexes: wide, early, a compensatory pause, since the sinus node is not reset.
+    """Adds ventricular premature complexes: wide, early, a compensatory pause, since the sinus node is not reset.
 
     `pattern`: single, bigeminy, trigeminy or couplet.
     """
@@ -322,7 +324,8 @@ def add_ventricular(schedule: Schedule, pattern: str, rng: np.random.Generator) 
 
 
 def add_atrial(schedule: Schedule, pattern: str, rng: np.random.Generator) -> None:
-    """Atrial premature complexes: an early P of another form, a normal QRS, a pause that is less than compensatory.
+    """Adds atrial premature complexes: an early P of another form, a normal QRS, a pause that is less than
+    compensatory.
 
     `pattern`: single, bigeminy or trigeminy. Now and then one is conducted with aberration or not at all.
     """

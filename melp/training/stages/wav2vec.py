@@ -72,7 +72,8 @@ class GumbelQuantizer(nn.Module):
         return decayed.clamp(min=settings.min_gumbel_temperature).float()
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
+        """Draws a code for each frame.
+
         Args:
             hidden_states: (batch, frames, hidden_size).
 
@@ -186,7 +187,7 @@ class EcgPretrainingModel(nn.Module):
             pooler.requires_grad_(False)
 
     def set_attn_implementation(self, name: str):
-        """As of a transformers model: counting operations needs the attention that shows them."""
+        """Sets it as on a transformers model: counting operations needs the attention that shows them."""
         self.ecg_model.set_attn_implementation(name)
 
     def forward(self, input_values: torch.Tensor) -> EcgPretrainingOutput:
