@@ -76,7 +76,7 @@ class MelpEcgConfig(_CheckedConfig):
         duration (`float`, defaults to 10.0): seconds of ECG the model was trained on.
         scaling (`str`, defaults to `"minmax"`): how the processor scales a record: `"minmax"` (the original's
             whole-record [0, 1]) or `"millivolt"` (amplitude preserved).
-        conv_dim, conv_kernel, conv_stride (`list[int]`): the convolutional feature extractor, one entry a block.
+        conv_dim, conv_kernel, conv_stride (`list[int]`): the convolutional feature extractor, one entry per block.
         feature_gradient_scale (`float`, defaults to 0.1): factor on the gradient that leaves the transformer for the
             feature extractor.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps: the
@@ -130,7 +130,7 @@ class MelpEcgConfig(_CheckedConfig):
             raise ValueError(f"ecg_config.scaling is {self.scaling!r}; it must be 'minmax' or 'millivolt'.")
         if not 0 < len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) <= _MAX_LAYERS:
             raise ValueError(
-                "ecg_config.conv_dim, conv_kernel and conv_stride need one entry a block and at least one block, got "
+                "ecg_config.conv_dim, conv_kernel and conv_stride need one entry per block, and at least one, got "
                 f"{len(self.conv_dim)}, {len(self.conv_kernel)} and {len(self.conv_stride)} entries."
             )
         for width, divisor in (

@@ -5,7 +5,7 @@ The score of a text is the cosine of its embedding and the recording's. An attri
 put to the test on the recording itself: what is shown is removed, and as much elsewhere (`measure_faithfulness`).
 
 What is removed gives way to the lead's own local level, a line through its medians over one second, faded in over
-20 ms: baseline wander goes on, and nothing jumps. Zeros or a mean would be a step, which no electrocardiograph
+20 ms: baseline wander continues, and nothing jumps. Zeros or a mean would be a step, which no electrocardiograph
 records and which reads as a wave of its own. What remains is a flat stretch, as in a pause; the same is done
 elsewhere, so that a model that merely minds pauses counts as not faithful. Min-max scaling is not repeated: nothing
 but the stretch changes.

@@ -1,7 +1,7 @@
 """ECGs in XML: HL7 aECG, GE MUSE, Philips (Sierra), Mortara ELI, CardioSoft, Schiller.
 
 Python's own parser reads the bytes, so that every declared encoding holds; entity declarations are refused. The median
-beat stands beside the rhythm in all six, often first: the rhythm is chosen by its type, never by its place.
+beat comes with the rhythm in all six, often first: the rhythm is chosen by its type, never by its place.
 """
 
 import base64

@@ -59,7 +59,7 @@ class MelpEcgModelOutput(ModelOutput):
         beat_embeds: (batch, beat queries, projection_dim), not normalised.
         rhythm_embeds: (batch, projection_dim), mean of the beats, before L2 normalisation.
         probe_embeds: (batch, projection_dim), mean of the beats before their projection: what linear probing uses.
-        hidden_states, attentions: one tensor a transformer layer, where asked for.
+        hidden_states, attentions: one tensor per transformer layer, where asked for.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -192,7 +192,7 @@ class MelpMLP(nn.Module):
 
 
 class MelpConvLayer(nn.Module):
-    """Convolution, a group norm with one group a channel in the first block, GELU. (batch, channels, time)."""
+    """Convolution, a group norm with one group per channel in the first block, GELU. (batch, channels, time)."""
 
     def __init__(self, config: MelpEcgConfig, layer_id: int):
         super().__init__()

@@ -180,7 +180,7 @@ def resample_ecg(signal: np.ndarray, sampling_rate: float, target_rate: float) -
         signal = _hold(signal, missing)
     # taken off, as float32 has few digits left for an ECG on 300 mV
     offset = signal.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
-    # padtype "line": beyond its ends the signal goes on along the line from its first to its last sample, not at 0
+    # padtype "line": beyond its ends the signal continues along the line from its first to its last sample, not at 0
     resampled = resample_poly(
         signal - offset, up, down, axis=-1, window=_antialiasing_filter(up, down), padtype="line"
     )

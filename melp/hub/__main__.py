@@ -5,7 +5,7 @@
     python -m melp.hub card runs/demo/model --license cc-by-4.0    # only write the card, to read and edit it first
 
 What is uploaded is made anew from the model, processor and code, beside the card; `onnx/` and `notebook.ipynb` are
-taken where they are there, and nothing else of the folder leaves this machine. An interrupted push goes on with the
+taken where they are there, and nothing else of the folder leaves this machine. An interrupted push continues with the
 same command. The token is that of `hf auth login` or HF_TOKEN.
 """
 

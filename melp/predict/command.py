@@ -14,8 +14,8 @@ USAGE = """Reads ECG files of any format and says what a model finds in them. Re
     accelerate launch predict.py FOLDER --output DIR              on all GPUs, or machines, each file read once
 
 Formats are recognised by content: WFDB, DICOM, HL7 aECG, MUSE, Philips, SCP-ECG, ISHNE, MFER, Mortara, CardioSoft,
-Schiller, EDF and BDF, tables and arrays (docs/formats.md). Interrupted or killed, the same command goes on; with files
-that came since, it adds these. DIR/rejected.csv says of each file that could not be read why.
+Schiller, EDF and BDF, tables and arrays (docs/formats.md). Interrupted or killed, the same command continues, and adds
+files that came since. DIR/rejected.csv says of each file that could not be read why.
 """
 
 
@@ -33,7 +33,7 @@ def build_parser(name: str = "predict.py") -> argparse.ArgumentParser:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--findings", metavar="LIST", help='any findings in words: "atrial fibrillation,long QT"')
     asked.add_argument("--label-set", metavar="NAME", help="those of melp/evaluation/prompts.yaml (default: findings)")
-    add("--output", type=Path, metavar="DIR", help="write there, and go on there")
+    add("--output", type=Path, metavar="DIR", help="write there, and continue there")
     add("--format", choices=("table", "csv", "jsonl", "parquet"), help="default table; with --output parquet")
     add("--pictures", nargs="?", const="png", choices=("png", "svg", "pdf"), help="draw every recording (png)")
     add("--draft", action="store_true", help="draft a report, which can be wrong in every sentence")
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None, name: str = "predict.py"):
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{name.removeprefix('-m ')}: {error}")
     except KeyboardInterrupt:
-        again = "; the same command goes on from here" if values["output"] else ""
+        again = "; the same command continues from here" if values["output"] else ""
         sys.exit(f"{name.removeprefix('-m ')}: interrupted{again}.")
 
 

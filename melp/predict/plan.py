@@ -92,7 +92,7 @@ class Plan:
         return bytes.fromhex((self.work / "key").read_text())
 
     def prepare(self, paths: pa.ChunkedArray, settings: dict):
-        """Plans the recordings that are not yet planned; an interrupted run, or one with more files, goes on.
+        """Plans the recordings that are not yet planned; an interrupted run, or one with more files, continues.
 
         Raises:
             ValueError: where the folder holds predictions of other settings, naming these, or something else.

@@ -6,7 +6,7 @@
 
 A recording becomes one row: int16 samples of its leads at 500 Hz with their gain, the report, the labels, patient,
 split and a quality report. One that cannot be used costs a line in `rejected.csv`, never the run. Interrupted or
-killed, the same command goes on where it stopped: finished shards of 1,000 recordings are kept, begun ones redone.
+killed, the same command continues where it stopped: finished shards of 1,000 recordings are kept, begun ones redone.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from melp.databases import DATABASES
 
-AGAIN = "the same command goes on from here"
+AGAIN = "the same command continues from here"
 
 
 def main(arguments: list[str] | None = None):

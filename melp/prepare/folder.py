@@ -2,7 +2,7 @@
 
 A recording becomes one row: int16 samples of its leads at 500 Hz with their gain, the report, the labels, patient,
 split and a quality report. One that cannot be used costs a line in `rejected.csv`, never the run. Interrupted or
-killed, the same call goes on where it stopped: finished shards of 1,000 recordings are kept, begun ones redone.
+killed, the same call continues where it stopped: finished shards of 1,000 recordings are kept, begun ones redone.
 """
 
 import csv
@@ -58,7 +58,7 @@ def prepare(
     Raises:
         ValueError: when the tables do not fit together, a patient is in two splits, `output` holds something else or
             another process writes it, no recording at all could be used, or the disk is full; after the last, the
-            same call goes on where it stopped.
+            same call continues where it stopped.
     """
     output = Path(output)
     if not max_gap >= 0:

@@ -1,4 +1,4 @@
-"""Shards of a prepared folder: written by worker processes, each all or nothing, so that a killed run goes on."""
+"""Shards of a prepared folder: written by worker processes, each all or nothing, so that a killed run can continue."""
 
 import importlib
 import json
@@ -121,7 +121,7 @@ def _start_worker(job: Job, counter, stop):
 
 
 def _end_with_parent():
-    """Ends a worker whose parent was killed: it must not go on writing beside the next run."""
+    """Ends a worker whose parent was killed: it must not continue writing beside the next run."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -1,7 +1,7 @@
 """Measurements on the averaged beat of a recording, alike for real and simulated ones.
 
 They need not be a cardiologist's: what matters for `compare` and `fit` is that both kinds are measured by the same
-rules. Intervals by a delineator of others (NeuroKit2) stand beside them in `compare`.
+rules. `compare` adds the intervals of an independent delineator (NeuroKit2).
 """
 
 import numpy as np

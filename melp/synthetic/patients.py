@@ -191,7 +191,7 @@ def _draw_tendency(patient: Patient, rng: np.random.Generator) -> None:
 
 
 def _infarctions(patient: Patient, rng: np.random.Generator) -> None:
-    """Draws the infarctions of `patient.walls` into the beat, and what is said of the QRS besides."""
+    """Draws the infarctions of `patient.walls` into the beat, and adds what readers call the QRS."""
     beat, findings = patient.beat, patient.findings
     for wall, stage in patient.walls:
         depth = float(np.clip(np.exp(0.45 * rng.standard_normal()) * 0.9, 0.35, 2.2))

@@ -184,7 +184,7 @@ def _draw_recording(patient: Patient, rng: np.random.Generator) -> Recording:
     tendency = patient.tendency if rng.random() < patient.persistence else ""
     complete(patient, recording, tendency, qtc, _ECTOPY, rng)
     recording.spike = max(recording.spike, 0.5)
-    if "ventricular pacing" in recording.findings:  # as on a cart: nothing else is said
+    if "ventricular pacing" in recording.findings:  # as a cart has it, which says nothing else
         recording.findings &= {"ventricular pacing"}
     return recording
 

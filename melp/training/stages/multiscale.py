@@ -84,8 +84,8 @@ class MelpStage(JointStage):
             self.model, self.processor = new_model(recipe)
         else:
             raise ValueError(
-                "the multi-scale stage needs --model (a MELP folder to go on from) or --text-model (a BERT folder or "
-                "Hub id, such as the language stage's output)."
+                "the multi-scale stage needs --model (a MELP folder to continue from) or --text-model (a BERT folder "
+                "or Hub id, such as the language stage's output)."
             )
         if recipe.contrastive == "sigmoid":
             add_logit_bias(self.model, recipe.model)
