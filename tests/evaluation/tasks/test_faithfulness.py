@@ -9,8 +9,7 @@ from evaluate import main
 from melp.explain.measures import RANDOM
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("with_data", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_attributions_are_compared(pictures, evaluated, tmp_path, monkeypatch, with_data):
     monkeypatch.setattr("melp.evaluation.tasks.faithfulness.DRAWS", 3)
     data = ["--data", str(evaluated / "data")] if with_data else []
