@@ -47,7 +47,7 @@ def run(folder: Path, monkeypatch, recording: str = "") -> tuple[str, list[str]]
 def test_a_simulated_recording(tmp_path, monkeypatch):
     printed, kinds = run(tmp_path, monkeypatch)
     assert "simulated with: " in printed and "torch.Size([16])" in printed and "atrial fibrillation" in printed
-    assert "image/png" in kinds and (tmp_path / "attended.png").stat().st_size > 10_000
+    assert "image/png" in kinds and (tmp_path / "evidence.png").stat().st_size > 10_000
     assert (tmp_path / "simulated.hea").exists()
 
 
