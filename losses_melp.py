@@ -69,6 +69,34 @@ def _cross_entropy(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tenso
     return -(log_likelihood / positives.sum(dim=1).clamp(min=1)).sum()
 
 
+def label_loss(
+    ecg_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Ranks ECGs by texts, and texts by ECGs, where it is known which texts are true of which ECGs.
+
+    Each true pair is told from the false ones of its row, and from those of its column, by a cross entropy of its
+    own; other true ones are no negatives (as in Yang et al., UniCL, arXiv 2204.03610, which spreads one target).
+
+    Args:
+        ecg_embeds, text_embeds: (ecgs, dim) and (texts, dim), L2-normalised.
+        logit_scale: scalar, the factor itself.
+        targets: (ecgs, texts): 1 for true, 0 for false, -1 for unknown, which counts neither way.
+
+    Returns:
+        Scalar: the mean over the rows, and over the columns, that have both; 0 where none has.
+    """
+    logits = similarity_logits(ecg_embeds, text_embeds, logit_scale)
+    return (_ranking_loss(logits, targets) + _ranking_loss(logits.t(), targets.t())) / 2
+
+
+def _ranking_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    positive, negative = targets == 1, targets == 0
+    against = logits.masked_fill(~negative, torch.finfo(logits.dtype).min).logsumexp(dim=1, keepdim=True)
+    losses = F.softplus(against - logits).masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
+    ranked = positive.any(dim=1) & negative.any(dim=1)
+    return losses.masked_fill(~ranked, 0.0).sum() / ranked.sum().clamp(min=1)
+
+
 def caption_loss(hidden_states: torch.Tensor, lm_head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
     """Computes the cross entropy of the next report token, a mean over the real targets (token scale).
 

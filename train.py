@@ -102,7 +102,7 @@ def run_demo(overrides: dict) -> Path:
         train(language)  # one that is finished is left as it is
     output = train(recipe)
     if process_state().is_main_process:
-        report_demo(output / "model", Stage.data_folder(recipe), output)
+        report_demo(output / "model", Stage.data_folders(recipe)[0], output)
     return output
 
 

@@ -147,6 +147,28 @@ def prepare_inputs(
     return batch
 
 
+def augment_signals(signals: torch.Tensor, share: float) -> torch.Tensor:
+    """Varies a share of (batch, leads, samples) in millivolts as recordings of one patient vary.
+
+    Such a recording is shifted by up to 1.5 s (0 mV where nothing is left), scaled by 0.8 to 1.25, given baseline
+    wander up to 0.1 mV and noise up to 0.02 mV, and for up to 1.5 s all leads are 0 mV.
+    """
+    batch, _, samples = signals.shape
+    changed = torch.rand(batch, 1, 1) < share
+    time = torch.arange(samples) / STORED_RATE
+    shift = (torch.rand(batch) * 2 - 1) * 1.5 * STORED_RATE
+    places = torch.arange(samples) - shift.long()[:, None]
+    inside = (places >= 0) & (places < samples)
+    start, length = torch.rand(batch, 1) * time[-1], torch.rand(batch, 1) * 1.5
+    inside &= (time < start) | (time > start + length)
+    moved = signals.gather(2, places.clamp(0, samples - 1)[:, None].expand_as(signals)) * inside[:, None]
+    frequency, phase = 0.1 + 0.4 * torch.rand(batch, 1, 1), 6.3 * torch.rand(signals.shape[:2])[..., None]
+    wander = 0.1 * torch.rand(batch, 1, 1) * torch.sin(6.3 * frequency * time + phase)
+    noise = 0.02 * torch.rand(batch, 1, 1) * torch.randn(signals.shape)
+    scale = torch.exp(0.223 * (2 * torch.rand(batch, 1, 1) - 1))
+    return torch.where(changed, scale * moved + wander + noise, signals)
+
+
 def drop_leads(lead_mask: torch.Tensor, probability: float) -> torch.Tensor:
     """Masks leads at random in (batch, leads); a record that would lose all of them keeps all of them."""
     return _unless_empty(lead_mask & (torch.rand(lead_mask.shape, device=lead_mask.device) >= probability), lead_mask)
@@ -183,22 +205,52 @@ class TrainingBatches(torch.utils.data.Dataset):
     So a run resumes at any step, any number of loader processes gives the same, and two training processes with batch
     n see the rows that one sees with 2n. The rows that do not fill an epoch's last batch are left out of it, since a
     contrastive loss over fewer pairs is another loss.
+
+    Args:
+        parts: of each source that the rows are joined from its number of rows, and how many of an epoch's rows it
+            gives (together as many as there are). A small source comes round several times in an epoch.
     """
 
-    def __init__(self, rows: Dataset, collate, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        rows: Dataset,
+        collate,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        parts: list[tuple[int, int]] | None = None,
+    ):
         self.global_batch, self.batch_size = batch_size * world, batch_size
         if len(rows) < self.global_batch:
             raise ValueError(
                 f"{len(rows)} training rows do not fill one batch of {self.global_batch} ({batch_size} per process): "
                 "lower --batch-size or give more data."
             )
-        self.rows, self.collate, self.seed, self.rank, self.world = rows, collate, seed, rank, world
+        self.rows, self.collate, self.seed, self.rank, self.world, self.parts = rows, collate, seed, rank, world, parts
         self.steps_per_epoch = len(rows) // self.global_batch
         self._order = (-1, torch.empty(0))  # epoch and its permutation
 
     def order(self, epoch: int) -> torch.Tensor:
         """Returns the rows of an epoch, (rows,): each global batch takes the next ones."""
-        return torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + epoch))
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        if self.parts is None:
+            return torch.randperm(len(self.rows), generator=generator)
+        chosen, first = [], 0
+        for size, count in self.parts:
+            chosen.append(first + self._next_rows(size, epoch * count, count))
+            first += size
+        rows = torch.cat(chosen)
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+    def _next_rows(self, size: int, start: int, count: int) -> torch.Tensor:
+        """Returns `count` rows of a source from place `start` of its endless order, one permutation after another."""
+        if count == 0:
+            return torch.empty(0, dtype=torch.long)
+        rounds = range(start // size, (start + count - 1) // size + 1)
+        generators = (torch.Generator().manual_seed(self.seed + number) for number in rounds)
+        order = torch.cat([torch.randperm(size, generator=generator) for generator in generators])
+        return order[start - rounds.start * size :][:count]
 
     def global_indices(self, step: int) -> list[int]:
         """Returns the rows of a step, one process after the other."""
@@ -226,8 +278,10 @@ class StepBatches(TrainingBatches):
     same for any number of processes.
     """
 
-    def __init__(self, rows, collate, batch_size, seed, rank=0, world=1, accumulation_steps=1, lengths=None):
-        super().__init__(rows, self.micro_batches, batch_size * accumulation_steps, seed, rank, world)
+    def __init__(
+        self, rows, collate, batch_size, seed, rank=0, world=1, accumulation_steps=1, lengths=None, parts=None
+    ):
+        super().__init__(rows, self.micro_batches, batch_size * accumulation_steps, seed, rank, world, parts)
         self.collate_rows, self.micro_batch_size = collate, batch_size
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
 

@@ -14,6 +14,7 @@ included; a recording without a statement of a kind is not labelled in that labe
 import ast
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from melp.databases import EcgRecord
 from melp.databases.published import add_splits, apply_tables, table_files
 from melp.databases.tables import label_sets, plan_table, read_csv, required_files
 from melp.databases.wfdb_record import stored_item
+from melp.synthetic.reports import statements_in_words
 
 __all__ = ["EXTRA", "SOURCE", "VERSION", "add_arguments", "inputs", "label_sets", "plan", "read"]
 
@@ -43,9 +45,10 @@ def add_arguments(parser):
     parser.add_argument("--rate", type=int, choices=(500, 100), default=500, help="Hz of the recordings to read")
     parser.add_argument(
         "--reports",
-        choices=("original", "statements"),
+        choices=("original", "statements", "wordings"),
         default="original",
-        help="the database's text, mostly German, or the English descriptions of each recording's statements",
+        help="the database's text, mostly German; the English descriptions of each recording's statements; or the "
+        "statements in words of the synthetic corpus, drawn anew for each recording",
     )
     add_splits(parser)
 
@@ -77,9 +80,16 @@ def plan(root, *, rate: int = 500, reports: str = "original", splits: str | None
             "site": _words(table, "site").str.removesuffix(".0"),
         }
     )
+    descriptions = statements["description"].str.strip().str.lower()
     if reports == "statements":
-        sentences = statements["description"].str.strip().str.lower() + "."
+        sentences = descriptions + "."
         frame["report"] = [" ".join(sentences[row]) for row in codes]
+    elif reports == "wordings":
+        words = descriptions.to_dict()
+        frame["report"] = [
+            statements_in_words(row, words, np.random.default_rng(ecg_id))
+            for ecg_id, row in zip(table["ecg_id"], codes, strict=True)
+        ]
     else:
         frame["report"] = table["report"].astype(object).fillna("")
     sets = {}

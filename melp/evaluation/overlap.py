@@ -102,8 +102,7 @@ def leaks_from_run(model: str, tested) -> list[str]:
 
     run = fetch(model).parent / "run.json"
     data = read_json(run).get("data") if run.is_file() else None
-    path = data.get("path") if isinstance(data, dict) else None
-    if not isinstance(path, str) or not (Path(path) / "dataset_dict.json").is_file():
-        return []
-    splits = load_prepared(path)
-    return leaks([splits["train"]] if "train" in splits else [], tested, model)
+    paths = [part.get("path") for part in data if isinstance(part, dict)] if isinstance(data, list) else []
+    here = [path for path in paths if isinstance(path, str) and (Path(path) / "dataset_dict.json").is_file()]
+    splits = [load_prepared(path) for path in here]
+    return leaks([split["train"] for split in splits if "train" in split], tested, model)

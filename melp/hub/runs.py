@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder} is not a run folder of train.py: it has no recipe.yaml.")
     recipe = _mapping(folder / "recipe.yaml", yaml.safe_load)
     starts = _mapping(folder / "run.json").get("starts") or [{}]
-    data, data_license = _data(recipe, _mapping(folder / "run.json").get("data") or {})
+    data, data_license = _data(recipe, _mapping(folder / "run.json").get("data") or [])
     places = {name: run_of(Path(recipe[name])) for name in STARTS if recipe.get(name)}
     return Run(
         name=re.sub(r"[^\w.-]", "-", folder.resolve().name),
@@ -130,16 +131,25 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _data(recipe: dict, noted: dict) -> tuple[dict, str | None]:
-    """Returns what is known of a run's recordings, and their licence."""
+def _data(recipe: dict, noted: list[dict]) -> tuple[dict, str | None]:
+    """Returns what is known of a run's recordings, of all its folders together, and their licence."""
     if recipe.get("data") is None and not recipe.get("text"):
         return {"database": "synthetic", "records": {"in all": recipe.get("corpus_records")}}, None
-    prepared = Path(recipe.get("data") or "")
-    if recipe.get("data") and (prepared / "melp.json").is_file():
-        card = prepared / "README.md"
-        metadata = (metadata_load(card) or {}) if card.exists() else {}
-        return _mapping(prepared / "melp.json"), metadata.get("license")
-    return (noted if "records" in noted else {}), None  # a dataset of the Hub, or a folder that has gone
+    parts, licences = [], []
+    for path in [Path(name.strip()) for name in recipe["data"].split(",")] if recipe.get("data") else []:
+        if (path / "melp.json").is_file():
+            card = path / "README.md"
+            parts.append(_mapping(path / "melp.json"))
+            licences.append(((metadata_load(card) or {}) if card.exists() else {}).get("license"))
+        else:  # a dataset of the Hub, or a folder that has gone
+            parts += [part for part in noted if part.get("path") == str(path) and "records" in part]
+    if len(parts) < 2:
+        return (parts or [{}])[0], (licences or [None])[0]
+    counts = Counter()
+    for part in parts:
+        counts.update(part["records"])
+    joined = {"database": " and ".join(part["database"] for part in parts), "records": dict(counts)}
+    return joined, " and ".join(dict.fromkeys(filter(None, licences))) or None
 
 
 def _mapping(path: Path, parse=json.loads) -> dict:

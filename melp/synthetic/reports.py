@@ -38,6 +38,37 @@ def plain_wordings(name: str) -> list[str]:
     return [text for text in wordings()["findings"][name][:4] if not any(other in text for other in others)]
 
 
+@cache
+def short_wordings() -> dict[str, list[str]]:
+    """Returns `{finding or family: its wordings}` without measured numbers and places."""
+    table = wordings()
+    named = table["findings"] | {name: entry["wordings"] for name, entry in table["general"].items()}
+    plain = {}
+    for name, texts in named.items():
+        texts = (re.sub(r" ?\{(response|conduction|stage|strain|few)\} ?", " ", text).strip() for text in texts)
+        plain[name] = [text for text in texts if "{" not in text]
+    return plain
+
+
+def statements_in_words(statements: list[str], descriptions: dict[str, str], rng: np.random.Generator) -> str:
+    """Returns a report that states PTB-XL's statements in the corpus's words.
+
+    A statement of several findings (PACE: of the atrium, the ventricle, or both) is said by their family's words; one
+    that the corpus lacks by its description.
+    """
+    names: dict[str, list[str]] = {}
+    for name, finding in FINDINGS.items():
+        if finding.statement in statements:
+            names.setdefault(finding.statement, []).append(name)
+    said = []
+    for members in names.values():
+        families = (family for family, findings in general_findings().items() if set(members) <= findings)
+        name = members[0] if len(members) == 1 else next(families, members[0])
+        said.append(_draw(rng, short_wordings()[name]))
+    said += [descriptions[statement] for statement in statements if statement not in names]
+    return " ".join(f"{sentence}." for sentence in said)
+
+
 def _draw(rng: np.random.Generator, texts: list[str], first: float = 1.6) -> str:
     """One of the texts, the first ones more often."""
     return texts[int(len(texts) * rng.random() ** first)]

@@ -50,6 +50,7 @@ class Run:
             self.accelerator.num_processes,
             recipe.accumulation_steps,
             self.stage.lengths(),
+            self.stage.parts,
         )
         self.stage.model.train()
 
@@ -59,7 +60,7 @@ class Run:
         check_space(accelerator, recipe, stage.model)
         self.progress = load_checkpoint(accelerator, checkpoint) if checkpoint else Progress()
         if accelerator.is_main_process:
-            start_run(recipe, accelerator, self.progress, stage.data)
+            start_run(recipe, accelerator, self.progress, stage.folders)
         accelerator.wait_for_everyone()
         resumed = f", from step {self.progress.step}" if self.progress.step else ""
         launch = sharding.describe_launch(accelerator)

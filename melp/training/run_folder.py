@@ -98,7 +98,7 @@ def check_space(accelerator: Accelerator, recipe: Recipe, model):
         )
 
 
-def start_run(recipe: Recipe, accelerator: Accelerator, progress: Progress, data: Path | None):
+def start_run(recipe: Recipe, accelerator: Accelerator, progress: Progress, data: list[Path]):
     """Writes the resolved recipe and `run.json`; drops what the logs say about steps that are done again.
 
     Raises:
@@ -126,14 +126,14 @@ def _step_of_line(line: str) -> float:
         return float("inf")
 
 
-def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Path | None) -> dict:
+def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: list[Path]) -> dict:
     """Returns `run.json`: data, fingerprints of inputs, and of each start revision, versions, machine and command."""
     path = Path(recipe.output) / "run.json"
     run = read_json(path) if path.exists() else {}
-    about = about_prepared(data) if data else {"fingerprint": None}  # the language stage may learn from texts alone
+    about = [{"path": str(folder)} | about_prepared(folder) for folder in data]  # none where texts alone are read
     inputs = fingerprints(recipe)
     if recipe.data is None and data:
-        inputs["the synthetic corpus"] = about["fingerprint"]
+        inputs["the synthetic corpus"] = about[0]["fingerprint"]
     known = run.get("inputs", {})
     for name, value in inputs.items():
         if known.get(name, value) != value:
@@ -141,7 +141,7 @@ def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Pat
                 f"{name} is not what it was when {recipe.output} was started (its fingerprint is another): give the "
                 "run its old input back, or choose another --output."
             )
-    kept = ("database", "records", "rejected", "fingerprint")
+    kept = ("path", "database", "records", "rejected", "fingerprint")
     start = {
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -155,7 +155,7 @@ def _describe_run(recipe: Recipe, accelerator: Accelerator, step: int, data: Pat
     if not isinstance(known, dict) or not isinstance(starts, list):
         raise ValueError(f"{path} is not a run's: move it away, and --resume auto writes a new one.")
     return {
-        "data": {"path": data and str(data)} | {name: about[name] for name in kept if name in about},
+        "data": [{name: facts[name] for name in kept if name in facts} for facts in about],
         "inputs": inputs,
         "starts": [*starts, start],
     }

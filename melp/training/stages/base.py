@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch.utils.data import DataLoader
 
 from melp.data.prepared import get_split, load_prepared, with_reports
+from melp.data.stored import REQUIRED_COLUMNS
 from melp.prepare.folder import prepare
 from melp.training import sharding
 from melp.training.recipe import Recipe
@@ -26,6 +27,8 @@ class Stage:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator):
         self.recipe, self.accelerator = recipe, accelerator
+        self.folders: list[Path] = []  # prepared folders that are learned from
+        self.parts: list[tuple[int, int]] | None = None  # where there are several: rows of each, in it and in an epoch
         self.rows, self.held_out = self.load_rows()
         self.sharded = self.gathered = None
 
@@ -51,29 +54,40 @@ class Stage:
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
         """Returns rows to learn from and held-out rows (maybe none): those with a report."""
-        splits = self.load_splits()
-        recordings = get_split(splits, "train", self.data)
+        opened = self.load_splits()
+        sources = [self._load_source(*source) for source in zip(self.folders, opened, strict=True)]
+        if len(sources) == 1:
+            return sources[0]
+        rows, held_out = (
+            concatenate_datasets([part.select_columns(list(REQUIRED_COLUMNS)) for part in parts if len(part)])
+            for parts in zip(*sources, strict=True)
+        )
+        self.parts = shares_of_epoch([len(part) for part, _ in sources], getattr(self.recipe, "data_weights", None))
+        return rows, held_out
+
+    def _load_source(self, folder: Path, splits: DatasetDict) -> tuple[Dataset, Dataset]:
+        recordings = get_split(splits, "train", folder)
         rows = with_reports(recordings)
         if len(rows) < len(recordings):
             left_out = len(recordings) - len(rows)
             self.accelerator.print(f"{left_out:,} of {len(recordings):,} recordings have no report and are left out.")
         if len(rows) == 0:
-            raise ValueError(f"{self.data} has no report to learn from in its split 'train'.")
+            raise ValueError(f"{folder} has no report to learn from in its split 'train'.")
         return rows, with_reports(splits["validation"]) if "validation" in splits else rows.select([])
 
-    def load_splits(self) -> DatasetDict:
-        """Opens the prepared folder; the main process makes or downloads it first."""
+    def load_splits(self) -> list[DatasetDict]:
+        """Opens the prepared folders; the main process makes or downloads them first."""
         with self.accelerator.main_process_first():
-            self.data = self.data_folder(self.recipe)
-        return load_prepared(self.data)
+            self.folders = self.data_folders(self.recipe)
+        return [load_prepared(folder) for folder in self.folders]
 
     @staticmethod
-    def data_folder(recipe: Recipe) -> Path:
-        """Returns the recipe's prepared folder, or that of the synthetic corpus, made where it is not there yet."""
+    def data_folders(recipe: Recipe) -> list[Path]:
+        """Returns the recipe's prepared folders, or that of the synthetic corpus, made where it is not there yet."""
         if recipe.data is not None:
-            return Path(recipe.data)
+            return [Path(part.strip()) for part in recipe.data.split(",")]
         folder = Path(f"{CORPUS}-{recipe.corpus_records}-{recipe.corpus_seed}")
-        return prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed)
+        return [prepare("synthetic", folder, records=recipe.corpus_records, seed=recipe.corpus_seed)]
 
     @property
     def unwrapped(self):
@@ -184,3 +198,15 @@ class Stage:
     def notes(self) -> dict:
         """Returns what `training.json` in the model folder keeps for a run that starts from it."""
         return {}
+
+
+def shares_of_epoch(sizes: list[int], weights: str | None) -> list[tuple[int, int]] | None:
+    """Returns of each source its rows and how many of an epoch's it gives; None where each gives all it has.
+
+    An epoch has as many rows as all sources together.
+    """
+    if weights is None:
+        return None
+    shares = [float(weight) for weight in weights.split(",")]
+    ends = [round(sum(sizes) * sum(shares[: index + 1]) / sum(shares)) for index in range(len(shares))]
+    return [(size, end - start) for size, end, start in zip(sizes, ends, [0, *ends], strict=False)]

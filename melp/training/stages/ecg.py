@@ -59,13 +59,13 @@ class EcgStage(JointStage):
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
         """Returns the recordings that fill the model's window, with or without a report: both halves must hold ECG."""
-        splits = self.load_splits()
+        (splits,) = self.load_splits()
         splits = splits.select_columns(["record", "patient", "signal", "leads", "gain", "baseline"])
         samples = round(self.extractor.duration * STORED_RATE)
-        train = get_split(splits, "train", self.data)
+        train = get_split(splits, "train", self.folders[0])
         rows = long_enough(train, samples)
         if len(rows) == 0:
-            raise ValueError(f"{self.data} has no recording of {self.extractor.duration:g} s in its split 'train'.")
+            raise ValueError(f"{self.folders[0]} has no recording of {self.extractor.duration:g} s in its split 'train'.")
         self.num_short = len(train) - len(rows)
         return rows, long_enough(splits["validation"], samples) if "validation" in splits else rows.select([])
 
@@ -201,7 +201,7 @@ class EcgStage(JointStage):
     @staticmethod
     def next_command(output: Path, recipe: EcgRecipe) -> str:
         """Returns the command of the multi-scale stage."""
-        data = Stage.data_folder(recipe)
+        data = Stage.data_folders(recipe)[0]
         return (
             f"accelerate launch train.py {recipe_for_width(output / 'model')} --ecg-model {output / 'model'} "
             f"--text-model BERT_DIR_OR_ID --data {data}"

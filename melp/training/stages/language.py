@@ -125,7 +125,6 @@ class LanguageStage(Stage):
         """Returns documents in a column `text`: `recipe.text`, and the reports of `recipe.data` if both are given."""
         recipe = self.recipe
         sources = [read_texts(name.strip(), recipe.text_column) for name in (recipe.text or "").split(",") if name]
-        self.data = None
         if recipe.data is not None or not sources:
             sources.append(tuple(only_text(part, "report") for part in super().load_rows()))
         parts = zip(*(hold_out(*source, recipe.seed) for source in sources), strict=True)
@@ -238,7 +237,7 @@ class LanguageStage(Stage):
     def next_command(output: Path, recipe: LanguageRecipe) -> str:
         """Returns the command of the multi-scale stage, and that of the ECG stage, which can come between."""
         model = output / "model"
-        data = f" --data {Stage.data_folder(recipe)}" if recipe.data or not recipe.text else " --data DIR"
+        data = f" --data {Stage.data_folders(recipe)[0]}" if recipe.data or not recipe.text else " --data DIR"
         melp = recipe_for_width(model)
         ecg = melp.replace("melp.yaml", "ecg.yaml").replace("demo.yaml", "demo-ecg.yaml")
         return (

@@ -5,21 +5,24 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from datasets import Dataset
 from transformers import AutoModel
 
 from configuration_melp import MelpConfig
 from explain_melp import attention_weights
-from losses_melp import beat_loss, contrastive_loss, sigmoid_contrastive_loss
-from melp.data.batches import MelpCollator, prepare_inputs
+from losses_melp import beat_loss, contrastive_loss, label_loss, sigmoid_contrastive_loss
+from melp.data.batches import MelpCollator, augment_signals, prepare_inputs
 from melp.data.prepared import label_matrix, label_sets
 from melp.evaluation.metrics import macro, rankme, score_classes
 from melp.evaluation.prompts import PROMPTS, class_embeddings, load_prompts
 from melp.models import load_processor, load_whole
 from melp.names import report_hash
 from melp.training.embeddings import embedding_metrics, recall
+from melp.training.label_texts import ABSENT, PRESENT, draw_text, label_targets, label_texts
 from melp.training.recipe import check_names
 from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather, pad_second
@@ -57,23 +60,64 @@ class PairCollator(MelpCollator):
         return super().__call__(rows) | {"report_ids": torch.tensor([report_hash(row["report"]) for row in rows])}
 
 
+class LabelledPairCollator(PairCollator):
+    """Also draws a text for each label that some of the batch's recordings have and some lack.
+
+    `label_input_ids` and `label_attention_mask` (texts, tokens), `label_targets` (batch, texts); see `label_texts`.
+    """
+
+    def __call__(self, rows: list[dict]) -> dict:
+        batch = super().__call__(rows)
+        targets = torch.from_numpy(np.stack([row["label_targets"] for row in rows]))
+        tells = ((targets == PRESENT).any(dim=0) & (targets == ABSENT).any(dim=0)).nonzero()[:, 0].tolist()
+        names = list(label_texts())
+        texts = [draw_text(names[column]) for column in tells] or [draw_text(names[0])]
+        encoded = self.processor(text=texts, return_tensors="pt")
+        inputs = {f"label_{name}": encoded[name] for name in ("input_ids", "attention_mask")}
+        return batch | inputs | {"label_targets": targets[:, tells or [0]]}
+
+
+class RowsWithTargets:
+    """Rows of a dataset, each with its `label_targets`; everything else is the dataset's."""
+
+    def __init__(self, rows: Dataset, targets: np.ndarray):
+        self.rows, self.targets = rows, targets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        pairs = zip(self.rows.__getitems__(indices), self.targets[indices], strict=True)
+        return [row | {"label_targets": targets} for row, targets in pairs]
+
+    def __getattr__(self, name: str):
+        return getattr(self.rows, name)
+
+
 class MelpStage(JointStage):
-    """The three losses at 1 : 2 : 0.2 (paper, section 3); leaves a MELP model folder."""
+    """The three losses at 1 : 2 : 0.2 (paper, section 3), and the label loss; leaves a MELP model folder."""
 
     loss_names = ["caption_loss", "contrastive_loss", "local_loss", "loss"]
 
     def __init__(self, recipe: MelpRecipe, accelerator: Accelerator):
+        self.targets: list[np.ndarray] = []  # of each folder's rows, for the label loss
+        self.labelled: Dataset | None = None  # the first folder's held-out rows
         super().__init__(recipe, accelerator)
-        self.labelled = self.held_out
+        if recipe.label_loss_weight:
+            if accelerator.is_fsdp2:
+                raise ValueError("label_loss_weight needs whole weights in each process: train without FSDP.")
+            self.loss_names = ["caption_loss", "contrastive_loss", "local_loss", "label_loss", "loss"]
         if recipe.select_metric == "val_auroc":
             known = yaml.safe_load(PROMPTS.read_text())
             self.prompted = [name for name in label_sets(self.labelled) if name in known]
             if not self.prompted:
                 raise ValueError(
-                    f"select_metric is val_auroc, and no label set of {self.data} has prompts: use another."
+                    f"select_metric is val_auroc, and no label set of {self.folders[0]} has prompts: use another."
                 )
         columns = ["record", "report", "signal", "leads", "gain", "baseline"]
         self.rows, self.held_out = self.rows.select_columns(columns), self.held_out.select_columns(columns)
+        if recipe.label_loss_weight:
+            self.rows = RowsWithTargets(self.rows, np.concatenate(self.targets))
         if recipe.model is not None:
             if recipe.config or recipe.text_model or recipe.ecg_model:
                 raise ValueError(
@@ -91,9 +135,18 @@ class MelpStage(JointStage):
             add_logit_bias(self.model, recipe.model)
         self.model.freeze_text_layers()
         self.config = self.model.config
-        self.collate = PairCollator(self.processor, crop="random", sentence_augmentation=recipe.sentence_augmentation)
+        collator = LabelledPairCollator if recipe.label_loss_weight else PairCollator
+        self.collate = collator(self.processor, crop="random", sentence_augmentation=recipe.sentence_augmentation)
         self.eval_collate = PairCollator(self.processor)
         self.embeds = {}  # of the last step, over all processes: what `extra_metrics` describes
+
+    def _load_source(self, folder: Path, splits) -> tuple[Dataset, Dataset]:
+        rows, held_out = super()._load_source(folder, splits)
+        if self.labelled is None:
+            self.labelled = held_out
+        if self.recipe.label_loss_weight:
+            self.targets.append(label_targets(rows))
+        return rows, held_out
 
     def describe(self) -> str:
         """Returns the data and the model in words."""
@@ -112,19 +165,31 @@ class MelpStage(JointStage):
 
     @property
     def weights(self) -> dict[str, float]:
-        return {name: getattr(self.config, name + "_weight") for name in self.loss_names if name != "loss"}
+        recipe = {"label_loss": self.recipe.label_loss_weight}
+        names = [name for name in self.loss_names if name != "loss"]
+        return {name: recipe[name] if name in recipe else getattr(self.config, name + "_weight") for name in names}
 
     def _inputs(self, batch: dict) -> tuple[dict, torch.Tensor]:
         """Returns a model's inputs, leads masked in training, and the ids of the reports."""
         names = ("lead_dropout", "lead_subsets", "printed_layout") if self.model.training else ()
         masking = {name: getattr(self.recipe, name) for name in names}
+        if self.recipe.signal_augmentation and self.model.training:
+            batch = batch | {"input_values": augment_signals(batch["input_values"], self.recipe.signal_augmentation)}
         batch = prepare_inputs(batch, self.accelerator.device, self.config.ecg_config.scaling, **masking)
         return batch, batch.pop("report_ids")
 
     def forward(self, batch: dict, model) -> tuple:
         inputs, report_ids = self._inputs(batch)
+        labels = {name: inputs.pop(name) for name in list(inputs) if name.startswith("label_")}
         outputs = model(**inputs, return_loss=False)
+        if labels:
+            outputs["label_loss"] = self._label_loss(outputs, **labels)
         return outputs, self._facts(inputs, outputs.sentence_mask, report_ids)
+
+    def _label_loss(self, outputs, label_input_ids, label_attention_mask, label_targets) -> torch.Tensor:
+        model = self.unwrapped
+        texts = model.get_text_features(label_input_ids, label_attention_mask).pooler_output
+        return label_loss(outputs.ecg_embeds, texts, model.logit_scale.exp(), label_targets)
 
     @staticmethod
     def _facts(inputs: dict, sentence_mask, report_ids) -> dict[str, torch.Tensor]:
@@ -133,7 +198,7 @@ class MelpStage(JointStage):
         return {"sentence_mask": sentence_mask, "report_ids": report_ids, "targets": targets}
 
     def embed(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Leaves captions out, in which nothing is drawn at random."""
+        """Leaves captions and labels out, in which nothing is drawn at random."""
         inputs, report_ids = self._inputs(batch)
         ecg = self.unwrapped(input_values=inputs["input_values"], lead_mask=inputs["lead_mask"])
         text = self.unwrapped(**{name: inputs[name] for name in ("input_ids", "attention_mask", "sentence_ids")})
@@ -144,7 +209,10 @@ class MelpStage(JointStage):
         return {name: outputs[name].float() for name in EMBEDDINGS}
 
     def own_losses(self, outputs, target_share, row_share) -> dict[str, torch.Tensor]:
-        return {"caption_loss": outputs.caption_loss * target_share}
+        losses = {"caption_loss": outputs.caption_loss * target_share}
+        if "label_loss" in outputs:
+            losses["label_loss"] = outputs["label_loss"] * row_share
+        return losses
 
     def joint_losses(self, embeddings, facts, alone=False) -> dict[str, torch.Tensor]:
         """Computes the losses over pairs of all processes; `alone`: of this process only, in validation."""
@@ -295,7 +363,7 @@ class MelpStage(JointStage):
     @staticmethod
     def next_command(output: Path, recipe: MelpRecipe) -> str:
         """Returns the command of an evaluation."""
-        data = Stage.data_folder(recipe)
+        data = Stage.data_folders(recipe)[0]
         return f"python evaluate.py zero-shot --model {output / 'model'} --data {data}"
 
 

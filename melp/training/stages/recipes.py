@@ -112,6 +112,15 @@ class MelpRecipe(Recipe):
         "share of recordings of which limb leads, I, II and V2, I and II, I, II, or a random subset is kept", 0.0
     )
     printed_layout: float = setting("share of recordings of which what a 3x4 print shows is kept", 0.0)
+    data_weights: str | None = setting(
+        "share of each folder in --data, by commas: 3, 1; without it, as many pairs as it has", None
+    )
+    label_loss_weight: float = setting(
+        "of the label loss: labels as short texts, of which it is known of which recordings they are true", 0.0
+    )
+    signal_augmentation: float = setting(
+        "share of recordings that are shifted, scaled, blanked in parts and given noise in training", 0.0
+    )
     sentence_augmentation: float = setting(
         "share of reports of which a random number of sentences is read, in random order", 0.0
     )
@@ -122,6 +131,20 @@ class MelpRecipe(Recipe):
     local_loss_gather: bool = setting("beat loss over the pairs of all processes, not of each alone", True)
     bucket_by_length: bool = setting("batches of reports of similar length", False)
     sample_pictures: int = setting("held-out ECGs drawn at each validation", 0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data_weights is not None:
+            weights, folders = self.data_weights.split(","), (self.data or "").split(",")
+            try:
+                valid = len(weights) == len(folders) and min(float(weight) for weight in weights) > 0
+            except ValueError:
+                valid = False
+            if not valid:
+                raise ValueError(
+                    f"data_weights is {self.data_weights!r}; it must hold a positive number for each of the "
+                    f"{len(folders)} folders in data, separated by commas."
+                )
 
     @classmethod
     def for_new_model(cls, values: dict, overrides: dict) -> dict:
