@@ -38,7 +38,9 @@ class Recipe:
     """
 
     stage: Literal["language", "ecg", "melp"]
-    data: str | None = setting("prepared folders, ID or ID@REVISION, by commas; without it the embedded synthetic corpus", None)
+    data: str | None = setting(
+        "prepared folders, ID or ID@REVISION, by commas; without it the embedded synthetic corpus", None
+    )
     output: str = setting("run folder to write", "runs/melp")
     config: dict = setting("fields of a new model's configuration", {}, metavar="YAML")
     corpus_records: int = setting("size of the embedded synthetic corpus", 4000)

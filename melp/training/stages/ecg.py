@@ -65,7 +65,9 @@ class EcgStage(JointStage):
         train = get_split(splits, "train", self.folders[0])
         rows = long_enough(train, samples)
         if len(rows) == 0:
-            raise ValueError(f"{self.folders[0]} has no recording of {self.extractor.duration:g} s in its split 'train'.")
+            raise ValueError(
+                f"{self.folders[0]} has no recording of {self.extractor.duration:g} s in its split 'train'."
+            )
         self.num_short = len(train) - len(rows)
         return rows, long_enough(splits["validation"], samples) if "validation" in splits else rows.select([])
 
