@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 import losses_melp
-from losses_melp import beat_loss, beat_similarity, caption_loss, contrastive_loss, sigmoid_contrastive_loss
+from losses_melp import (
+    beat_loss,
+    beat_similarity,
+    caption_loss,
+    contrastive_loss,
+    label_loss,
+    sigmoid_contrastive_loss,
+)
 
 
 def loop_beat_loss(beats, sentences, counts):
@@ -131,6 +138,33 @@ def test_beat_loss_with_shared_positives_ignores_a_report_without_sentences():
     loss = beat_loss(*leaves, mask, shared(0, 0, 0, 1))
     assert torch.isfinite(loss)
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, leaves))
+
+
+def test_label_loss_by_hand():
+    """Each true pair against the false ones of its row and of its column; what is unknown counts neither way."""
+    torch.manual_seed(0)
+    ecgs, texts = (F.normalize(torch.randn(n, 6), dim=-1) for n in (4, 3))
+    targets = torch.tensor([[1, 0, -1], [0, 1, 1], [1, -1, 0], [0, 0, 1]])
+    logits = 7.0 * ecgs @ texts.T
+
+    def side(logits, targets):
+        rows = []
+        for row, truth in zip(logits, targets, strict=True):
+            false = row[truth == 0].exp().sum()
+            rows.append(torch.stack([-(s.exp() / (s.exp() + false)).log() for s in row[truth == 1]]).mean())
+        return torch.stack(rows).mean()
+
+    expected = (side(logits, targets) + side(logits.T, targets.T)) / 2
+    assert label_loss(ecgs, texts, torch.tensor(7.0), targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    # A row without a false text, and one without a true one, change nothing, and bring no NaN into the gradient.
+    more = torch.cat([targets, torch.tensor([[1, -1, -1], [-1, -1, -1]])])
+    padded = torch.cat([ecgs, F.normalize(torch.randn(2, 6), dim=-1)]).requires_grad_()
+    loss = label_loss(padded, texts, torch.tensor(7.0), more)
+    loss.backward()
+    by_text = side(7.0 * texts @ padded.T, more.T)
+    assert loss.item() == pytest.approx((side(logits, targets) + by_text).item() / 2, rel=1e-5)
+    assert padded.grad.isfinite().all()
+    assert label_loss(ecgs, texts, torch.tensor(7.0), torch.full((4, 3), -1)).item() == 0.0
 
 
 def test_sigmoid_loss_by_hand():

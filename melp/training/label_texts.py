@@ -53,13 +53,15 @@ def label_targets(split: Dataset) -> np.ndarray:
     anterior infarction beside an anteroseptal one) counts neither way, as does what a label set does not tell apart.
     """
     matrices = {name: _known(split, name) for name in label_sets(split)}
+    unknown = np.full(len(split), UNKNOWN, dtype=np.int8)
     if "findings" in matrices:
-        columns = {name: matrices["findings"][name].to_numpy() for name in FINDINGS}
+        # The textbook variety draws some of the findings only.
+        columns = {name: matrices["findings"].get(name, unknown) for name in FINDINGS}
         for family, members in general_findings().items():
             columns[family] = np.max([columns[name] for name in members], axis=0)
     else:
         kinds = {name: [name] for name in FINDINGS} | general_findings()
-        columns = {name: _target(name, members, matrices, len(split)) for name, members in kinds.items()}
+        columns = {name: _target(name, members, matrices, unknown) for name, members in kinds.items()}
         for family, members in general_findings().items():
             if "superclass" in correspondences().get(family, {}):
                 continue  # PTB-XL's own families
@@ -77,15 +79,14 @@ def _known(split: Dataset, label_set: str) -> pd.DataFrame:
     """A column per class: 1, 0, or -1 where a recording is not labelled in the set."""
     classes = label_sets(split)[label_set]
     matrix = np.full((len(split), len(classes)), UNKNOWN, dtype=np.int8)
-    if any(labels is not None for labels in split.select_columns([label_set])[label_set]):
+    if any(labels is not None for labels in split.select_columns([label_set])[label_set][:]):
         values, rows = label_matrix(split, label_set)
         matrix[rows] = values
     return pd.DataFrame(matrix, columns=classes)
 
 
-def _target(name: str, members, matrices: dict[str, pd.DataFrame], rows: int) -> np.ndarray:
+def _target(name: str, members, matrices: dict[str, pd.DataFrame], target: np.ndarray) -> np.ndarray:
     """A finding's or family's target: present where any label set says so, absent where one denies it."""
-    target = np.full(rows, UNKNOWN, dtype=np.int8)
     if name in correspondences():
         for label_set, matrix in matrices.items():
             labels = labels_of(name, label_set, list(matrix))

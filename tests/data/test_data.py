@@ -1,6 +1,7 @@
 """From a prepared folder to batches: at random, in a stream, from the Hub, on any number of processes."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 import torch
 from tiny import tiny_processor
 
-from melp.data.batches import LEAD_SUBSETS, MelpCollator, TrainingBatches, decode, prepare_inputs, some_sentences
+from melp.data.batches import (
+    LEAD_SUBSETS,
+    MelpCollator,
+    TrainingBatches,
+    augment_signals,
+    decode,
+    prepare_inputs,
+    some_sentences,
+)
 from melp.data.prepared import find_record, load_prepared, stream_prepared, with_reports
 from melp.prepare.folder import prepare
 from processing_melp import MelpFeatureExtractor
@@ -148,6 +157,37 @@ def test_batches_are_the_same_for_any_number_of_processes_and_resume_anywhere():
     assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the training's own stream"
     with pytest.raises(ValueError, match="do not fill one batch"):
         batches(batch_size=38)
+
+
+def test_a_mixture_gives_each_source_its_share_and_each_row_its_turn():
+    """30 rows of one source and 10 of another, of which an epoch takes 20 each: the small one comes round twice."""
+
+    class Rows(list):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    def batches(rank=0, world=1):
+        size = 8 // world
+        return TrainingBatches(Rows(range(40)), list, size, 3, rank, world, parts=[(30, 20), (10, 20)])
+
+    one, halves = batches(), [batches(rank, 2) for rank in (0, 1)]
+    assert one[6] == halves[0][6] + halves[1][6]
+    epochs = [[row for step in range(5 * epoch, 5 * epoch + 5) for row in one[step]] for epoch in range(3)]
+    for epoch in epochs:
+        small = [row for row in epoch if row >= 30]
+        assert len(small) == 20 and set(Counter(small).values()) == {2}
+    large = Counter(row for epoch in epochs for row in epoch if row < 30)
+    assert set(large.values()) == {2} and len(large) == 30, "two rounds in three epochs"
+
+
+def test_augmented_signals_stay_near_and_the_others_stay():
+    signals = torch.sin(torch.arange(5000) / 100).expand(16, 12, 5000).contiguous()
+    torch.manual_seed(1)
+    changed = augment_signals(signals, 0.5)
+    same = (changed == signals).flatten(1).all(dim=1)
+    assert 3 < same.sum() < 13 and changed.isfinite().all()
+    assert changed.abs().max() < 1.25 + 0.1 + 0.02 * 6
+    assert torch.equal(augment_signals(signals, 0.0), signals)
 
 
 def test_lead_masking_scales_first_and_keeps_something(tmp_path):

@@ -25,6 +25,7 @@ from melp.prepare.__main__ import main
 from melp.prepare.dataset_card import card_data
 from melp.prepare.folder import prepare
 from melp.synthetic import corpus as synthetic
+from melp.synthetic.reports import plain_wordings
 from processing_melp import LEADS
 
 NATIVE = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -235,6 +236,19 @@ def test_ptbxl_rows_without_statements_are_kept_without_labels(tmp_path):
     (tmp_path / "ptbxl_database.csv").write_text(table + "1,7.0,60,1,,\"{'XYZ': 0.0}\",1,one,one\n" + rest)
     with pytest.raises(ValueError, match="ecg_id 1: .* no statement XYZ"):
         prepare("ptbxl", tmp_path / "wrong", root=tmp_path)
+
+
+@pytest.mark.real_data
+def test_ptbxl_statements_in_the_words_of_the_corpus(ptbxl_root):
+    """Two recordings of the same statements are reported in different words, each of them the corpus's."""
+    plan = ptbxl.plan(ptbxl_root, reports="wordings").to_pylist()
+    assert ptbxl.plan(ptbxl_root, reports="wordings").to_pylist() == plan, "drawn the same again"
+    said = {row["report"] for row in plan if row["all"] == ["NORM", "SR"]}
+    words = plain_wordings()
+    expected = {f"{one}. {other}." for one in words["sinus rhythm"] for other in words["normal ecg"]}
+    assert len(said) > 5 and said <= expected
+    (paced, *_) = [row["report"] for row in plan if row["all"] and "PACE" in row["all"]]
+    assert paced.split(".")[0] in words["pacemaker"]
 
 
 # ---------------------------------------------------------------------------------------------------- published tables

@@ -102,7 +102,7 @@ def test_run_folder_alone_repeats_the_run(measured, corpus, tmp_path):
     again = weights(tmp_path / "again")
     assert all(torch.equal(again[name], value) for name, value in weights(measured).items())
     run = json.loads((measured / "run.json").read_text())
-    assert run["data"]["fingerprint"] == json.loads((corpus / "melp.json").read_text())["fingerprint"]
+    assert run["data"][0]["fingerprint"] == json.loads((corpus / "melp.json").read_text())["fingerprint"]
     (start,) = run["starts"]
     assert torch.__version__.startswith(start["versions"]["torch"])  # the package's version does not name its build
     assert start["processes"] == 1 and "git_revision" in start

@@ -1,0 +1,93 @@
+"""Labels as texts: what is known of each database's recordings, and texts that are true of it."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from tiny_runs import log, melp_recipe
+
+from melp.data.prepared import get_split, load_prepared
+from melp.evaluation.prompts import load_yaml
+from melp.synthetic.findings import FINDINGS
+from melp.training.label_texts import ABSENT, PRESENT, UNKNOWN, draw_text, label_targets, label_texts
+from train import train
+
+
+def column(targets: np.ndarray, name: str) -> list[int]:
+    return targets[:, list(label_texts()).index(name)].tolist()
+
+
+def labelled(**sets: tuple[list[str], list]) -> Dataset:
+    features = {"record": Value("string")} | {n: List(ClassLabel(names=c)) for n, (c, _) in sets.items()}
+    rows = {"record": ["a", "b", "c"]} | {
+        n: [labels and [c.index(x) for x in labels] for labels in r] for n, (c, r) in sets.items()
+    }
+    return Dataset.from_dict(rows, Features(features))
+
+
+def test_the_corpus_tells_all_of_its_findings(corpus):
+    split = get_split(load_prepared(corpus), "train", corpus)
+    targets = label_targets(split)
+    names = split.features["findings"].feature.names
+    for row, ids in zip(targets, split["findings"], strict=True):
+        present = {name for name, value in zip(label_texts(), row, strict=True) if value == PRESENT}
+        assert present & set(FINDINGS) == {names[index] for index in ids}
+        assert ("no atrial fibrillation" in present) == ("atrial fibrillation" not in present)
+        assert ("conduction disturbance" in present) or not present & {"right bundle branch block"}
+
+
+def test_statements_of_ptbxl_are_read_with_what_they_leave_open():
+    codes = ["1AVB", "AMI", "ASMI", "NORM", "PACE", "SR"]
+    targets = label_targets(
+        labelled(
+            all=(codes, [["ASMI", "SR"], ["NORM", "SR"], ["PACE", "1AVB"]]),
+            superclass=(["CD", "MI", "NORM"], [["MI"], ["NORM"], None]),
+        )
+    )
+    assert column(targets, "anteroseptal infarction") == [PRESENT, ABSENT, ABSENT]
+    assert column(targets, "pacemaker") == [ABSENT, ABSENT, PRESENT]
+    # Of which chamber is not said, a sinus pause never is, and a sibling of what is present is not denied.
+    assert column(targets, "atrial pacing") == [ABSENT, ABSENT, UNKNOWN]
+    assert column(targets, "sinus pause") == [UNKNOWN] * 3
+    assert column(targets, "third degree av block")[2] == UNKNOWN
+    assert column(targets, "myocardial infarction")[:2] == [PRESENT, ABSENT]
+    assert column(targets, "no myocardial infarction")[:2] == [ABSENT, PRESENT]
+
+
+def test_another_database_is_read_by_the_table_of_labels():
+    targets = label_targets(labelled(csn=(["AF", "AFIB", "SR"], [["AF"], ["AFIB"], None])))
+    assert column(targets, "atrial flutter") == [PRESENT, ABSENT, UNKNOWN], "AF is flutter there"
+    assert column(targets, "atrial fibrillation") == [ABSENT, PRESENT, UNKNOWN]
+    assert column(targets, "left ventricular hypertrophy") == [UNKNOWN] * 3
+
+
+def test_texts_are_wordings_without_holes_and_not_those_of_the_test():
+    held_out = {
+        t for labels in load_yaml("melp/evaluation/wordings-test.yaml").values() for ts in labels.values() for t in ts
+    }
+    torch.manual_seed(0)
+    for name in label_texts():
+        drawn = {draw_text(name) for _ in range(30)}
+        assert all("{" not in text and text.endswith(".") and text not in held_out for text in drawn), name
+
+
+@pytest.mark.slow
+def test_the_label_loss_teaches_findings_over_two_folders(corpus, language, tmp_path):
+    """Two folders in one training, a third and two thirds; the loss is logged and falls."""
+    recipe = melp_recipe(
+        corpus,
+        language,
+        tmp_path / "run",
+        data=f"{corpus}, {corpus}",
+        data_weights="1, 2",
+        label_loss_weight=2.0,
+        signal_augmentation=0.5,
+        max_steps=40,
+        eval_every=40,
+        save_every=40,
+    )
+    lines = [line for line in log(train(recipe)) if "label_loss" in line]
+    first, last = (np.mean([line["label_loss"] for line in part]) for part in (lines[:5], lines[-5:]))
+    assert last < first
+    with pytest.raises(ValueError, match="data_weights is '1, 0'"):
+        melp_recipe(corpus, language, tmp_path / "wrong", data="a, b", data_weights="1, 0")
