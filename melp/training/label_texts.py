@@ -15,7 +15,7 @@ from datasets import Dataset
 from melp.data.prepared import label_matrix, label_sets
 from melp.evaluation.correspondences import correspondences, labels_of
 from melp.synthetic.findings import FINDINGS, STATEMENTS
-from melp.synthetic.reports import general_findings, plain_wordings, wordings
+from melp.synthetic.reports import general_findings, short_wordings, wordings
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 NEGATED = "no "  # begins the name of a text that is true where a finding is absent
@@ -28,7 +28,7 @@ def label_texts() -> dict[str, list[str]]:
 
     Texts that need a measured number or a place are left out.
     """
-    return plain_wordings() | {NEGATED + name: texts for name, texts in wordings()["negated"].items()}
+    return short_wordings() | {NEGATED + name: texts for name, texts in wordings()["negated"].items()}
 
 
 def draw_text(name: str) -> str:

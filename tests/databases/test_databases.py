@@ -25,7 +25,7 @@ from melp.prepare.__main__ import main
 from melp.prepare.dataset_card import card_data
 from melp.prepare.folder import prepare
 from melp.synthetic import corpus as synthetic
-from melp.synthetic.reports import plain_wordings
+from melp.synthetic.reports import short_wordings
 from processing_melp import LEADS
 
 NATIVE = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -244,7 +244,7 @@ def test_ptbxl_statements_in_the_words_of_the_corpus(ptbxl_root):
     plan = ptbxl.plan(ptbxl_root, reports="wordings").to_pylist()
     assert ptbxl.plan(ptbxl_root, reports="wordings").to_pylist() == plan, "drawn the same again"
     said = {row["report"] for row in plan if row["all"] == ["NORM", "SR"]}
-    words = plain_wordings()
+    words = short_wordings()
     expected = {f"{one}. {other}." for one in words["sinus rhythm"] for other in words["normal ecg"]}
     assert len(said) > 5 and said <= expected
     (paced, *_) = [row["report"] for row in plan if row["all"] and "PACE" in row["all"]]
