@@ -356,8 +356,8 @@ def _suspected_swap(rows: Mapping[str, np.ndarray], error: float | None) -> str 
     "aVL/aVF": exchanging the two mends a limb error above 0.2 mV. "arms": the main deflection of I points down and
     that of aVR up while V6 points up; an exchange of the arm electrodes turns I over and leaves V6, in dextrocardia V6
     turns too (of 573 real recordings 1% are flagged, and 70% of the same with the exchange simulated). "chest": V1
-    correlates with I - aVR, which points to the left, by 0.5 more than V6 does (of 2,730 recordings of PTB-XL 2 are
-    flagged, and 95% of the same with the order of the chest leads reversed).
+    correlates with I - aVR, which points to the left, by 0.5 more than V6 does (of 2,652 recordings of PTB-XL's
+    folds 1 to 9 one is flagged, and 93% of the same with the order of the chest leads reversed).
     """
     exchanged = {**rows, "aVL": rows["aVF"], "aVF": rows["aVL"]} if {"aVL", "aVF"} <= rows.keys() else rows
     if error is not None and limb_error(exchanged) <= MAX_LIMB_ERROR < error:

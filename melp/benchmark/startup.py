@@ -29,9 +29,11 @@ REPEATS = 3  # the fastest counts: other work on the machine only ever slows
 
 def commands() -> dict[str, list[str]]:
     """Returns the commands of this repository by the names that users type."""
-    modules = {path.parent for path in ROOT.glob("*/__main__.py")}
-    modules |= {path.with_suffix("") for path in ROOT.glob("*.py") if '== "__main__":' in path.read_text()}
-    named = {f"python -m melp.{path.name}": ["-m", f"melp.{path.name}"] for path in sorted(modules)}
+    run = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
+    files = sorted(path for path in ROOT.rglob("*.py") if run.search(path.read_text()))
+    parts = [path.relative_to(ROOT.parent).with_suffix("").parts for path in files]
+    modules = [".".join(names).removesuffix(".__main__") for names in parts]
+    named = {f"python -m {module}": ["-m", module] for module in modules}
     return {f"python {door}": [door] for door in DOORS if Path(door).is_file()} | named
 
 
