@@ -178,9 +178,11 @@ def assert_same(one: dict, other: dict):
     """Within 1e-5 of each tensor's norm, as after 20 steps of the same sums in another order."""
     assert one.keys() == other.keys()
     for name, value in one.items():
-        if name.endswith(("k_proj.bias", "key.bias", "word_embeddings.weight")):
-            # The biases drop out of a softmax, and a rare token's gradient can vanish: what is left is rounding alone,
-            # which Adam scales up to some 1e-5 a run.
-            assert (other[name] - value).abs().max() < 1e-3, name
+        apart = (other[name] - value).abs()
+        if name.endswith(("k_proj.bias", "key.bias")):
+            # They drop out of a softmax: their gradient is rounding alone, which Adam scales up to some 1e-5 per run.
+            assert apart.max() < 1e-3, name
+        elif name.endswith("word_embeddings.weight"):  # so are the gradients of a few rare tokens
+            assert apart.max() < 2e-4 and (apart > 1e-5).float().mean() < 0.01, name
         else:
-            assert (other[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name
+            assert apart.norm() <= 1e-5 * value.norm() + 1e-6, name

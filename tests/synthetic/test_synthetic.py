@@ -273,7 +273,7 @@ def test_reports_look_like_a_carts(records):
         assert report.isascii() and report == report.lower() and report.endswith(".") and "{" not in report
         assert len(report.split()) >= 4
         assert 1 <= len(re.findall(r"\.(?: |$)", report)) <= 6
-    assert 0.3 < len(set(reports)) / len(reports) < 0.95
+    assert 0.7 < len(set(reports)) / len(reports) < 0.9  # common ones repeat, as a cart's do
 
 
 def test_reports_say_the_findings(records):
@@ -282,9 +282,9 @@ def test_reports_say_the_findings(records):
         negative = [
             bool(re.search(pattern, record.report)) for record in records if name not in record.labels["findings"]
         ]
-        assert np.mean(positive) > 0.75, name
-        if name not in ("sinus rhythm", "normal ecg"):  # "sinus rhythm with slow rate", "otherwise normal ecg"
-            assert np.mean(negative) < 0.02, name
+        assert np.mean(positive) > 0.85, name  # a report stops at five sentences
+        if name != "normal ecg":  # "otherwise normal ecg"
+            assert np.mean(negative) < 0.01, name  # "short pr interval and delta wave" is no block
 
 
 def test_prompts_cover_the_findings():
