@@ -12,6 +12,7 @@ from melp.markdown import Markdown, escape, table
 
 CARD_FILE = "README.md"
 TEMPLATE = files("melp.hub") / "model_card.md"
+CITATION = files("melp.hub") / "citation.bib"
 # Fields of a recipe that name places on the machine of the run, or say nothing about the model.
 NOT_SHOWN = (*STARTS, "data", "text", "output", "resume", "push_to_hub", "num_workers", "log_every")
 
@@ -65,6 +66,7 @@ def make_card(
             **_run_facts(run),
             results=results_table(evaluations),
             subgroups=subgroups_table(evaluations),
+            citation=CITATION.read_text().strip(),
         )
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{template} cannot be read: {error}") from error

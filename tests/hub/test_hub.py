@@ -416,6 +416,7 @@ def test_card_without_a_run_says_so_once(tmp_path):
     model = tiny_model()
     model.ecg_model.save_pretrained(tmp_path)
     text = str(make_card(model.ecg_model, tmp_path))
+    assert "```bibtex\n@inproceedings{wang2025melp," in text
     for said in ("is not recorded", "not measured", "Not evaluated"):
         assert text.count(said) == 1
     assert "AutoFeatureExtractor" in text and "datasets:" not in text and "model-index" not in text
