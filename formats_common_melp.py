@@ -60,6 +60,14 @@ class FormatError(ValueError):
         super().__init__((f"{rule}: {details}" if details else rule) + (f"; {remedy}" if remedy else ""))
 
 
+class LongRecording(FormatError):
+    """A recording, or the part asked for, is longer than `Request.longest`: it lasts `seconds`."""
+
+    def __init__(self, longest: float, seconds: float):
+        self.seconds = seconds
+        super().__init__(f"longer than {longest / 3600:g} h: it lasts {seconds / 3600:.1f} h; cut it")
+
+
 class Source:
     """The bytes of a regular file, or of a buffer, read piece by piece; gzip is decompressed on the way, bounded.
 
@@ -136,6 +144,14 @@ def _inflate(data: bytes) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def inflate_head(data: bytes, count: int = 1024) -> bytes:
+    """Returns the first bytes, at most `count`, of what begins as a gzip file; none of a damaged one."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, count)
+    except zlib.error:
+        return b""
+
+
 @dataclass(frozen=True)
 class Request:
     """The part of a recording that is asked for, and what the caller knows that its file may not say.
@@ -146,7 +162,8 @@ class Request:
         record: which of several records of a file, by its identifier or, where there are none, its index.
         leads: names of the channels of an array, in its order.
         sampling_rate: Hz, of an array.
-        longest: seconds; a longer recording is refused before its samples are read.
+        longest: seconds; a longer recording, or part, is refused (`LongRecording`), if the format allows before its
+            samples are read.
     """
 
     start: float = 0.0
@@ -167,12 +184,13 @@ class Request:
 
     def span(self, length: int, rate: float) -> tuple[int, int]:
         """Returns the first index and the one past the last, of `length` samples at `rate`."""
-        if self.longest and rate > 1 and length > self.longest * rate:  # 1 where a table's rate is not known yet
-            raise FormatError(f"longer than {self.longest / 3600:g} h: it lasts {length / rate / 3600:.1f} h; cut it")
         first = round(self.start * rate)
         if first >= length and first:
             raise FormatError("wrong argument", f"start={self.start:g} is past its end, {length / rate:g} s")
-        return first, length if self.seconds is None else min(length, round((self.start + self.seconds) * rate))
+        last = length if self.seconds is None else min(length, round((self.start + self.seconds) * rate))
+        if self.longest and rate > 1 and last - first > self.longest * rate:  # 1: a table's rate is not known yet
+            raise LongRecording(self.longest, (last - first) / rate)
+        return first, last
 
     def check(self, holds: bool, done: list[str], rule: str, details: str):
         """Refuses what a file says of itself in vain, or with `verify=False` notes it in `done`."""

@@ -14,7 +14,18 @@ import numpy as np
 
 try:
     from .formats_binary_melp import read_dicom, read_edf, read_ishne, read_mfer
-    from .formats_common_melp import CUT, Channel, FormatError, Recording, Request, Source, brief, to_millivolt
+    from .formats_common_melp import (
+        CUT,
+        Channel,
+        FormatError,
+        LongRecording,
+        Recording,
+        Request,
+        Source,
+        brief,
+        inflate_head,
+        to_millivolt,
+    )
     from .formats_scp_melp import read_scp
     from .formats_table_melp import (
         list_keys,
@@ -25,7 +36,8 @@ try:
         read_parquet,
         read_table,
     )
-    from .formats_wfdb_melp import from_wfdb, read_record
+    from .formats_wfdb_melp import check_sums, from_wfdb, read_record
+    from .formats_wfdb_melp import reads_parts as wfdb_reads_parts
     from .formats_xml_melp import read_xml
     from .signal_melp import (
         MAX_MILLIVOLT,
@@ -39,7 +51,18 @@ except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from formats_binary_melp import read_dicom, read_edf, read_ishne, read_mfer
-    from formats_common_melp import CUT, Channel, FormatError, Recording, Request, Source, brief, to_millivolt
+    from formats_common_melp import (
+        CUT,
+        Channel,
+        FormatError,
+        LongRecording,
+        Recording,
+        Request,
+        Source,
+        brief,
+        inflate_head,
+        to_millivolt,
+    )
     from formats_scp_melp import read_scp
     from formats_table_melp import (
         list_keys,
@@ -50,7 +73,8 @@ except ImportError:
         read_parquet,
         read_table,
     )
-    from formats_wfdb_melp import from_wfdb, read_record
+    from formats_wfdb_melp import check_sums, from_wfdb, read_record
+    from formats_wfdb_melp import reads_parts as wfdb_reads_parts
     from formats_xml_melp import read_xml
     from signal_melp import (
         MAX_MILLIVOLT,
@@ -75,6 +99,10 @@ READERS: dict[str, Callable[[Source, Request], Recording]] = {
     "table": read_table,
 }
 STACKS = ("hdf5", "parquet", "npy", "npz")  # which may hold several records
+STACK_BEGINNINGS = (b"\x89HDF", b"MATLAB 7", b"PAR1", b"\x93NUMPY", b"PK\x03\x04")
+IN_PARTS = ("edf", "ishne", "hdf5", "npy", "parquet")  # of which a part is read without the rest, as of WFDB
+LONG = 3600.0  # seconds, 90 MB at 500 Hz: of longer recordings only what is used is read
+UNKNOWN = "unknown format"  # the rule by which what is no ECG file is refused
 OTHERWISE = "pass an array, sampling_rate= and leads="  # a remedy
 MAX_RATE_RATIO = 1000  # between channels of one file
 
@@ -167,7 +195,7 @@ def _read_source(source: Source, kind: str | None, request: Request) -> Recordin
         if begins.startswith(b"MATLAB"):
             raise FormatError("no header", "a MATLAB file needs a WFDB header beside it", OTHERWISE)
         details = f"it begins with {begins!r}, and no header (.hea) is beside it"
-        raise FormatError("unknown format", details, f"see docs/formats.md, or {OTHERWISE}")
+        raise FormatError(UNKNOWN, details, f"see docs/formats.md, or {OTHERWISE}")
     if request.record is not None and kind not in STACKS:
         raise FormatError("unknown record", f"it holds one, none called {brief(request.record)}")
     return READERS[kind](source, request)
@@ -296,6 +324,7 @@ def read_ecg(
     start: float = 0.0,
     seconds: float | None = None,
     verify: bool = True,
+    longest: float | None = None,
 ) -> EcgBlock:
     """Reads one recording, float32 in mV; channels of different rates are brought to the highest one.
 
@@ -308,6 +337,7 @@ def read_ecg(
         sampling_rate, leads: of a table or an array that does not state them.
         start, seconds: the part that is read, of a long file only that part.
         verify: refuse what contradicts a header's checksums and first samples, and bytes beyond what it states.
+        longest: seconds; what is longer is refused, the error's cause being a `LongRecording`.
 
     Returns:
         an `EcgBlock` of one record; `done`, `facts` and `identifiers` say what the file said.
@@ -318,7 +348,9 @@ def read_ecg(
     """
     name = name or _default_name(source)
     try:
-        request = Request(start, seconds, verify, None, None if leads is None else tuple(leads), sampling_rate)
+        request = Request(
+            start, seconds, verify, None, None if leads is None else tuple(leads), sampling_rate, longest
+        )
         recording = read_recording(source, request)
         channels, ignored = usable_channels(recording, request, unit)
         signal, rate = in_millivolt(channels)
@@ -335,6 +367,53 @@ def read_ecg(
         facts=recording.facts,
         identifiers=recording.identifiers,
     )
+
+
+def read_crop(
+    source, name: str | None = None, unit: str | None = None, *, duration: float, place: Callable, **options
+) -> EcgBlock:
+    """Reads one recording as `read_ecg`, of one above `LONG` seconds only the `duration` that a crop keeps.
+
+    Args:
+        place: from the seconds that are too many to those before the crop.
+
+    Returns:
+        an `EcgBlock`, whose `seconds` are those of the whole recording.
+    """
+    try:
+        return read_ecg(source, name, unit, longest=LONG, **options)
+    except ValueError as error:
+        if not isinstance(error.__cause__, LongRecording):
+            raise
+        whole = error.__cause__.seconds
+    options["start"] = options.get("start", 0.0) + place(whole - duration)
+    return replace(read_ecg(source, name, unit, **options | {"seconds": duration}), whole=whole)
+
+
+def reads_parts(path) -> bool:
+    """Says whether `read_ecg` reads a part of this file without the rest of it."""
+    path, _ = _split_key(_expanded(path))
+    try:
+        source = Source(path)
+        kind = recognise(source)
+        if kind not in IN_PARTS and (header := _header_beside(path)):
+            return wfdb_reads_parts(header)
+    except FormatError:  # whoever reads it says why
+        return False
+    return kind in IN_PARTS and source.is_plain
+
+
+def check_whole(path, verify: bool = True) -> list[str]:
+    """Compares the checksums of a file that is read in parts, a little of it at a time; WFDB is the one that has them.
+
+    Returns:
+        notes of what was accepted, with `verify=False`.
+
+    Raises:
+        ValueError: the reason, without the file's name.
+    """
+    header = _header_beside(_split_key(_expanded(path))[0])
+    return check_sums(header, Request(verify=verify)) if header else []
 
 
 def is_file(source) -> bool:
@@ -401,7 +480,7 @@ def list_records(path) -> list[str]:
     """
     path = _expanded(path)
     try:
-        if not path.is_file():
+        if not path.is_file() or not _may_be_stack(path):
             return [str(path)]
         source = Source(path)
         kind = recognise(source)
@@ -412,3 +491,12 @@ def list_records(path) -> list[str]:
         reason = error if isinstance(error, FormatError) else f"damaged ({type(error).__name__}); fetch it again"
         raise ValueError(f"{path}: {reason}") from error
     return [str(path)] if keys is None or len(keys) == 1 else [f"{path}#{key}" for key in keys]
+
+
+def _may_be_stack(path: Path) -> bool:
+    """Whether a file begins as those that may hold several records: a folder of a million is looked at so."""
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    if head[:2] == b"\x1f\x8b":
+        head = inflate_head(head)
+    return head.startswith(STACK_BEGINNINGS) or head[512:516] == b"\x89HDF"

@@ -413,7 +413,7 @@ def _npz_members(source: Source) -> dict[str, _NpyArray]:
     ) as error:
         raise FormatError("damaged", f"no valid .npz ({type(error).__name__})", "save it again") from None
     if not members:
-        raise FormatError("no ECG in it", "a .zip file without .npy arrays")
+        raise FormatError("unknown format", "a .zip file without .npy arrays", "unpack it first")
     return members
 
 

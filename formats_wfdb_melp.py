@@ -386,23 +386,58 @@ def find_file(folder: Path, name: str) -> Source:
     raise FormatError("no signal file", name, "fetch it, and put it beside its header")
 
 
+def _header_at(path: Path) -> Header:
+    return parse_header(Source(path).all(), path.name.removesuffix(".gz").removesuffix(".hea"))
+
+
 def read_record(header_path: Path, request: Request) -> Recording:
     """Reads a record by the path of its header.
 
     Initial values are compared with the samples, and checksums too where the whole record is read.
     """
-    stem = header_path.name.removesuffix(".gz").removesuffix(".hea")
-    header = parse_header(Source(header_path).all(), stem)
+    header = _header_at(header_path)
     if header.segments:
         return _read_segments(header, header_path.parent, request)
     return _read_signals(header, header_path.parent, request)
 
 
-def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
+def reads_parts(header_path: Path) -> bool:
+    """Says whether a part of a record is read without the rest: not of compressed files, nor of differences."""
+    header = _header_at(header_path)
+    plain = all((header_path.parent / line.file).is_file() for line in header.signals)
+    return plain and not any(line.format in FLAC_FORMATS or line.format == "8" for line in header.signals)
+
+
+def check_sums(header_path: Path, request: Request) -> list[str]:
+    """Compares a record's checksums with its samples, of which a few are in memory at a time.
+
+    Returns:
+        notes of what was accepted, with `verify=False`.
+
+    Raises:
+        FormatError: naming the lead.
+    """
+    header, done = _header_at(header_path), []
+    for name, _ in header.segments:
+        if name != "~" and (path := header_path.with_name(f"{name}.hea")).is_file():
+            done += check_sums(path, request)
+    files, frames = _open_files(header, header_path.parent, request, []) if header.signals else ({}, 0)
+    for file in files.values():
+        step, row = max(1, PIECE // file.width), 0
+        pieces = (file.read(first, min(first + step, frames)) for first in range(0, frames, step))
+        sums = sum(piece.sum(axis=0, dtype=np.int64) for piece in pieces)
+        for line in file.lines:
+            _verify(line, None, int(sums[row : row + line.per_frame].sum()), request, done)
+            row += line.per_frame
+    return done
+
+
+def _open_files(header: Header, folder: Path, request: Request, done: list[str]) -> tuple[dict[str, _SignalFile], int]:
+    """Returns the files of a header's signals, and the frames that each of them holds."""
     by_file: dict[str, list[SignalLine]] = {}
     for line in header.signals:
         by_file.setdefault(line.file, []).append(line)
-    frames, done = header.frames, list(header.done)
+    frames = header.frames
     files = {name: _SignalFile(find_file(folder, name), lines, request, done) for name, lines in by_file.items()}
     if frames is None:
         lengths = {name: file.frames() for name, file in files.items()}
@@ -411,6 +446,12 @@ def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
                 CUT, f"its header states no length, and its files hold {sorted(lengths.values())} frames"
             )
         frames = next(iter(lengths.values()))
+    return files, frames
+
+
+def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
+    done = list(header.done)
+    files, frames = _open_files(header, folder, request, done)
     if not any(line.checksum for line in header.signals):  # which would vouch for the part that the header states
         for file in files.values():
             more = file.samples - frames * file.width
@@ -440,9 +481,9 @@ def _read_signals(header: Header, folder: Path, request: Request) -> Recording:
     return Recording(ordered, "WFDB", done, header.facts, header.identifiers)
 
 
-def _verify(line: SignalLine, initial: int, total: int | None, request: Request, done: list[str]):
+def _verify(line: SignalLine, initial: int | None, total: int | None, request: Request, done: list[str]):
     lead = line.name or line.file
-    if line.initial is not None and line.format != "8":
+    if initial is not None and line.initial is not None and line.format != "8":
         there = f"lead {lead} begins with {initial}, its header says {line.initial}"
         request.check(initial == line.initial, done, MISMATCH, there)
     if total is not None and line.checksum is not None:

@@ -26,11 +26,11 @@ except ImportError:
     from configuration_melp import MelpConfig, MelpEcgConfig, read_json
 
 try:
-    from .formats_melp import is_file, part_of_block, read_ecg
+    from .formats_melp import LongRecording, is_file, part_of_block, read_crop, read_ecg
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from formats_melp import is_file, part_of_block, read_ecg
+    from formats_melp import LongRecording, is_file, part_of_block, read_crop, read_ecg
 
 try:
     from .signal_melp import (
@@ -72,6 +72,10 @@ except ImportError:
 CROPS = ("first", "center", "random")
 PRINTED_SECONDS = 10.0  # of the four columns of a printed ECG
 MAX_WINDOWS = 10_000  # of a record: 2.4 GB; a day's Holter by tens of seconds has 8,640
+TOO_MANY_WINDOWS = (
+    f"at most {MAX_WINDOWS:,} are made of a record; raise stride, pass a part of it (start=, seconds=), or use "
+    "predict.py --stride, which takes any length, in pieces"
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scaling
@@ -370,6 +374,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("pass crop= or stride=, not both: windows cover the whole record")
         crop = crop or self.crop
         reading = {"start": start, "seconds": seconds, "verify": verify}
+        reading |= self._no_more_than_used(stride, crop) if strips is None else {}
         blocks = self._blocks(ecg, sampling_rate, leads, unit, record_names, reading, strips is not None)
         if strips is not None:
             blocks = [_as_printed(block, layout, strips) for block in blocks]
@@ -406,6 +411,12 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         if quality:
             data["quality"] = reports
         return BatchFeature(data)
+
+    def _no_more_than_used(self, stride, crop) -> dict:
+        """Returns options of `read_crop` or `read_ecg`: of a day's Holter no more is read than is used."""
+        if stride is not None:
+            return {"longest": MAX_WINDOWS * stride + self.duration}
+        return {"duration": self.duration, "place": lambda slack: self.crop_seconds(slack, crop)}
 
     def _blocks(self, ecg, sampling_rate, leads, unit, record_names, reading, printed):
         """Returns the input as blocks of records of the same shape, in their order."""
@@ -451,12 +462,22 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         if hasattr(item, "ignored_leads"):  # an EcgBlock, of whichever copy of this module
             return part_of_block(item, **reading)
         if is_file(item):
-            return read_ecg(item, name, unit, sampling_rate=sampling_rate, leads=leads, **reading)
+            read = read_crop if "place" in reading else read_ecg
+            try:
+                return read(item, name, unit, sampling_rate=sampling_rate, leads=leads, **reading)
+            except ValueError as error:
+                if isinstance(error.__cause__, LongRecording):
+                    raise ValueError(f"{name}: {error.__cause__.seconds:g} s: {TOO_MANY_WINDOWS}") from None
+                raise
         shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
         raise ValueError(
             f"{name}: cannot read a {type(item).__name__}{shape}; pass a path, a wfdb.Record, a dict of leads or an "
             "array (leads, samples), a list of these, or one array (batch, leads, samples)"
         )
+
+    def crop_seconds(self, slack: float, crop: str) -> float:
+        """Returns the seconds before a crop of a record that is `slack` seconds too long."""
+        return crop_start(round(slack * self.sampling_rate), crop) / self.sampling_rate
 
     def _cut(self, block, crop, stride):
         """Returns the part of the signal that is used (a view), half a second longer where it will be resampled."""
@@ -519,8 +540,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             starts = range(0, last + 1, max(1, round(stride * self.sampling_rate)))
             if len(starts) > MAX_WINDOWS:
                 raise ValueError(
-                    f"{block.names[0]}: stride={stride:g} cuts it into {len(starts):,} windows; at most "
-                    f"{MAX_WINDOWS:,} are made of a record: raise stride, or pass a part of it (start=, seconds=)"
+                    f"{block.names[0]}: stride={stride:g} cuts it into {len(starts):,} windows: {TOO_MANY_WINDOWS}"
                 )
             starts = list(starts)
             if last - starts[-1] > 0.5 * self.sampling_rate:
@@ -546,7 +566,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         report = {
             "record": block.names[index],
             "sampling_rate": block.sampling_rate,
-            "seconds": block.signal.shape[-1] / block.sampling_rate,
+            "seconds": block.seconds,
             "leads": block.leads,
             "derived_leads": [lead for lead in present if lead not in block.leads],
             "masked_leads": [lead for lead in self.leads if lead not in present],
@@ -557,7 +577,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             done.append(f"resampled from {block.sampling_rate:g} to {self.sampling_rate:g} Hz")
         if windows is not None:
             done.append(f"cut into {windows} windows of {self.duration:g} s")
-        elif round(self.duration * block.sampling_rate) < block.signal.shape[-1]:
+        elif round(self.duration * block.sampling_rate) < round(block.seconds * block.sampling_rate):
             done.append(f"cropped from {report['seconds']:g} to {self.duration:g} s ({crop})")
         if report["seconds"] < self.duration:
             done.append(f"padded from {report['seconds']:g} to {self.duration:g} s with 0 mV")

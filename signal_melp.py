@@ -436,7 +436,7 @@ class EcgBlock:
     Of a block that comes from a file, `gain` has the stored units per mV of each lead, `done` says in words what
     reading it involved, `facts` what the file says (`age` in years, `sex`, `device`, `site`), `identifiers` what may
     identify the patient (`patient_id`, `name`, `birth_date`, `record_id`, `recorded`); outputs leave these out unless
-    they are asked for.
+    they are asked for. `whole` has the seconds of a long recording of which only what is used was read.
     """
 
     names: list[str]
@@ -448,6 +448,12 @@ class EcgBlock:
     done: list[str] = field(default_factory=list)
     facts: dict[str, float | str] = field(default_factory=dict)
     identifiers: dict[str, str] = field(default_factory=dict)
+    whole: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the recordings are."""
+        return self.signal.shape[-1] / self.sampling_rate if self.whole is None else self.whole
 
 
 def check_sampling_rate(rate, name: str = "record") -> float:

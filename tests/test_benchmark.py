@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from losses_melp import beat_loss
 from melp.benchmark import __main__ as command
-from melp.benchmark import data, model, startup
+from melp.benchmark import data, memory, model, startup
 from melp.data.prepared import load_prepared
 from melp.prepare.folder import prepare
 
@@ -116,6 +116,15 @@ def test_startup_covers_every_command(monkeypatch, capsys):
     for name in (*startup.commands(), "import melp", "a small model and its processor"):
         assert f"| {name}" in printed, name
     assert "Imports while the model was loaded" in printed and "torch " in printed
+
+
+@pytest.mark.slow
+def test_memory_of_lists_and_of_long_recordings(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "FILES", 2500)
+    monkeypatch.setattr(memory, "HOURS", (0.1,))
+    command.main(["memory"])
+    printed = capsys.readouterr().out
+    assert "| a list of 2,500 files | 0.0" in printed and "| predict.py --stride 10 on 0.1 h | 0." in printed
 
 
 def test_every_door_is_a_command():

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
+import formats_melp
+import processing_melp
 from configuration_melp import MelpConfig
 from formats_melp import read_ecg
 from processing_melp import MelpFeatureExtractor, MelpProcessor, scale_ecg, sentence_numbers
@@ -504,6 +506,26 @@ def test_wfdb_formats(extractor, tmp_path, fmt):
     expected = extractor(heart(), sampling_rate=500, leads=LEADS).input_values
     for form in (path, str(path), path.with_suffix(".hea"), path.with_suffix(".dat")):
         np.testing.assert_allclose(extractor(form).input_values, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("crop", ["first", "center"])
+def test_of_a_long_file_only_the_crop_is_read(extractor, tmp_path, monkeypatch, crop):
+    path = write_wfdb(tmp_path, heart(25, leads=USUAL_ORDER), USUAL_ORDER)
+    whole = extractor(path, crop=crop, quality=True)
+    monkeypatch.setattr(formats_melp, "LONG", 20.0)
+    part = extractor(path, crop=crop, quality=True)
+    assert torch.equal(torch.as_tensor(part["input_values"]), torch.as_tensor(whole["input_values"]))
+    assert part["quality"][0]["seconds"] == 25 and f"cropped from 25 to 10 s ({crop})" in part["quality"][0]["done"]
+    place = {"first": 0.0, "center": 7.5}[crop]
+    assert f"took from {place:g} s on 10 s" in part["quality"][0]["done"]
+
+
+def test_too_many_windows_are_refused_before_they_are_read(extractor, tmp_path, monkeypatch):
+    path = write_wfdb(tmp_path, heart(25, leads=USUAL_ORDER), USUAL_ORDER)
+    monkeypatch.setattr(processing_melp, "MAX_WINDOWS", 5)
+    with pytest.raises(ValueError, match=r"made.*: 25 s: at most .*predict.py"):
+        extractor(path, stride=1)
+    assert len(extractor(path, stride=5)["input_values"]) == 4
 
 
 def test_wfdb_objects_units_and_names(extractor, tmp_path):

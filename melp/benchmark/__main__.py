@@ -10,6 +10,7 @@
                                                arrays processed, records simulated, MIMIC-IV-ECG prepared
     python -m melp.benchmark predict --dtype float32   predict.py on WFDB files, beside encoding alone
     python -m melp.benchmark search            the nearest of a million embeddings, exactly and by faiss
+    python -m melp.benchmark memory            memory of a million paths, and of predict.py on an hour and on a day
     python -m melp.benchmark startup           CPU time until each command answers, and to load a small model
 
 At the paper's size. FLOPs are those the model needs (matrix products and convolutions, counted by torch); the peak is
@@ -25,7 +26,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
-BATCH_SIZES |= {"predict": 16, "search": 1}
+BATCH_SIZES |= {"predict": 16, "search": 1, "memory": 1}
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
 MIMIC_RECORDS = 800_035
 COLUMNS = "| task | device | dtype | batch | per second | TFLOP/s | peak | share | memory GB |"
@@ -139,10 +140,22 @@ def show_startup() -> list[dict]:
     return cases
 
 
+def show_memory() -> list[dict]:
+    from melp.benchmark.memory import measure_memory
+
+    print("| what | memory GB | seconds |\n|---|---:|---:|")
+    cases = measure_memory()
+    for case in cases:
+        seconds = "" if case["seconds"] is None else round(case["seconds"])
+        print(f"| {case['way']} | {case['gigabytes']:.2f} | {seconds} |")
+    return cases
+
+
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
-        cases = show_startup() if options.task == "startup" else measure_rates(options)
+        shown = {"startup": show_startup, "memory": show_memory}.get(options.task)
+        cases = shown() if shown else measure_rates(options)
     except (ValueError, OSError) as error:
         sys.exit(f"melp.benchmark: {error}")
     if options.json:

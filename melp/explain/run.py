@@ -69,7 +69,7 @@ def _prepared_item(folder: str, record: str, extractor: MelpFeatureExtractor, so
     block = EcgBlock([record], signal, list(row["leads"]), STORED_RATE, [])
     inputs = extractor(block, quality=True)
     values, mask, quality = (inputs[name] for name in ("input_values", "lead_mask", "quality"))
-    return Item(source, values=values, lead_mask=mask, starts=[0.0], quality=quality[0], block=block)
+    return Item(source, values=values, lead_mask=mask, starts=[0.0], quality=quality[0], blocks=[block])
 
 
 def draft_of(model: MelpModel, processor: MelpProcessor, inputs: dict[str, torch.Tensor]) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import melp
 from formats_common_melp import Request
 from melp.predict.paths import check_sources
-from melp.predict.plan import check_output
 from melp.sources import parse_source
 from melp.yaml_file import read_yaml
 from signal_melp import canonical_leads, check_sampling_rate, rhythm_strips, unit_to_millivolt
 
+WORK = ".melp-predict"  # the folder in an output that is predict.py's own
 ROOT = Path(melp.__file__).resolve().parent.parent  # of a clone; the released model lies there
 
 
@@ -123,3 +123,13 @@ def check_files(options: Options):
             raise ValueError(f"--label-set {options.label_set} is none of {', '.join(known)}.")
     if options.output is not None:
         check_output(options.output)
+
+
+def check_output(folder: Path):
+    """Raises ValueError where a folder is none, or holds something that no run of predict.py wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name another --output.")
+    if folder.is_dir() and not (folder / WORK).is_dir():
+        strange = [path.name for path in folder.iterdir() if path.name not in (WORK, ".melp-lock")]
+        if strange:
+            raise ValueError(f"{folder} holds something else ({strange[0]}): name another --output.")

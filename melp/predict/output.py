@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,12 @@ def schema_of(settings: dict, dim: int) -> pa.Schema:
     return pa.schema(columns, metadata)
 
 
-def write_parquet(rows: list[dict], settings: dict, dim: int, path: Path):
-    """Writes the rows of a shard."""
+def write_parquet(rows: Iterable[dict], settings: dict, dim: int, path: Path):
+    """Writes the rows of a shard, a few at a time in memory."""
     schema, processor = schema_of(settings, dim), json.dumps(settings["processor"])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for first in range(0, len(rows), ROW_GROUP):
-            part = [{**row, "processor": processor} for row in rows[first : first + ROW_GROUP]]
+        rows = iter(rows)
+        while part := [{**row, "processor": processor} for row in islice(rows, ROW_GROUP)]:
             writer.write_table(pa.Table.from_pylist(part, schema))
 
 

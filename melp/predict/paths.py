@@ -13,7 +13,6 @@ CHUNK = 1 << 16  # paths that are Python strings at a time
 # What belongs to a WFDB header of the same name and is no recording of its own.
 WFDB_FILES = (".dat", ".mat", ".atr", ".qrs", ".ann", ".xyz")
 _SEGMENT = re.compile(r"(.+)_(?:\d{4}|layout)")  # PhysioNet's names: 3000063_0001, 3000063_layout
-STACKS = (".h5", ".hdf5", ".npy", ".npz", ".parquet")  # files of these names are opened to see how many they hold
 
 
 def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa.ChunkedArray:
@@ -31,7 +30,7 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
         ValueError: where a source does not exist, or there is nothing at all.
     """
     chunks, paths = [], []
-    sources = list(dict.fromkeys(map(_absolute, sources)))
+    sources = list(dict.fromkeys(map(absolute, sources)))
     check_sources(sources)
     for source in sources:
         for path in _below(source, leave_out and os.path.abspath(leave_out)):
@@ -47,13 +46,14 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
 
 def check_sources(sources: Iterable[str]):
     """Raises ValueError where a source is neither a file, a WFDB record, FILE#RECORD nor a folder."""
-    for source in map(_absolute, sources):
+    for source in map(absolute, sources):
         names = (source, source + ".hea", source + ".hea.gz", source.rpartition("#")[0])
         if not any(map(os.path.exists, names)):
             raise ValueError(f"{source} does not exist; name ECG files, or folders that hold some.")
 
 
-def _absolute(source: str) -> str:
+def absolute(source: str) -> str:
+    """Returns the path of a source as listings have it."""
     return os.path.abspath(os.path.expanduser(source))
 
 
@@ -77,7 +77,9 @@ def _walk(folder: str, leave_out: str | None) -> Iterator[str]:
         stem, suffix = os.path.splitext(name.removesuffix(".gz"))
         if not (suffix.lower() in WFDB_FILES and stem in headers) and not _is_segment(stem, suffix, headers):
             path = os.path.join(folder, name)
-            if os.path.isfile(path):
+            if suffix == ".hea" and os.path.isfile(path):  # many, of one recording each
+                yield path
+            elif os.path.isfile(path):
                 yield from _records_of(path)
     for name in sorted(folders):
         if os.path.join(folder, name) != leave_out:
@@ -91,10 +93,7 @@ def _is_segment(stem: str, suffix: str, headers: set[str]) -> bool:
 
 
 def _records_of(path: str) -> Iterator[str]:
-    if path.lower().removesuffix(".gz").endswith(STACKS):
-        try:
-            yield from list_records(path)
-            return
-        except (ValueError, ImportError):  # whoever reads it says why
-            pass
-    yield path
+    try:
+        yield from list_records(path)
+    except (ValueError, OSError, ImportError):  # whoever reads it says why
+        yield path

@@ -1,11 +1,15 @@
 """The sheet of a prediction: the ECG as clinicians print it, with findings, draft and warnings above."""
 
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from melp.drawing import draw_sheet
+from melp.files import write_atomically
+from melp.names import name_hash
+from melp.predict.reading import Item, picture_name
 from signal_melp import LEADS, EcgBlock, derive_limb_leads
 
 if TYPE_CHECKING:
@@ -15,10 +19,56 @@ FINDINGS = 6
 WIDTH = 76  # letters of a line of half a sheet
 
 
+class Sheets:
+    """Writes the sheets of recordings into a folder: as PDF a page per window, otherwise a file per window.
+
+    Args:
+        form: png, svg or pdf.
+        calibration: what the sheets say of their numbers.
+        keep_identifiers: whether they name the patient.
+    """
+
+    def __init__(self, folder: Path, form: str, calibration: str | None, keep_identifiers: bool):
+        self.folder, self.form, self.calibration, self.keep_identifiers = folder, form, calibration, keep_identifiers
+        self.pages: list[Figure] = []  # of the recording at hand
+
+    def add(self, item: Item, rows: list[dict]) -> int:
+        """Draws an item's windows and names the file (FILE.pdf#page=2) in their rows; returns how many were not drawn.
+
+        A PDF is there when the recording's last item was added.
+        """
+        self.folder.mkdir(exist_ok=True)
+        name = picture_name(item.path, name_hash(item.path))
+        identifiers = item.identifiers if self.keep_identifiers else {}
+        for block, row in zip(item.blocks, rows, strict=False):
+            sheet, file = draw_prediction(block, row, self.calibration, identifiers), f"{name}.{self.form}"
+            if self.form == "pdf":
+                self.pages.append(sheet)
+                page = f"#page={len(self.pages)}" if item.windows > 1 else ""
+            else:
+                file = f"{name}-{row['window'] + 1:04}.{self.form}" if item.windows > 1 else file
+                write_atomically(self.folder / file, lambda path, sheet=sheet: sheet.savefig(path, format=self.form))
+                page = ""
+            row["picture"] = f"{self.folder.name}/{file}{page}"
+        if item.is_last and self.pages:
+            pages, self.pages = self.pages, []
+            write_atomically(self.folder / f"{name}.pdf", lambda path: _write_pages(pages, path))
+        drawn, item.blocks = len(item.blocks), []
+        return len(rows) - drawn
+
+
+def _write_pages(pages: "list[Figure]", path: Path):
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    with PdfPages(path) as file:
+        for page in pages:
+            file.savefig(page)
+
+
 def draw_prediction(
     block: EcgBlock, row: dict, calibration: str | None, identifiers: dict[str, str] | None = None
 ) -> "Figure":
-    """Draws the first window of a recording with what was predicted of it."""
+    """Draws a window with what was predicted of it."""
     signal, leads, derived = all_leads(block)
     return draw_sheet(
         signal,

@@ -11,29 +11,24 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from melp.files import write_atomically
 from melp.notice import NOTICE
+from melp.predict.options import WORK, check_output
 
-WORK = ".melp-predict"
+if TYPE_CHECKING:
+    from melp.predict.reading import Item
+
 SHARD_RECORDINGS = (500, 10_000)  # a shard: what a kill may cost, against how many files a large output has
+LONG_RECORDINGS = 16  # of a shard where each is cut into windows: a day's Holter has thousands
 SHARDS = 1000  # beyond which shards grow
-
-
-def check_output(folder: Path):
-    """Raises ValueError where a folder is none, or holds something that no run of predict.py wrote."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name another --output.")
-    if folder.is_dir() and not (folder / WORK).is_dir():
-        strange = [path.name for path in folder.iterdir() if path.name not in (WORK, ".melp-lock")]
-        if strange:
-            raise ValueError(f"{folder} holds something else ({strange[0]}): name another --output.")
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,53 @@ class Shard:
     number: int
     start: int
     stop: int
+
+
+@dataclass
+class Tally:
+    """Counts what became of the recordings of a shard.
+
+    Attributes:
+        rows: that were written.
+        unread: recordings without any.
+        rejected: path and reason, of a recording or of windows of one.
+        others: files that are no ECG, by their suffix.
+        first: first findings of the rows.
+        undrawn: windows for which there is no picture.
+    """
+
+    recordings: int = 0
+    rows: int = 0
+    unread: int = 0
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    others: Counter = field(default_factory=Counter)
+    first: Counter = field(default_factory=Counter)
+    undrawn: int = 0
+
+    def __post_init__(self):
+        self._begun = self.rows  # rows when the recording began that is being counted
+
+    def add(self, item: "Item", rows: list[dict]):
+        """Counts an item and its rows."""
+        self.rows += len(rows)
+        self.first.update(row["findings"][0] for row in rows if row.get("findings"))
+        if item.is_other:
+            self.others[os.path.splitext(item.path)[1].lower() or "no suffix"] += 1
+        elif item.error is not None:
+            self.rejected.append((item.path, item.error))
+        if item.is_last:
+            self.recordings += 1
+            self.unread += self.rows == self._begun and not item.is_other
+            self._begun = self.rows
+
+    def counts(self) -> dict:
+        """Returns all that was counted, as JSON has it."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def merge(self, other: "Tally"):
+        """Adds the counts of another."""
+        for name, value in other.counts().items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class Plan:
@@ -107,7 +149,7 @@ class Plan:
         if self._parts:
             paths = paths.filter(pc.invert(pc.is_in(paths, value_set=self.paths.combine_chunks())))
         if len(paths):
-            self._add(paths)
+            self._add(paths, settings["processor"]["stride"] is not None)
         write_atomically(self.folder / "README.md", _readme(settings))
 
     def _agree(self, settings: dict):
@@ -124,8 +166,9 @@ class Plan:
                 "--output."
             )
 
-    def _add(self, paths: pa.ChunkedArray):
+    def _add(self, paths: pa.ChunkedArray, in_windows: bool):
         least, most = SHARD_RECORDINGS
+        least = min(least, LONG_RECORDINGS) if in_windows else least
         size = min(max(least, -(-len(paths) // SHARDS)), most)
         table = pa.table({"path": paths}).replace_schema_metadata({"shard": str(size)})
         file = self.work / f"paths-{len(self._parts):05d}.arrow"
@@ -142,15 +185,17 @@ class Plan:
         for name in ("paths", "_parts", "shards"):
             self.__dict__.pop(name, None)
 
-    def finish(self, shard: Shard, rejected: list[tuple[str, str]], rows: int, first: Counter):
-        """Marks a shard as done, whose data are written: `rejected` are paths and reasons, `first` counts findings."""
-        summary = {"recordings": shard.stop - shard.start, "rows": rows, "rejected": rejected, "first": dict(first)}
-        write_atomically(self._summary_file(shard), json.dumps(summary))
+    def finish(self, shard: Shard, tally: Tally):
+        """Marks a shard as done, whose data are written."""
+        write_atomically(self._summary_file(shard), json.dumps(tally.counts()))
 
-    def summaries(self) -> Iterator[dict]:
+    def tallies(self) -> Iterator[Tally]:
         """Yields what `finish` wrote of each shard, in order."""
         for shard in self.shards:
-            yield json.loads(self._summary_file(shard).read_text())
+            values = json.loads(self._summary_file(shard).read_text())
+            yield Tally(
+                **{name: Counter(value) if isinstance(value, dict) else value for name, value in values.items()}
+            )
 
     def write_rejected(self):
         """Writes rejected.csv of all shards."""
@@ -159,8 +204,8 @@ class Plan:
             with open(partial, "w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
                 table.writerow(("path", "reason"))
-                for summary in self.summaries():
-                    table.writerows(summary["rejected"])
+                for tally in self.tallies():
+                    table.writerows(tally.rejected)
 
         write_atomically(self.folder / "rejected.csv", write)
 

@@ -163,7 +163,7 @@ class Predictor:
             rows = []
             if item.values is not None:
                 common = self._common(item)
-                for number, start in enumerate(item.starts):
+                for number, start in enumerate(item.starts, item.number):
                     rows.append({**common, "window": number, "start": start, **next(outputs)})
                 item.values = None  # what waits to be written needs no signal
             yield item, rows
@@ -185,8 +185,10 @@ class Predictor:
 
     @torch.inference_mode()
     def _outputs(self, items: list[Item]) -> Iterator[dict]:
-        values = np.concatenate([item.values for item in items])
-        masks = np.concatenate([item.lead_mask for item in items])
+        values, masks = items[0].values, items[0].lead_mask
+        if len(items) > 1:
+            values = np.concatenate([item.values for item in items])
+            masks = np.concatenate([item.lead_mask for item in items])
         for first in range(0, len(values), self.batch_size):
             batch = slice(first, first + self.batch_size)
             ecg = torch.from_numpy(values[batch]).to(self.model.device, self.model.dtype, non_blocking=True)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from accelerate import PartialState
@@ -17,14 +16,13 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm import tqdm
 
 from melp.files import FolderLock, explaining_full_disk, write_atomically
-from melp.names import name_hash
 from melp.notice import NOTICE
 from melp.predict.options import Options
 from melp.predict.output import as_text, read_rows, write_csv, write_jsonl, write_parquet
-from melp.predict.paths import list_recordings
-from melp.predict.plan import Plan, Shard
+from melp.predict.paths import absolute, list_recordings
+from melp.predict.plan import Plan, Shard, Tally
 from melp.predict.predictor import Predictor
-from melp.predict.reading import Item, Recordings, picture_name, read_all
+from melp.predict.reading import PAGES, Item, Recordings, read_all
 
 FEW = 20  # recordings that are shown on the screen
 
@@ -79,33 +77,38 @@ def _to_screen(options: Options, state: PartialState):
             "csv or jsonl."
         )
     predictor = _predictor(options, state, os.urandom(16))
-    recordings = Recordings(paths, predictor.extractor, options.reading, keep_block=False)
+    recordings = _recordings(paths, predictor, options)
     # A few are read sooner than a worker starts.
     items = read_all(recordings, range(len(paths)), options.num_workers if len(paths) > FEW else 0)
     predicted = predictor.predict(tqdm(items, total=len(paths), unit=" recordings", disable=None, leave=False))
-    rejected: list[Item] = []
+    tally = Tally()
+    rows = _counted(predicted, tally)
     if options.format == "table":
         print(f"{NOTICE}\n")
-        for item, rows in predicted:
-            rejected += [item] if item.error else []
-            for row in rows:
-                print(as_text(row, predictor.calibration, len(rows)) + "\n")
+        for item, row in rows:
+            print(as_text(row, predictor.calibration, item.windows) + "\n")
+    elif options.format == "csv":
+        write_csv((row for _, row in rows), predictor.classes, sys.stdout)
     else:
-        rows = _readable(predicted, rejected)
-        if options.format == "csv":
-            write_csv(rows, predictor.classes, sys.stdout)
-        else:
-            write_jsonl(rows, sys.stdout)
-    for item in rejected:
-        print(f"rejected: {item.path}: {item.error}", file=sys.stderr)
-    if len(rejected) == len(paths):
+        write_jsonl((row for _, row in rows), sys.stdout)
+    for path, reason in tally.rejected:
+        print(f"rejected: {path}: {reason}", file=sys.stderr)
+    if tally.others:
+        print(_others(tally), file=sys.stderr)
+    if not tally.rows:
         raise ValueError("no recording could be read.")
 
 
-def _readable(predicted, rejected: list[Item]) -> Iterator[dict]:
+def _counted(predicted, tally: Tally) -> Iterator[tuple[Item, dict]]:
     for item, rows in predicted:
-        rejected += [item] if item.error else []
-        yield from rows
+        tally.add(item, rows)
+        for row in rows:
+            yield item, row
+
+
+def _others(tally: Tally) -> str:
+    kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in tally.others.most_common(5))
+    return f"{tally.others.total():,} files that are no ECG were left out ({kinds})."
 
 
 # ------------------------------------------------------------------------------------------------------------- folder
@@ -153,26 +156,49 @@ def _first_alone(prepare, state: PartialState):
 
 
 def _predict_shards(plan, shards: list[Shard], predictor, options, settings, lock, state):
-    recordings = Recordings(plan.paths, predictor.extractor, options.reading, keep_block=bool(options.pictures))
+    recordings = _recordings(plan.paths, predictor, options)
     items = read_all(recordings, _Order(shards), options.num_workers)
     where = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
     total = sum(shard.stop - shard.start for shard in shards)
+    sheets = None
+    if options.pictures:
+        from melp.predict.pictures import Sheets
+
+        sheets = Sheets(plan.folder / "pictures", options.pictures, predictor.calibration, options.keep_identifiers)
     with tqdm(total=total, unit=" recordings", desc=f"predict{where}", disable=not state.is_main_process) as bar:
         for shard in shards:
-            rows, rejected, first = [], [], Counter()
-            for item, item_rows in predictor.predict(islice(items, shard.stop - shard.start)):
-                if item.error is not None:
-                    rejected.append((item.path, item.error))
-                elif options.pictures:
-                    _draw(item, item_rows, predictor, options)
-                first.update(row["findings"][0] for row in item_rows if row.get("findings"))
-                rows += item_rows
-                bar.update()
-            if lock is not None:
-                lock.check()
-            if rows:
-                write_atomically(plan.data_file(shard), partial(write_parquet, rows, settings, predictor.dim))
-            plan.finish(shard, rejected, len(rows), first)
+            tally = Tally()
+            predicted = predictor.predict(_take(items, shard.stop - shard.start))
+            rows = _rows(predicted, tally, sheets, bar, lock)
+            write_atomically(plan.data_file(shard), partial(write_parquet, rows, settings, predictor.dim))
+            if not tally.rows:
+                plan.data_file(shard).unlink()
+            plan.finish(shard, tally)
+
+
+def _recordings(paths, predictor: Predictor, options: Options) -> Recordings:
+    named = frozenset(path for path in map(absolute, options.sources) if os.path.isfile(path))
+    return Recordings(paths, predictor.extractor, options.reading, bool(options.pictures), named)
+
+
+def _take(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """Yields the items of `count` recordings."""
+    while count:
+        item = next(items)
+        yield item
+        count -= item.is_last
+
+
+def _rows(predicted, tally: Tally, sheets, bar: tqdm, lock: FolderLock | None) -> Iterator[dict]:
+    """Yields the rows of a shard, with their pictures drawn; a long recording is never in memory whole."""
+    for item, rows in predicted:
+        if sheets is not None:
+            tally.undrawn += sheets.add(item, rows)
+        tally.add(item, rows)
+        bar.update(item.is_last)
+        yield from rows
+    if lock is not None:
+        lock.check()
 
 
 class _Order:
@@ -189,41 +215,28 @@ class _Order:
         return sum(shard.stop - shard.start for shard in self.shards)
 
 
-def _draw(item: Item, rows: list[dict], predictor: Predictor, options: Options):
-    """Draws a recording's first window, with its findings, and names the file in its rows."""
-    from melp.predict.pictures import draw_prediction
-
-    folder = options.output / "pictures"
-    folder.mkdir(exist_ok=True)
-    name = f"{picture_name(item.path, name_hash(item.path))}.{options.pictures}"
-    identifiers = item.identifiers if options.keep_identifiers else {}
-    sheet = draw_prediction(item.block, rows[0], predictor.calibration, identifiers)
-    write_atomically(folder / name, lambda path: sheet.savefig(path, format=options.pictures))
-    item.block = None
-    for row in rows:
-        row["picture"] = f"pictures/{name}"
-
-
 def _finish(plan: Plan, options: Options, predictor: Predictor, done: list[Shard], seconds: float):
     plan.write_rejected()
     if options.format in ("csv", "jsonl"):
         write_atomically(plan.folder / f"predictions.{options.format}", partial(_convert, plan, options, predictor))
     print(f"\n{NOTICE}\n")
-    recordings, rows, rejected, first, reasons = 0, 0, 0, Counter(), Counter()
-    for summary in plan.summaries():
-        recordings += summary["recordings"]
-        rows += summary["rows"]
-        rejected += len(summary["rejected"])
-        first.update(summary["first"])
-        reasons.update(_kind(reason) for _, reason in summary["rejected"])
+    total, reasons = Tally(), Counter()
+    for tally in plan.tallies():
+        reasons.update(_kind(reason) for _, reason in tally.rejected)
+        tally.rejected = []  # counted above; of millions of files there may be many
+        total.merge(tally)
+    read = total.recordings - total.unread - total.others.total()
+    print(f"{options.output}: {read:,} recordings, {total.rows:,} rows; {total.unread:,} rejected (rejected.csv)")
+    if total.others:
+        print(_others(total))
+    if total.undrawn:
+        print(f"Pictures are of the first {PAGES} windows of a recording: {total.undrawn:,} later ones have none.")
     now = sum(shard.stop - shard.start for shard in done)
-    print(f"{options.output}: {recordings - rejected:,} recordings, {rows:,} rows; ", end="")
-    print(f"{rejected:,} rejected (rejected.csv)")
     if now:
         print(f"This run: {now:,} recordings in {timedelta(seconds=round(seconds))}, {now / seconds:.1f} a second")
-    if first:
+    if total.first:
         print(f"Most {'similar' if predictor.calibration else 'probable'} finding:")
-        for name, count in first.most_common(10):
+        for name, count in total.first.most_common(10):
             print(f"    {count:9,}  {name}")
         if predictor.calibration:
             print(f"    ({predictor.calibration})")

@@ -115,8 +115,7 @@ def test_every_file_of_a_folder_is_a_row_or_a_reason(output):
     rows, rejected = rows_of(output), rejected_of(output)
     stack = {f"stack.npz#{number}" for number in range(3)}
     assert set(rows["record"]) == {"a", "b", "long", "short", "named.edf"} | stack
-    assert set(rejected) == {"flat.hea", "notes.pdf"}
-    assert "constant" in rejected["flat.hea"] and "unknown format" in rejected["notes.pdf"]
+    assert set(rejected) == {"flat.hea"} and "constant" in rejected["flat.hea"]  # notes.pdf is no ECG
     assert not any(str(output.parent) in reason for reason in rejected.values())
 
 
@@ -196,10 +195,75 @@ def test_windows_are_rows(models, ecgs, tmp_path):
     assert end["start"] == 15 and end["similarities"][0] == pytest.approx(rows["similarities"].iloc[2][0], abs=1e-5)
 
 
-def test_too_many_windows_are_refused(models, ecgs, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading_module, "MAX_WINDOWS", 2)
-    run(ecgs / "long", ecgs / "a", "--model", models / "tower", "--stride", 1, "--output", tmp_path / "out")
-    assert "--seconds" in rejected_of(tmp_path / "out")["long.hea"] and len(rows_of(tmp_path / "out")) == 1
+@pytest.mark.parametrize("rate", [500, 257])
+@pytest.mark.parametrize("stride", [10, 2.5, 1.3])
+def test_a_long_recording_is_predicted_in_pieces(models, tmp_path, monkeypatch, rate, stride):
+    """As if it had been read whole, whose rows the same command wrote before."""
+    import wfdb
+
+    signal = np.random.default_rng(0).standard_normal((rate * 95 + 77, 2)).cumsum(0) / 50
+    units = {"fs": rate, "units": ["mV"] * 2, "sig_name": ["I", "II"], "fmt": ["16"] * 2}
+    wfdb.wrsamp("holter", p_signal=signal, write_dir=str(tmp_path), **units)
+    for name, piece in (("whole", 256), ("pieces", 3)):
+        monkeypatch.setattr(reading_module, "PIECE", piece)
+        run(
+            *(tmp_path / "holter", "--model", models / "tower", "--stride", stride, "--embeddings"),
+            *("--output", tmp_path / name),
+        )
+    whole, pieces = rows_of(tmp_path / "whole"), rows_of(tmp_path / "pieces")
+    assert "read in" in pieces["done"].iloc[0][-2] + " ".join(pieces["done"].iloc[0]) and len(pieces) > 8
+    for column in ("window", "start", "seconds"):
+        assert whole[column].tolist() == pieces[column].tolist()
+    np.testing.assert_allclose(np.stack(whole["embedding"]), np.stack(pieces["embedding"]), atol=2e-4)
+    assert set(whole["sampling_rate"]) == {rate} and rejected_of(tmp_path / "pieces") == {}
+
+
+def test_a_part_of_a_long_recording(models, ecgs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_module, "PIECE", 2)
+    arguments = ("--model", models / "tower", "--stride", 2, "--start", 3, "--seconds", 19, "--embeddings")
+    run(ecgs / "long", *arguments, "--output", tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    assert rows["start"].tolist() == [3, 5, 7, 9, 11, 12] and rows["window"].tolist() == list(range(6))
+    run(
+        ecgs / "long",
+        "--model",
+        models / "tower",
+        "--start",
+        11,
+        "--seconds",
+        10,
+        "--embeddings",
+        "--output",
+        tmp_path / "one",
+    )
+    expected = rows_of(tmp_path / "one")["embedding"].iloc[0]
+    np.testing.assert_allclose(rows["embedding"].iloc[4], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("piece", [256, 2])
+def test_windows_that_cannot_be_used_are_left_out(models, tmp_path, monkeypatch, piece):
+    """Whatever the length of the recording; a wrong checksum is one of all of it."""
+    import wfdb
+
+    monkeypatch.setattr(reading_module, "PIECE", piece)
+    signal = np.random.default_rng(0).standard_normal((500 * 60, 2)).cumsum(0) / 50
+    signal[500 * 12 : 500 * 13, 1] = np.nan
+    signal[500 * 40 : 500 * 50] = 0.5
+    units = {"fs": 500, "units": ["mV"] * 2, "sig_name": ["I", "II"], "fmt": ["16"] * 2}
+    wfdb.wrsamp("holter", p_signal=signal, write_dir=str(tmp_path), **units)
+    arguments = (tmp_path / "holter", "--model", models / "tower", "--stride", 10, "--output")
+    run(*arguments, tmp_path / "out")
+    assert rows_of(tmp_path / "out")["window"].tolist() == [0, 2, 3, 5]
+    with open(tmp_path / "out" / "rejected.csv", newline="") as file:
+        gap, flat = (row["reason"] for row in csv.DictReader(file))
+    assert gap.startswith("window 2, from 10 s: missing values (NaN) in lead II")
+    assert flat.startswith("window 5, from 40 s: flat, every lead is constant")
+    data = bytearray((tmp_path / "holter.dat").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "holter.dat").write_bytes(data)
+    run(*arguments, tmp_path / "damaged")
+    assert "wrong checksum" in rejected_of(tmp_path / "damaged")["holter.hea"]
+    assert not list((tmp_path / "damaged" / "data").iterdir())
 
 
 def test_fewer_leads(models, ecgs, tmp_path):
@@ -299,15 +363,61 @@ def test_pictures(models, ecgs, tmp_path):
         assert NOTICE in sheet and "<svg" in sheet and "Doe" not in sheet and "P123" not in sheet
 
 
+def test_every_window_has_a_picture(models, ecgs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reading_module, "PAGES", 2)
+    for form in ("svg", "pdf"):
+        out = tmp_path / form
+        run(
+            ecgs / "long", ecgs / "a", "--model", models / "tower", "--stride", 10, "--pictures", form, "--output", out
+        )
+        assert "1 later ones have none" in capsys.readouterr().out
+        rows = rows_of(out)
+        assert pd.isna(rows.loc["long", "picture"].iloc[2])
+        assert len(list((out / "pictures").iterdir())) == {"svg": 3, "pdf": 2}[form]
+    assert [name.rpartition("#")[2] for name in rows.loc["long", "picture"].tolist()[:2]] == ["page=1", "page=2"]
+    sheet = (tmp_path / "pdf" / rows.loc["long", "picture"].iloc[1].partition("#")[0]).read_bytes()
+    assert sheet.count(b"/Type /Page\n") + sheet.count(b"/Type /Page ") == 2
+    svg = rows_of(tmp_path / "svg").loc["long", "picture"].tolist()
+    assert svg[0].endswith("-0001.svg") and svg[1].endswith("-0002.svg")
+
+
+def test_what_is_no_ecg_is_counted(models, ecgs, tmp_path, capsys):
+    """Unless the user named it, or its name says that it is one."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("README.md", "LICENSE", "page.html", "photo.png", "record.dat", "vendor.xml"):
+        (folder / name).write_bytes(b"<p>no ECG</p>" if name.endswith(("l", "d")) else b"\x89no ECG")
+    for name in ("a.hea", "a.dat"):
+        (folder / name).symlink_to(ecgs / name)
+    run(folder, "--model", models / "tower", "--output", tmp_path / "out")
+    assert set(rejected_of(tmp_path / "out")) == {"record.dat", "vendor.xml"}
+    assert "4 files that are no ECG were left out (" in capsys.readouterr().out
+    run(folder, folder / "page.html", "--model", models / "tower", "--output", tmp_path / "named")
+    assert set(rejected_of(tmp_path / "named")) == {"record.dat", "vendor.xml", "page.html"}
+
+
+def test_stacks_are_known_by_their_content(models, ecgs, tmp_path):
+    import gzip
+
+    data = (ecgs / "stack.npz").read_bytes()
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "export").write_bytes(data)
+    (tmp_path / "in" / "deep" / "export.bin.gz").write_bytes(gzip.compress(data))
+    listed = [Path(path).name for path in list_recordings([str(tmp_path / "in")]).to_pylist()]
+    assert listed == [*(f"export#{n}" for n in range(3)), *(f"export.bin.gz#{n}" for n in range(3))]
+
+
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
 def test_a_failed_run_goes_on_and_reads_nothing_twice(models, ecgs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan_module, "SHARD_RECORDINGS", (2, 2))
     read, finish = [], plan_module.Plan.finish
-    original = reading_module.read_ecg
+    original = reading_module.Recordings.read
     monkeypatch.setattr(
-        reading_module, "read_ecg", lambda path, **kw: read.append(Path(path).name) or original(path, **kw)
+        reading_module.Recordings,
+        "read",
+        lambda self, path, *rest, **kw: read.append(Path(path).name) or original(self, path, *rest, **kw),
     )
 
     def finish_two(plan, shard, *rest):
@@ -337,7 +447,7 @@ def test_files_that_came_since_are_added(models, ecgs, tmp_path):
     run(ecgs, *arguments)
     assert (tmp_path / "out" / "data" / "00000.parquet").stat().st_mtime_ns == before
     assert sorted(rows_of(tmp_path / "out")["record"]).count("a") == 1 and len(rows_of(tmp_path / "out")) == 8
-    assert set(rejected_of(tmp_path / "out")) == {"flat.hea", "notes.pdf"}
+    assert set(rejected_of(tmp_path / "out")) == {"flat.hea"}
 
 
 def test_an_output_is_of_one_model_and_its_settings(models, ecgs, output, tmp_path):
@@ -406,7 +516,7 @@ def test_two_processes_share_the_files(models, ecgs, tmp_path):
     shown, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "process 1 of 2" in shown, shown
     rows = rows_of(tmp_path / "out")
-    assert len(rows) == 1108 and rows["path"].is_unique and set(rejected_of(tmp_path / "out")) >= {"notes.pdf"}
+    assert len(rows) == 1108 and rows["path"].is_unique and set(rejected_of(tmp_path / "out")) >= {"flat.hea"}
     failing = command(ecgs / "nothing", *arguments[1:], launcher=launcher)
     shown, _ = failing.communicate(timeout=120)
     assert failing.returncode != 0 and "does not exist" in shown
