@@ -1,7 +1,9 @@
 """Every command answers --help and a mistake before anything heavy is imported."""
 
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,75 +18,67 @@ REPO = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "datasets", "sklearn", "scipy", "matplotlib")
 COMMANDS = commands()
 
-# Runs a command as `python` does, and says what it imported of the heavy packages.
+# Values that are wrong in themselves, by command.
+WRONG = {
+    "python evaluate.py": [
+        ["zero-shot", "--model", "./nowhere", "--data", "./nowhere"],
+        ["zero-shot", "--model", "a/b", "--data", "a/b", "--batch-size", "0"],
+    ],
+    "python predict.py": [["./nowhere.dcm", "--model", "ID"], ["README.md", "--model", "./nowhere"]],
+    "python -m melp.predict": [["README.md", "--model", "ID", "--output", "README.md"]],
+    "python -m melp.explain": [["./nowhere.dcm", "--model", "ID"], ["README.md", "--model", "./nowhere"]],
+    "python -m melp.hub": [["push", "./nowhere", "ID"]],
+    "python -m melp.convert": [["./nowhere", "--output", "out"]],
+    "python -m melp.export": [["./nowhere", "--output", "out"]],
+    "python -m melp.benchmark": [["encode", "--batch-size", "-1"]],
+    "python -m melp.prepare": [["ptbxl", "--root", "./nowhere", "--output", "out", "--workers", "-3"]],
+}
+
+# Runs a command as `python` does, once with each list of arguments, and prints what it said each time, its exit
+# status, and which heavy packages had been imported by then.
 RUN = """
-import runpy, sys
-name, *sys.argv[1:] = sys.argv[1:]
-try:
-    if name == "-m":
-        runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-    else:
-        sys.path.insert(0, ".")
-        sys.argv[0] = name
-        runpy.run_path(name, run_name="__main__")
-except SystemExit as end:
-    code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    if isinstance(end.code, str):
-        print(end.code, file=sys.stderr)
-print("IMPORTED", code, *(package for package in HEAVY if package in sys.modules), file=sys.stderr)
+import contextlib, io, json, runpy, sys
+(*start, name), lists = json.loads(sys.argv[1])
+sys.path.insert(0, ".")
+answers = []
+for arguments in lists:
+    sys.argv[:] = [name, *arguments]
+    printed, complaint, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
+        try:
+            if start:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(name, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+    text = complaint.getvalue() + (code if isinstance(code, str) else "")
+    answers.append([printed.getvalue(), text, code, [package for package in HEAVY if package in sys.modules]])
+print(json.dumps(answers))
 """
 
 
-def imported(*arguments: str) -> tuple[str, str, list[str]]:
-    """What a command prints, what it complains of, its exit status and the heavy packages that it imported."""
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_mistakes_need_nothing_heavy(name):
+    lists = [["--help"], ["--no-such-option"], *WRONG.get(name, [])]
     done = subprocess.run(
-        [sys.executable, "-c", f"HEAVY = {HEAVY!r}\n{RUN}", *arguments],
+        [sys.executable, "-c", f"HEAVY = {HEAVY!r}\n{RUN}", json.dumps([COMMANDS[name], lists])],
         cwd=REPO,
         env=os.environ | {"PYTHONPATH": str(REPO)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    assert "IMPORTED" in done.stderr, done.stderr
-    return done.stdout, *done.stderr.rsplit("IMPORTED", 1)
+    assert done.returncode == 0, done.stderr
+    (printed, _, status, heavy), *mistakes = json.loads(done.stdout)
+    assert status == 0 and not heavy and "usage: " in printed and len(printed) > 300
+    for arguments, (_, complaint, status, heavy) in zip(lists[1:], mistakes, strict=True):
+        assert status != 0 and not heavy and "Traceback" not in complaint, arguments
+    assert re.search("no-such-option|required|invalid choice", mistakes[0][1])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_needs_nothing_heavy(name):
-    printed, _, end = imported(*COMMANDS[name], "--help")
-    assert end.split() == ["0"] and "usage: " in printed and len(printed) > 300
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_wrong_option_needs_nothing_heavy(name):
-    _, complaint, end = imported(*COMMANDS[name], "--no-such-option")
-    status, *heavy = end.split()
-    assert status != "0" and not heavy and "Traceback" not in complaint
-    assert "no-such-option" in complaint or "required" in complaint or "invalid choice" in complaint
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["evaluate.py", "zero-shot", "--model", "./nowhere", "--data", "./nowhere"],
-        ["evaluate.py", "zero-shot", "--model", "a/b", "--data", "a/b", "--batch-size", "0"],
-        ["-m", "melp.hub", "push", "./nowhere", "ID"],
-        ["-m", "melp.convert", "./nowhere", "--output", "out"],
-        ["-m", "melp.export", "./nowhere", "--output", "out"],
-        ["-m", "melp.benchmark", "encode", "--batch-size", "-1"],
-        ["predict.py", "./nowhere.dcm", "--model", "ID"],
-        ["predict.py", "README.md", "--model", "./nowhere"],
-        ["-m", "melp.predict", "README.md", "--model", "ID", "--output", "README.md"],
-        ["-m", "melp.explain", "./nowhere.dcm", "--model", "ID"],
-        ["-m", "melp.explain", "README.md", "--model", "./nowhere"],
-        ["-m", "melp.prepare", "ptbxl", "--root", "./nowhere", "--output", "out", "--workers", "-3"],
-    ],
-    ids=lambda arguments: " ".join(arguments[:4]),
-)
-def test_a_wrong_value_needs_nothing_heavy(arguments):
-    _, complaint, end = imported(*arguments)
-    status, *heavy = end.split()
-    assert status != "0" and not heavy and "Traceback" not in complaint
+def test_every_wrong_value_is_of_a_command():
+    assert WRONG.keys() <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize(
