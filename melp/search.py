@@ -9,7 +9,6 @@ patient (of a recording, where no patient is known) only the nearest is shown. R
 """
 
 import argparse
-import contextlib
 import csv
 import os
 import sys
@@ -47,7 +46,10 @@ class Index:
         Raises:
             ImportError: where faiss is not installed.
         """
-        import faiss
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError('--faiss needs: pip install "melp[search]"') from error
         from datasets import Dataset
 
         self._faiss = Dataset(self.table.select(["path"]))
@@ -191,7 +193,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--top", type=int, default=10, metavar="N", help="recordings, one per patient (10)")
     parser.add_argument("--format", choices=("table", "csv"), default="table")
     parser.add_argument("--pictures", type=Path, metavar="FILE", help="draw them on one sheet: .png, .svg or .pdf")
-    parser.add_argument("--exact", action="store_true", help="without faiss, though it is installed")
+    parser.add_argument("--faiss", action="store_true", help="by faiss, which finds the same: slower on few CPU cores")
     options = parser.parse_args(arguments)
     if options.top < 1:
         parser.error(f"--top must be at least 1, not {options.top}")
@@ -199,9 +201,8 @@ def main(arguments: list[str] | None = None):
         parser.error(f"--pictures {options.pictures} must end with .png, .svg or .pdf")
     try:
         index = open_index(options.index)
-        if not options.exact:
-            with contextlib.suppress(ImportError):
-                index.use_faiss()
+        if options.faiss:
+            index.use_faiss()
         model, commit = (index.table[name][0].as_py() for name in ("model", "commit"))
         hits = index.hits(embed_query(options.query, options.model or model, commit), options.top)
         show(hits, options.format)

@@ -4,8 +4,11 @@ A recording is one `Item`, or one of several items in turn: a long one is read i
 used, the others are.
 """
 
+import ctypes
 import math
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,12 +189,14 @@ class Recordings(Dataset):
                 ),
             )
             item.number, item.windows, item.is_last = number, windows.count, False
-            item.blocks = [part for _ in self._drawn([start], number)] if item.error is None else []
-            if item.error and items and items[-1].error == item.error:
+            if item.error is None:
+                item.blocks = [part for _ in self._drawn([start], number)]
+            elif items and items[-1].error == item.error:
                 items[-1].starts.append(start)
+                continue
             else:
-                items.append(item)
                 item.starts = [start]
+            items.append(item)
         for item in items:
             if item.error and len(item.starts) < windows.count:
                 item.error = f"{windows.describe(item.number, len(item.starts), self.reading.start)}: {item.error}"
@@ -337,10 +342,21 @@ class Pieces(Dataset):
         """Yields the items of all pieces, read ahead by worker processes where not all is in memory anyway."""
         workers = 0 if self.block is not None else min(num_workers, 2)
         loader = DataLoader(
-            self, batch_size=None, collate_fn=list, num_workers=workers, prefetch_factor=1 if workers else None
+            self,
+            batch_size=None,
+            collate_fn=list,
+            num_workers=workers,
+            prefetch_factor=1 if workers else None,
+            worker_init_fn=_end_with_parent,
         )
         for pieces in loader:
             yield from pieces
+
+
+def _end_with_parent(_: int):
+    """Lets a worker end where its parent was killed: with a full pipe behind it, it would wait for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def read_all(recordings: Recordings, order, num_workers: int) -> Iterator[Item]:
@@ -352,6 +368,7 @@ def read_all(recordings: Recordings, order, num_workers: int) -> Iterator[Item]:
         collate_fn=list,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_end_with_parent,
     )
     for items in loader:
         for item in items:

@@ -258,6 +258,8 @@ def test_windows_that_cannot_be_used_are_left_out(models, tmp_path, monkeypatch,
         gap, flat = (row["reason"] for row in csv.DictReader(file))
     assert gap.startswith("window 2, from 10 s: missing values (NaN) in lead II")
     assert flat.startswith("window 5, from 40 s: flat, every lead is constant")
+    run(*arguments, tmp_path / "later", "--start", 5)
+    assert rows_of(tmp_path / "later")["start"].tolist() == [15, 25, 35, 45, 50]
     data = bytearray((tmp_path / "holter.dat").read_bytes())
     data[-1] ^= 1
     (tmp_path / "holter.dat").write_bytes(data)
