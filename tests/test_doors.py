@@ -31,7 +31,11 @@ WRONG = {
     "python -m melp.convert": [["./nowhere", "--output", "out"]],
     "python -m melp.export": [["./nowhere", "--output", "out"]],
     "python -m melp.benchmark": [["encode", "--batch-size", "-1"]],
-    "python -m melp.prepare": [["ptbxl", "--root", "./nowhere", "--output", "out", "--workers", "-3"]],
+    "python -m melp.prepare": [
+        ["nosuch"],
+        ["synthetic", "--records", "x"],
+        ["ptbxl", "--root", "./nowhere", "--output", "out", "--workers", "-3"],
+    ],
 }
 
 # Runs a command as `python` does, once with each list of arguments, and prints what it said each time, its exit

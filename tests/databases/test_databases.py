@@ -154,6 +154,7 @@ SUPERCLASSES = {
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 def test_ptbxl_holds_what_its_tables_say_at_both_rates(ptbxl_root, tmp_path):
     rows = rows_of(prepare("ptbxl", tmp_path / "500", root=ptbxl_root))
     slow = rows_of(prepare("ptbxl", tmp_path / "100", root=ptbxl_root, rate=100, reports="statements"))
@@ -594,6 +595,7 @@ def test_mimic_tables_that_lack_or_repeat_something_are_refused(mimic_root):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.slow
 def test_mimic_is_planned_at_its_size_under_a_gigabyte(tmp_path):
     size = 800_035
     study = pa.array(np.arange(40_000_000, 40_000_000 + size))

@@ -75,6 +75,7 @@ def test_what_is_printed(exported):
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 def test_it_is_compared_on_recordings_that_are_named(folder, tmp_path, capsys, ecg_data):
     paths = [str(ecg_data / "ptbxl" / "records500" / "00000" / f"0000{number}_hr") for number in (1, 2, 3)]
     main([str(folder), "--output", str(tmp_path / "onnx"), "--recordings", *paths])

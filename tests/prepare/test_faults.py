@@ -188,15 +188,3 @@ def test_counts_that_cannot_be_are_errors(tmp_path, options, capsys):
 def test_the_next_command_quotes_what_a_shell_needs_quoted():
     about = {"with_report": 1, "labelled": {}}
     assert next_command(about, Path("my data")) == "accelerate launch train.py --data 'my data'"
-
-
-def test_help_and_wrong_arguments_load_nothing_heavy(tmp_path):
-    code = (
-        "import sys\nfrom melp.prepare.__main__ import main\n"
-        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'scipy', 'sklearn') if name in sys.modules])"
-    )
-    for arguments in (["--help"], ["ptbxl", "--help"], ["nosuch"], ["synthetic", "--records", "x"]):
-        command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-        assert done.stdout.endswith("[]\n"), done.stdout + done.stderr

@@ -138,6 +138,7 @@ command.main(["synthetic", "--records", "60", "--output", {output!r}, "--workers
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_goes_on_without_redoing_or_doubling(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SHARD_RECORDS", 10)
     output = tmp_path / "killed"

@@ -58,6 +58,7 @@ def test_normal_beats_have_normal_values():
     assert 1.0 < np.median(v5) < 1.8
 
 
+@pytest.mark.slow
 def test_command_prints_quantiles_and_draws(tmp_path, capsys):
     from melp.prepare.folder import prepare
 
