@@ -14,6 +14,7 @@ from melp.data.prepared import load_prepared
 from melp.prepare.folder import prepare
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_a_case(tmp_path, capsys):
     tiny_config().save_pretrained(tmp_path)
     out = tmp_path / "cases.json"
@@ -98,6 +99,7 @@ def test_draws_of_patients_are_counted(monkeypatch):
     assert "10 draws of 2,158 recordings x 23 classes" in command.remark(case)
 
 
+@pytest.mark.slow
 def test_pytorch_onnx_and_8_bits_are_measured_in_one_run(tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     tiny_config().save_pretrained(tmp_path)

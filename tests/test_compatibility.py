@@ -173,6 +173,7 @@ class ProbeAndRhythm(torch.nn.Module):
         return outputs.rhythm_embeds, outputs.probe_embeds
 
 
+@pytest.mark.slow
 def test_onnx_export_of_the_ecg_tower(tmp_path):
     """Exported at batch 2, run by onnxruntime at others."""
     for name in ("onnx", "onnxscript"):
