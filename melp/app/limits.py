@@ -1,0 +1,54 @@
+"""What a visitor of the app may use up, and errors that they may read."""
+
+import re
+from dataclasses import dataclass, fields
+
+MB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Holds the limits of one request; app.py has an option for each.
+
+    Attributes:
+        file_mb: of one uploaded file.
+        upload_mb: of all files that are uploaded at once.
+        files: that are uploaded at once, or are in a zip file.
+        unpacked_mb: of all that a zip file holds.
+        seconds: that reading one recording may take.
+        batch_seconds: that a batch may take.
+        memory_mb: that reading may take.
+        queue: requests that wait; more are refused.
+        keep_minutes: how long a recording can be asked about after its last use, and a download be fetched.
+    """
+
+    file_mb: float = 100
+    upload_mb: float = 500
+    files: int = 500
+    unpacked_mb: float = 1000
+    seconds: float = 20
+    batch_seconds: float = 1800
+    memory_mb: float = 1500
+    queue: int = 64
+    keep_minutes: float = 30
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise ValueError(f"--{field.name.replace('_', '-')} must be above 0, not {value}.")
+
+
+class Refusal(ValueError):
+    """Why something is not done; its text is for the visitor and quotes nothing from inside a file."""
+
+
+_QUOTED = re.compile(r"b?'[^']*'|b?\"[^\"]*\"")
+
+
+def without_quotations(error: str) -> str:
+    """Returns a reader's error without what it quotes from a file; its last part says what to do, and stays."""
+    reason, mark, remedy = error.rpartition("; ")
+    if "--start" in remedy:
+        remedy = "take a shorter part of it"
+    return f"{_QUOTED.sub('(not shown)', reason if mark else remedy)}{mark}{remedy if mark else ''}"
