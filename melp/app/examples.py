@@ -1,17 +1,37 @@
 """Simulated ECGs that the app shows without a file: drawn when asked for, stored nowhere."""
 
-import threading
 from functools import lru_cache
-
-import numpy as np
 
 from signal_melp import EcgBlock
 
-# Name for a visitor -> what the simulator's own truth must say of the patient, and what it must not.
+# Names for a visitor -> recordings of the simulator's world 0, in which the finding is true by construction.
 EXAMPLES = {
-    "Sinus rhythm": ({"sinus rhythm"}, None),
-    "Atrial fibrillation": ({"atrial fibrillation"}, None),
-    "Left bundle branch block": ({"sinus rhythm", "left bundle branch block"}, None),
-    "Complete AV block": ({"third degree av block"}, None),
-    "Anterior infarction": ({"sinus rhythm"}, "infarct"),
+    "Normal": "synthetic-0000029-0",
+    "Atrial fibrillation": "synthetic-0000000-0",
+    "Left bundle branch block": "synthetic-0000010-0",
+    "Inferior infarction": "synthetic-0000052-0",
+    "Ventricular bigeminy": "synthetic-0000009-3",
 }
+PATIENT = ("synthetic-0000052-1", "synthetic-0000052-0")  # two recordings of one, for Compare
+RECORDS = 200  # of the world that are planned; only those above are drawn
+
+
+def name_of(record: str) -> str:
+    return f"{record} (simulated)"
+
+
+@lru_cache(maxsize=16)
+def simulated_block(record: str) -> EcgBlock:
+    """Returns a simulated recording, 10 s of 12 leads."""
+    from melp.synthetic import corpus
+
+    item = next(item for item in corpus.plan(records=RECORDS).to_pylist() if item["record"] == record)
+    drawn = corpus.simulated(item)[2]
+    return EcgBlock(
+        names=[name_of(record)],
+        signal=(drawn.signal / drawn.gain[:, None]).astype("float32")[None],
+        leads=list(drawn.leads),
+        sampling_rate=float(drawn.sampling_rate),
+        ignored_leads=[],
+        done=["simulated: drawn by melp.synthetic, from no patient"],
+    )

@@ -130,12 +130,12 @@ def _serve(connection, memory: float):
 class Reader:
     """Starts reading processes, quickly: each is forked from one that has imported all they need.
 
-    Args:
-        extractor: of the model.
+    Attributes:
+        extractor: of the model, which is loaded meanwhile; it has to be set before anything is read.
     """
 
-    def __init__(self, extractor, limits: Limits):
-        self.extractor, self.limits = extractor, limits
+    def __init__(self, limits: Limits):
+        self.extractor, self.limits = None, limits
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context = multiprocessing.get_context(kind)
         self._starting = threading.Lock()
