@@ -2,9 +2,9 @@
 
     python app.py                            the model beside this file, at http://127.0.0.1:7860
     python app.py --model DIR_OR_ID --index INDEX
-    python app.py --write-space DIR          what a Hugging Face Space needs: README.md with its header, requirements.txt
+    python app.py --write-space DIR          the README.md and requirements.txt of a Hugging Face Space
 
-INDEX is what `predict.py FOLDER --output INDEX --embeddings` wrote. It needs `pip install "melp[app]"`, and no network.
+INDEX is what `predict.py FOLDER --output INDEX --embeddings` wrote. It needs `pip install "melp[app]"`, no network.
 Uploads are deleted after the answer; limits of size and time are options below. docs/app.md says how to put it on a
 Space and behind a reverse proxy, and how other programs ask it.
 """

@@ -1,4 +1,4 @@
-"""Which of Gradio's routes there are: what the page and its clients need, and nothing that reads or calls elsewhere."""
+"""Which of Gradio's routes there are: what page and clients need, and nothing that reads or calls elsewhere."""
 
 import json
 import os
@@ -83,7 +83,7 @@ class Gate:
             return message
 
         try:
-            paths = await upload_fn(Request(scope, counted), str(folder), most, None)
+            paths, *_ = await upload_fn(Request(scope, counted), str(folder), most, None)
         except Exception as error:  # of the form parser, a client that went away, a full disk
             shutil.rmtree(folder, ignore_errors=True)
             large = isinstance(error, OverflowError) or "maximum allowed size" in str(getattr(error, "message", ""))

@@ -116,13 +116,14 @@ def report(draft: dict | None) -> str:
 
     sentences = split_sentences(draft["generated_text"]) if draft else []
     said = "".join(
-        f'<button type="button" class="sentence" data-evidence="{escape(text.strip())}">{escape(text.strip())}</button> '
-        for text in sentences
+        f'<button type="button" class="sentence" data-evidence="{text}">{text}</button> '
+        for text in (escape(sentence.strip()) for sentence in sentences)
         if text.strip(" .")
     )
     return (
         '<section class="card"><h3>Drafted report</h3><p class="hint">It can be wrong in every sentence, and is for a '
-        f'physician to check. Select a sentence to see its evidence.</p><p class="draft">{said or "(empty)"}</p></section>'
+        "physician to check. Select a sentence to see its evidence.</p>"
+        f'<p class="draft">{said or "(empty)"}</p></section>'
     )
 
 
@@ -177,12 +178,11 @@ def hits(found: list[tuple[dict, EcgBlock | None]]) -> str:
         picture = '<p class="hint">Its file is no longer readable.</p>'
         if block is not None:
             lead = next((lead for lead in ("II", "V5", "I", "V1") if lead in block.leads), block.leads[0])
-            picture = paper(
-                [trace_of(block, hit["record"], leads=(lead,))], f"Lead {lead} of {hit['record']}", (lead,), f"hit-{number}",
-                plain=True,
-            )  # fmt: skip
+            trace, label = trace_of(block, hit["record"], leads=(lead,)), f"Lead {lead} of {hit['record']}"
+            picture = paper([trace], label, (lead,), f"hit-{number}", plain=True)
         said += (
-            f'<li class="card"><h4>{number + 1}. {name} <span class="hint">similarity {hit["similarity"]:.3f}</span></h4>'
+            f'<li class="card"><h4>{number + 1}. {name} '
+            f'<span class="hint">similarity {hit["similarity"]:.3f}</span></h4>'
             f'{picture}<button type="button" class="ask" data-open="{number}">Open {name} in Read</button></li>'
         )
     return f'<ol class="hits">{said}</ol>'
@@ -200,8 +200,8 @@ def batch_table(rows: list[dict], rejected: list[tuple[str, str]], calibrated: b
         said += f'<tr class="rejected"><th scope="row">{escape(name)}</th><td colspan="2">✗ {escape(reason)}</td></tr>'
     kind = "Most probable" if calibrated else "Most similar (not calibrated)"
     return (
-        f'<p role="status">{len(rows):,} read, {len(rejected):,} rejected.</p><table class="findings batch"><thead><tr>'
-        f'<th scope="col">Recording</th><th scope="col">{kind}</th><th scope="col">Doubts</th></tr></thead>'
+        f'<p role="status">{len(rows):,} read, {len(rejected):,} rejected.</p><table class="findings batch">'
+        f'<thead><tr><th scope="col">Recording</th><th scope="col">{kind}</th><th scope="col">Doubts</th></tr></thead>'
         f"<tbody>{said}</tbody></table>"
     )
 

@@ -52,9 +52,9 @@ def serving(
         _, url, _ = page.launch(
             server_name=host, server_port=free_port() if port == 0 else port, root_path=root_path, share=False,
             prevent_thread_lock=True, quiet=quiet, show_error=True, max_file_size=int(limits.file_mb * 2**20),
-            allowed_paths=[], app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None}, run_history=False,
-            footer_links=["api"], theme=ui.theme(), css=ui.static("page.css"), head=ui.head(), ssr_mode=False, pwa=False,
-            mcp_server=False, enable_monitoring=False, strict_cors=True,
+            allowed_paths=[], run_history=False, footer_links=["api"], theme=ui.theme(), css=ui.static("page.css"),
+            app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None}, head=ui.head(), ssr_mode=False,
+            pwa=False, mcp_server=False, enable_monitoring=False, strict_cors=True,
         )  # fmt: skip
         uploads.start()
         yield Served(url, app, page)

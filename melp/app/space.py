@@ -33,4 +33,4 @@ def write_space(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(README.format(version=version("gradio"), notice=NOTICE), encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
-    return f"Written: {folder}/README.md and requirements.txt. Next: push this folder, with the clone's files, to a Space."
+    return f"Written: {folder}/README.md, requirements.txt. Next: push them with the clone's files to a Space."

@@ -33,7 +33,7 @@ def static(name: str) -> str:
 
 
 def explained(error: Exception) -> str:
-    """Returns what a visitor is told of an error; the log of an unexpected one has its place, and nothing of a file."""
+    """Returns what a visitor is told of an error; the log has the place of an unexpected one, nothing of a file."""
     if isinstance(error, Refusal):
         return str(error)
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
@@ -77,8 +77,8 @@ class App:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def recordings(self, files, reading: Reading | None = None, most: int = 40) -> list[Recording]:
-        """Reads uploaded files, which are gone afterwards.
+    def recordings(self, files, reading: Reading | None = None, most: int = 40):
+        """Reads uploaded files, which are gone afterwards; returns recordings, and (name, reason) of the others.
 
         Raises:
             Refusal: where none can be read, with the reason.
@@ -91,11 +91,10 @@ class App:
                     break
         if not read:
             raise Refusal(" ".join(f"{name}: {reason}." for name, reason in rejected[:3]))
-        self.rejected = rejected
-        return read
+        return read, rejected
 
     def one(self, files, reading: Reading | None = None) -> Recording:
-        recordings = self.recordings(files, reading, most=2)
+        recordings, _ = self.recordings(files, reading, most=2)
         if len(recordings) > 1:
             raise Refusal("these are several recordings: this takes one, batch takes any number.")
         return recordings[0]
@@ -112,7 +111,7 @@ class App:
     def api_read(
         self, files: list, sampling_rate: float = 0, unit: str = "", leads: str = "", identifiers: bool = False
     ) -> dict:
-        """Reads one recording: findings as the zero-shot pipeline has them, and quality. WFDB: header and data together."""
+        """Reads one recording: findings as in the zero-shot pipeline, and quality. WFDB: header and data together."""
         return self.engine.answer(self.one(files, reading_of(sampling_rate, unit, leads)), identifiers)
 
     @answering
@@ -148,7 +147,7 @@ class App:
 
     @answering
     def api_batch(self, files: list) -> dict:
-        """Reads any number of recordings, files or zip files: a row each, and the reasons of those that were rejected."""
+        """Reads any number of recordings, files or zip files: an answer each, and why others were rejected."""
         rows, rejected = [], []
         with self.uploads.take(files) as folder:
             for one in self.engine.read(folder, Reading()):
@@ -183,17 +182,22 @@ class App:
 
     def page_read(self, files, rate, unit, leads, identifiers, request: gr.Request):
         try:
-            recordings = self.recordings(files, reading_of(rate, unit, leads))
-            said = "".join(pages.problem(f"{name}: {reason}") for name, reason in self.rejected[:5])
+            recordings, rejected = self.recordings(files, reading_of(rate, unit, leads))
+            said = "".join(pages.problem(f"{name}: {reason}") for name, reason in rejected[:5])
             return self.put(request.session_hash, recordings, said, identifiers)
         except Exception as error:
             return self.failed(error)
 
-    def page_example(self, name: str, request: gr.Request):
-        try:
-            return self.put(request.session_hash, [self.engine.simulated(EXAMPLES[name])])
-        except Exception as error:
-            return self.failed(error)
+    def page_example(self, name: str):
+        """Returns what shows an example."""
+
+        def show(request: gr.Request):
+            try:
+                return self.put(request.session_hash, [self.engine.simulated(EXAMPLES[name])])
+            except Exception as error:
+                return self.failed(error)
+
+        return show
 
     def page_choose(self, number, identifiers, request: gr.Request):
         return self.guarded(lambda: self.show(request.session_hash, number, identifiers), 6, 5)
@@ -361,18 +365,17 @@ def _read_tab(app: App, private: dict, quick: dict) -> list:
     paper, evidence = _html(), _html()
     with gr.Row():
         quality, findings = _html(min_width=320), _html(min_width=320)
-    with gr.Group(visible=False) as asking:
-        with gr.Row(equal_height=True):
-            words = gr.Textbox(
-                label="Any finding in words", placeholder="right ventricular strain", scale=4, max_length=300
-            )
-            ask = gr.Button("Ask", variant="primary", min_width=100, scale=1)
+    with gr.Group(visible=False) as asking, gr.Row(equal_height=True):
+        words = gr.Textbox(
+            label="Any finding in words", placeholder="right ventricular strain", scale=4, max_length=300
+        )
+        ask = gr.Button("Ask", variant="primary", min_width=100, scale=1)
     answer, report = _html(), _html()
     outputs = [file, status, choice, paper, quality, findings, answer, evidence, report, asking]
     draft = {"fn": app.page_draft, "inputs": [choice], "outputs": [report], **private, **quick}
     file.upload(app.page_read, [file, rate, unit, leads, identifiers], outputs, **private, **quick).then(**draft)
     for name, button in examples:
-        button.click(functools.partial(app.page_example, name), None, outputs, **private, **quick).then(**draft)
+        button.click(app.page_example(name), None, outputs, **private, **quick).then(**draft)
     shown = [paper, quality, findings, answer, evidence, report]
     for event in (choice.input, identifiers.input):
         event(app.page_choose, [choice, identifiers], shown, **private, **quick).then(**draft)

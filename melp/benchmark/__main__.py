@@ -11,6 +11,7 @@
     python -m melp.benchmark predict --dtype float32   predict.py on WFDB files, beside encoding alone
     python -m melp.benchmark search            the nearest of a million embeddings, exactly and by faiss
     python -m melp.benchmark memory            memory of a million paths, and of predict.py on an hour and on a day
+    python -m melp.benchmark app --model DIR   the app: start, first answer, words; p50 and p95 of 1 and 10 visitors
     python -m melp.benchmark startup           CPU time until each command answers, and to load a small model
 
 At the paper's size. FLOPs are those the model needs (matrix products and convolutions, counted by torch); the peak is
@@ -26,7 +27,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
-BATCH_SIZES |= {"predict": 16, "search": 1, "memory": 1}
+BATCH_SIZES |= {"predict": 16, "search": 1, "memory": 1, "app": 1}
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
 MIMIC_RECORDS = 800_035
 COLUMNS = "| task | device | dtype | batch | per second | TFLOP/s | peak | share | memory GB |"
@@ -38,6 +39,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("task", choices=BATCH_SIZES)
     parser.add_argument("--config", metavar="MODEL", help="whose configuration is measured (the paper's size)")
+    parser.add_argument("--model", metavar="DIR_OR_ID", help="of `app`")
     parser.add_argument("--data", metavar="DIR", help="prepared folder that `data` reads (default: it makes one)")
     parser.add_argument("--json", metavar="FILE", help="write the cases as a JSON list")
     parser.add_argument(
@@ -67,6 +69,8 @@ def jobs(options) -> list[tuple[str, tuple]]:
         return [("model.measure_local_loss", size) for size in sizes]
     if options.task in ("data", "bootstrap"):
         return [(f"data.measure_{options.task}", ())]
+    if options.task == "app":
+        return [("app.measure_app", ())]
     if options.task in ("predict", "search"):
         return [(f"predict.measure_{options.task}", ())]
     if options.onnx:
@@ -90,6 +94,11 @@ def remark(case: dict) -> str | None:
         return f"{case['way']}: {case['megabytes']:.1f} MB, {case['times_pytorch']:.2f} times PyTorch in float32"
     if "times_encode" in case and case["way"] != "encode arrays":
         return f"{case['way']}: {case['times_encode']:.2f} times the rate of encoding alone"
+    if "p50_seconds" in case:
+        return (
+            f"{case['way']}, {case['batch_size']} at once: p50 {case['p50_seconds']:.2f} s, "
+            f"p95 {case['p95_seconds']:.2f} s"
+        )
     if "search_seconds" in case:
         return f"{case['way']}: {case['search_seconds']:.2f} s for the nearest of {case['embeddings']:,} embeddings"
     if "times_wfdb" in case and case["way"] != "wfdb":

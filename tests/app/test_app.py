@@ -1,0 +1,284 @@
+"""The app as clients ask it: answers as the pipelines', limits, nothing left behind, nothing of the server shown."""
+
+import json
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import pipeline
+
+from melp.app.limits import Limits, Refusal, without_quotations
+from melp.app.reader import Reader
+from melp.notice import NOTICE
+from melp.predict.reading import Reading
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
+Client, handle_file = gradio_client.Client, gradio_client.handle_file
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return Client(served.url, verbose=False)
+
+
+def upload(paths) -> list:
+    return [handle_file(str(path)) for path in paths]
+
+
+def left_behind(served) -> list[str]:
+    """Uploads that are still there, in the folder that visitors write to and in that of requests."""
+    folders = (served.app.uploads.root, served.app.uploads._requests)
+    return [str(path) for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("kind", ["dicom", "xml", "wfdb"])
+def test_every_format_is_read_and_its_upload_deleted(client, served, files, kind):
+    answer = client.predict(upload(files[kind]), api_name="/read")
+    assert answer["notice"] == NOTICE and answer["quality"]["sampling_rate"] == 500
+    assert {"label", "score", "probability"} < answer["findings"][0].keys()
+    assert "identifiers" not in answer and "Doe" not in json.dumps(answer)
+    assert not left_behind(served)
+
+
+def test_identifying_fields_are_given_when_asked_for(client, files):
+    answer = client.predict(upload(files["dicom"]), identifiers=True, api_name="/read")
+    assert answer["identifiers"]["name"] == "Doe^Jane"
+
+
+def test_answers_are_those_of_the_pipelines(client, root, files):
+    path, words = str(files["wfdb"][0]), ["atrial fibrillation", "any words"]
+    asked = client.predict(upload(files["wfdb"]), ", ".join(words), api_name="/ask")
+    from melp.evaluation.prompts import PROMPTS, load_yaml
+
+    prompts = load_yaml(PROMPTS)["findings"]["atrial fibrillation"]
+    ask = pipeline("zero-shot-classification", model=str(root / "model"), trust_remote_code=True)
+    expected = {row["label"]: row for row in ask(path, candidate_labels={words[0]: prompts, words[1]: None})}
+    for row in asked:
+        assert row["score"] == pytest.approx(expected[row["label"]]["score"], abs=1e-4)
+        assert row["probability"] == expected[row["label"]]["probability"]
+    draft = pipeline("ecg-to-text", model=str(root / "model"), trust_remote_code=True)(path)
+    assert client.predict(upload(files["wfdb"]), api_name="/report") == draft
+    embedding = pipeline("feature-extraction", model=str(root / "model"), trust_remote_code=True)(path)
+    np.testing.assert_allclose(client.predict(upload(files["wfdb"]), api_name="/embed"), embedding, atol=1e-4)
+
+
+def test_evidence_says_where_and_whether_it_is_faithful(client, files):
+    evidence = client.predict(upload(files["xml"]), "atrial fibrillation", api_name="/evidence")
+    assert evidence["text"] == "atrial fibrillation" and isinstance(evidence["faithfulness"]["faithful"], bool)
+
+
+def test_two_recordings_are_compared(client, files):
+    compared = client.predict(upload(files["xml"]), upload(files["dicom"]), api_name="/compare")
+    row = compared["findings"][0]
+    assert row["change"] == pytest.approx(row["second"]["score"] - row["first"]["score"])
+    same = client.predict(upload(files["xml"]), upload(files["xml"]), api_name="/compare")
+    assert same["shift_s"] == 0 and all(row["change"] == 0 for row in same["findings"])
+
+
+def test_search_by_words_and_by_a_recording_shows_no_place(client, root):
+    hits = client.predict("atrial fibrillation", api_name="/search")
+    assert len(hits) == 3 and str(root) not in json.dumps(hits)
+    record = [root / "archive" / f"archived1{suffix}" for suffix in (".hea", ".dat")]
+    nearest = client.predict("", upload(record), 1, api_name="/search")
+    assert nearest[0]["record"] == "archived1" and nearest[0]["similarity"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_zip_file_is_a_batch(client, served, files, tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in [*files["wfdb"], *files["xml"]]:
+            archive.write(path, f"some folder/{path.name}")
+        archive.writestr("some folder/notes.txt", "Mustermann, no ECG")
+    answer = client.predict(upload([tmp_path / "all.zip"]), api_name="/batch")
+    records = sorted(row["record"] for row in answer["recordings"])
+    assert records == ["all/some folder/three", "all/some folder/two.xml"]
+    (rejected,) = answer["rejected"]
+    assert rejected["record"] == "all/some folder/notes.txt" and "Mustermann" not in rejected["reason"]
+    assert not left_behind(served)
+
+
+# -------------------------------------------------------------------------------------------------- hostile visitors
+
+
+def bomb(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.csv", b"0" * 50_000_000)
+    return path
+
+
+def hostile_xml(path: Path) -> Path:
+    entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    path.write_text(f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e0 "Mustermann">{entities}]><x>&e11;</x>')
+    return path
+
+
+def outside_xml(path: Path) -> Path:
+    path.write_text('<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>')
+    return path
+
+
+def wrong_extension(path: Path) -> Path:
+    path.write_bytes(b"Mustermann was here " * 100)
+    return path.rename(path.with_suffix(".dcm"))
+
+
+def truncated(path: Path) -> Path:
+    path.write_bytes(b"\0" * 128 + b"DICM" + b"Mustermann" * 20)
+    return path
+
+
+@pytest.mark.parametrize("make", [bomb, hostile_xml, outside_xml, wrong_extension, truncated])
+def test_what_is_no_ecg_gets_a_message_and_leaves_no_trace(client, served, make, tmp_path, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    path = make(tmp_path / ("bad.zip" if make is bomb else "bad.xml"))
+    with pytest.raises(Exception) as error:
+        client.predict(upload([path]), api_name="/read")
+    message, heard = str(error.value), capfd.readouterr()
+    assert "bad" in message or "holds more" in message
+    for text in (message, heard.out, heard.err):
+        assert "Mustermann" not in text and "root:" not in text and "Traceback" not in text
+    assert not [record for record in caplog.records if record.name.startswith("melp") and "Muster" in record.message]
+    assert not left_behind(served)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_kept(served, tmp_path):
+    """A gigabyte is refused by what it says of itself, a request that says nothing after as much as is allowed."""
+    request = urllib.request.Request(f"{served.url}gradio_api/upload", b"x", {"Content-Length": str(2**30)})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    assert error.value.code == 413 and "3 MB" in error.value.read().decode()
+    with pytest.raises(Exception, match="413|MB"):
+        (tmp_path / "large.csv").write_bytes(b"0" * 2_500_000)
+        Client(served.url, verbose=False).predict(upload([tmp_path / "large.csv"]), api_name="/read")
+    assert not left_behind(served)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/file=../../../../etc/passwd",
+        "gradio_api/file=%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "gradio_api/file=https://example.org/x",
+        "gradio_api/proxy=https://example.org/x",
+        "gradio_api/file/etc/passwd",
+        "static/../../../../../etc/passwd",
+        "gradio_api/deep_link",
+        "gradio_api/runs",
+        "docs",
+    ],
+)
+def test_no_path_of_the_server_can_be_read(served, path):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(served.url + path)
+    assert error.value.code in (403, 404) and b"root:" not in error.value.read()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "model.safetensors", "a\0b"])
+def test_a_client_gets_none_but_uploaded_files(served, root, path):
+    for place in (path, str(root / "model" / "config.json")):
+        with pytest.raises(Refusal, match="upload"), served.app.uploads.take([{"path": place}]):
+            pass
+
+
+def test_ten_at_once_upload_the_same_file(served, files):
+    """Nobody's answer deletes the file of another."""
+    answers = []
+
+    def ask():
+        mine = Client(served.url, verbose=False)
+        answers.append(mine.predict(upload(files["dicom"]), api_name="/read")["findings"][0]["score"])
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 10 and len({round(score, 5) for score in answers}) == 1 and not left_behind(served)
+
+
+def test_a_request_is_answered_while_a_batch_runs(client, served, files, tmp_path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(15):
+            archive.write(files["xml"][0], f"{number}.xml")
+    batch = client.submit(upload([tmp_path / "many.zip"]), api_name="/batch")
+    until = time.monotonic() + 60
+    while not list(served.app.uploads._requests.glob("*/many/*.xml")) and time.monotonic() < until:
+        time.sleep(0.01)
+    Client(served.url, verbose=False).predict(upload(files["dicom"]), api_name="/read")
+    assert not batch.done() or batch.result()
+    assert len(batch.result()["recordings"]) == 15
+
+
+def test_a_visitor_who_leaves_is_forgotten(served):
+    from melp.app.kept import Kept
+
+    kept = Kept(minutes=1)
+    recording = served.app.engine.simulated("synthetic-0000000-0")
+    kept.put("visitor", [recording])
+    assert kept.get("visitor") == [recording] and kept.get("other") == []
+    kept.forget("visitor")
+    assert len(kept) == 0
+    kept = Kept(minutes=1e-9)
+    kept.put("visitor", [recording])
+    time.sleep(0.01)
+    assert kept.get("visitor") == []
+
+
+# ---------------------------------------------------------------------------------------------------------- its parts
+
+
+def test_reading_ends_after_its_time(served, files, monkeypatch):
+    reader = Reader(Limits(seconds=0.05))
+    reader.extractor = served.app.engine.predictor.extractor
+    with reader.process() as process:
+        started = time.monotonic()
+        item = process.read(str(files["dicom"][0]), Reading())
+        # In 50 ms not even the process has begun; it is killed, and the next recording gets another one.
+        assert "longer than 0.05 s" in item.error and time.monotonic() - started < 30
+
+
+def test_errors_quote_nothing():
+    assert without_quotations("wrong header: gain is 'Erika Mustermann', not a number; correct the header") == (
+        "wrong header: gain is (not shown), not a number; correct the header"
+    )
+    assert "Erika" not in without_quotations("unknown format: it begins with b'Erika', and no header")
+    assert "unit='mV'" in without_quotations("not stated: the unit of lead I; pass unit=, as in unit='mV'")
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0}, {"file_mb": -1}])
+def test_limits_are_above_zero(limits):
+    with pytest.raises(ValueError, match="must be above 0"):
+        Limits(**limits)
+
+
+def test_members_of_a_zip_file_stay_inside(tmp_path):
+    from melp.app.reader import unpack
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../out.csv", "1")
+        archive.writestr("/abs.csv", "1")
+    unpack(str(tmp_path), Limits())
+    unpacked = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv"))
+    assert unpacked == ["a/abs.csv", "a/out.csv"]
+
+
+def test_the_files_of_a_space(tmp_path):
+    import app
+
+    app.main(["--write-space", str(tmp_path / "space")])
+    readme = (tmp_path / "space" / "README.md").read_text()
+    assert "sdk: gradio" in readme and "app_file: app.py" in readme and NOTICE in readme
+    assert "app" in (tmp_path / "space" / "requirements.txt").read_text()
+
+
+def test_a_missing_model_is_named(tmp_path):
+    import app
+
+    with pytest.raises(SystemExit, match="app.py: "):
+        app.main(["--model", str(tmp_path / "nowhere")])
