@@ -136,7 +136,49 @@ def test_a_batch_is_downloaded(page, files, tmp_path):
     page.get_by_role("tab", name="Batch").click()
     batch = page.get_by_role("tabpanel").filter(has_text="Files, or a zip file")
     batch.locator("input[type=file]").first.set_input_files(str(tmp_path / "some.zip"))
-    assert (dark == "rgb(23, 25, 30)") == (scheme == "dark")
+    page.get_by_label("With a PDF report per recording").check()
+    page.get_by_text("some.zip").first.wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("2 read, 0 rejected.").wait_for()
+    for kind, begin in (("CSV", b"# Research"), ("Parquet", b"PAR1"), ("PDF reports", b"PK")):
+        with page.expect_download() as download:
+            page.get_by_text(f"Download {kind}").click()
+        download.value.save_as(tmp_path / kind)
+        assert (tmp_path / kind).read_bytes().startswith(begin)
+    assert len(zipfile.ZipFile(tmp_path / "PDF reports").namelist()) == 2
+
+
+def test_an_error_is_shown(page, tmp_path):
+    (tmp_path / "letter.dcm").write_text("Dear Mrs Mustermann")
+    upload(page, [tmp_path / "letter.dcm"])
+    alert = page.locator(".problem")
+    alert.wait_for()
+    assert "letter.dcm" in alert.inner_text() and "unknown format" in alert.inner_text()
+    assert "Mustermann" not in page.locator("body").inner_text()
+
+
+SMALL = """() => [...document.querySelectorAll("body *")].flatMap((node) => [node, ...(node.shadowRoot
+    ? node.shadowRoot.querySelectorAll("*") : [])]).filter((node) => [...node.childNodes].some((child) =>
+    child.nodeType === 3 && child.textContent.trim()) && node.getClientRects().length
+    && !["STYLE", "SCRIPT", "TITLE"].includes(node.tagName.toUpperCase())).map((node) => {
+    const scale = node.ownerSVGElement?.getScreenCTM?.().a ?? 1;
+    return [node.textContent.trim().slice(0, 40), parseFloat(getComputedStyle(node).fontSize) * scale];
+    }).filter(([_, size]) => size < 11.99)"""
+PAPER = "getComputedStyle(document.querySelector('#ecg').shadowRoot.querySelector('.paper')).backgroundColor"
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_when_narrow_and_in_the_dark(page, served, width, scheme):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{served.url}?__theme={scheme}")
+    page.get_by_role("button", name=AF).click()
+    page.locator("#ecg svg").wait_for()
+    page.get_by_text("Drafted report").wait_for()
+    assert not page.evaluate(SMALL)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#notice").bounding_box()["y"] < 800 and page.locator("#notice").is_visible()
+    assert (page.evaluate(PAPER) == "rgb(23, 25, 30)") == (scheme == "dark")
 
 
 def test_an_example_is_reached_by_keyboard_alone(page):
