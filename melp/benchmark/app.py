@@ -25,7 +25,7 @@ SERVE = """
 import sys, threading
 from melp.app.engine import Settings
 from melp.app.run import serving
-if __name__ == "__main__":
+if "__main__" == __name__:
     with serving(Settings(sys.argv[1]), port=int(sys.argv[2])):
         threading.Event().wait()
 """
