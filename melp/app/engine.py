@@ -109,7 +109,7 @@ class Engine:
         inputs = self.predictor.extractor(block, quality=True)
         item = Item(
             block.names[0], values=inputs["input_values"], lead_mask=inputs["lead_mask"], starts=[0.0],
-            quality=inputs["quality"][0], block=block,
+            quality=inputs["quality"][0], blocks=[block],
         )  # fmt: skip
         return replace(self._recording(item, block.names[0]), simulated=True)
 
@@ -118,7 +118,7 @@ class Engine:
         item.values, item.lead_mask, item.starts = values, mask, item.starts[:1]
         ((_, (row,)),) = self.predictor.predict([item])
         row |= {"record": name, "path": name, "model": self.name}
-        return Recording(name, values, mask, item.block, row, item.identifiers)
+        return Recording(name, values, mask, item.blocks[0], row, item.identifiers)
 
     # --------------------------------------------------------------------------------------------------------- answers
 

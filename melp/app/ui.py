@@ -276,7 +276,7 @@ class App:
         with self.engine.reader.process() as process:
             for hit in hits:
                 item = process.read(hit["path"], Reading(start=hit["start"] or 0.0, seconds=10.0))
-                shown.append((hit, item.block))
+                shown.append((hit, item.blocks[0] if item.blocks else None))
         return pages.hits(shown)
 
     def page_open(self, request: gr.Request, event: gr.EventData):

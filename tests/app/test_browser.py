@@ -135,9 +135,10 @@ def test_a_batch_is_downloaded(page, files, tmp_path):
             archive.write(path, path.name)
     page.get_by_role("tab", name="Batch").click()
     batch = page.get_by_role("tabpanel").filter(has_text="Files, or a zip file")
-    batch.locator("input[type=file]").first.set_input_files(str(tmp_path / "some.zip"))
+    with page.expect_response("**/upload*"):
+        batch.locator("input[type=file]").first.set_input_files(str(tmp_path / "some.zip"))
+    page.wait_for_timeout(300)
     page.get_by_label("With a PDF report per recording").check()
-    page.get_by_text("some.zip").first.wait_for()
     page.get_by_role("button", name="Start").click()
     page.get_by_text("2 read, 0 rejected.").wait_for()
     for kind, begin in (("CSV", b"# Research"), ("Parquet", b"PAR1"), ("PDF reports", b"PK")):
