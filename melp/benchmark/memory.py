@@ -30,7 +30,7 @@ print(len(plan.paths), peak() - before, time.perf_counter() - begun)
 
 def measure_memory() -> list[dict]:
     """Measures both; makes a million empty files and a recording of 1 GB below the folder of temporary files."""
-    return [_of_a_list(FILES), *(_of_a_recording(hours) for hours in HOURS)]
+    return [_measure_list(FILES), *(_measure_recording(hours) for hours in HOURS)]
 
 
 def _python(*arguments: str) -> tuple[str, float]:
@@ -52,7 +52,7 @@ def _python(*arguments: str) -> tuple[str, float]:
     return printed, usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
-def _of_a_list(files: int) -> dict:
+def _measure_list(files: int) -> dict:
     with tempfile.TemporaryDirectory() as root:
         for folder in range(-(-files // FOLDER)):
             place = Path(root, "files", f"patients-{folder:04}")
@@ -64,7 +64,7 @@ def _of_a_list(files: int) -> dict:
     return {"task": "memory", "way": f"a list of {count:,.0f} files", "gigabytes": added, "seconds": seconds}
 
 
-def _of_a_recording(hours: float) -> dict:
+def _measure_recording(hours: float) -> dict:
     with tempfile.TemporaryDirectory() as root:
         small_model(f"{root}/model")
         write_holter(Path(root), hours)
