@@ -30,12 +30,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 try:
     from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, write_sentence_modules
     from .explain_melp import Evidence, explain
+    from .findings_melp import carry_findings
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits, token_means
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
     from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, write_sentence_modules
     from explain_melp import Evidence, explain
+    from findings_melp import carry_findings
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits, token_means
 
 # transformers' own name of a cache: `past_key_values` in the earlier versions.
@@ -443,6 +445,8 @@ class MelpPreTrainedModel(PreTrainedModel):
         if type(self) is MelpModel and kwargs.get("is_main_process", True):
             write_sentence_modules(save_directory)
         super().save_pretrained(save_directory, **kwargs)
+        if type(self) is MelpModel and kwargs.get("is_main_process", True) and kwargs.get("state_dict") is None:
+            carry_findings(self, save_directory)
 
 
 # ----------------------------------------------------------------------------------------------------------- models

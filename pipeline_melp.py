@@ -10,11 +10,27 @@ import torch.nn.functional as F
 from transformers import Pipeline
 
 try:
-    from .findings_melp import embed_prompts, findings_of, read_findings
+    from .findings_melp import (
+        CONDITIONS,
+        check_weights,
+        condition_of,
+        embed_prompts,
+        findings_file,
+        findings_of,
+        read_findings,
+    )
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from findings_melp import embed_prompts, findings_of, read_findings
+    from findings_melp import (
+        CONDITIONS,
+        check_weights,
+        condition_of,
+        embed_prompts,
+        findings_file,
+        findings_of,
+        read_findings,
+    )
 
 
 class MelpPipeline(Pipeline):
@@ -83,34 +99,49 @@ class MelpZeroShotPipeline(MelpTextPipeline):
 
         ask = pipeline("zero-shot-classification", model=ID, trust_remote_code=True)
         ask("ecg.dcm", candidate_labels=["atrial fibrillation", "sinus rhythm"])
-        # [{"label": "sinus rhythm", "score": 0.41, "probability": None}, ...]
+        # [{"label": "sinus rhythm", "score": 0.41, "probability": 0.93, "verdict": "present"}, ...]
 
     `candidate_labels` may also be a text with commas, or label -> prompts. `score` is the cosine similarity of
-    recording and text; findings can occur together, so scores do not sum to 1. `probability` is None unless the model
-    folder holds a calibration of the label (findings.json), which is then also what orders the labels.
+    recording and text; findings can occur together, so scores do not sum to 1. `probability` and `verdict` ("present",
+    "absent", "cannot say") are None unless the model folder holds a calibration of the label (findings.json); where
+    all have a probability, it orders the labels. Of a recording with fewer leads, a shorter or a printed one, labels
+    that cannot be told from such are left out.
     """
 
     own_parameters = (("candidate_labels",), ("candidate_labels",))
     _embedded: tuple | None = None  # of the last call's labels
 
+    def preprocess(self, ecg, **ecg_kwargs):
+        inputs = self.feature_extractor(ecg, return_tensors="pt", quality=True, **ecg_kwargs)
+        (quality,) = inputs.pop("quality")
+        condition = condition_of(quality, self.feature_extractor.leads, ecg_kwargs.get("layout"))
+        place = -1 if condition is None else list(CONDITIONS).index(condition)
+        return inputs | {"condition": torch.tensor([place])}
+
     def _forward(self, model_inputs, candidate_labels=None):
         if candidate_labels is None:
             raise ValueError('pass candidate_labels=, as in candidate_labels=["atrial fibrillation", "sinus rhythm"]')
-        return {"similarity": self._embed(model_inputs) @ self._embed_labels(candidate_labels)[1].T}
+        condition = model_inputs.pop("condition")
+        similarity = self._embed(model_inputs) @ self._embed_labels(candidate_labels)[1].T
+        return {"similarity": similarity, "condition": condition}
 
     def _embed_labels(self, labels):
         if self._embedded is None or self._embedded[0] != labels:
-            commit = getattr(self.model.config, "_commit_hash", None)
-            findings = findings_of(labels, read_findings(self.model.name_or_path, revision=commit))
+            where = {"revision": getattr(self.model.config, "_commit_hash", None)}
+            check_weights(self.model, findings_file(self.model.name_or_path, **where))
+            findings = findings_of(labels, read_findings(self.model.name_or_path, **where))
             embeddings = embed_prompts(self.model, self.processor, [finding.prompts for finding in findings])
             self._embedded = (labels, findings, embeddings)
         return self._embedded[1:]
 
     def postprocess(self, model_outputs, candidate_labels=None) -> list[dict]:
-        rows = []
+        rows, place = [], int(model_outputs["condition"][0])
+        condition = None if place < 0 else list(CONDITIONS)[place]
         findings = self._embed_labels(candidate_labels)[0]
         for finding, score in zip(findings, model_outputs["similarity"][0].tolist(), strict=True):
-            rows.append({"label": finding.name, "score": score, "probability": finding.probability(score)})
+            if (told := finding.under(condition)) is not None:
+                numbers = {"probability": told.probability(score), "verdict": told.verdict(score)}
+                rows.append({"label": finding.name, "score": score} | numbers)
         # Probabilities of some labels and similarities of others have no common order.
         key = "score" if any(row["probability"] is None for row in rows) else "probability"
         return sorted(rows, key=lambda row: -row[key])

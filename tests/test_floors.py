@@ -26,7 +26,7 @@ FLOORS = (
     ),
     ("training", ("melp.training",)),
     ("predictions", ("melp.explain", "melp.predict", "melp.search")),
-    ("tasks", ("melp.evaluation.tasks", "melp.app", "melp.benchmark", "melp.export")),
+    ("tasks", ("melp.evaluation.tasks", "melp.app", "melp.benchmark", "melp.calibrate", "melp.export")),
     ("doors", ()),  # train.py and its like, and the `__main__` of packages
 )
 HUB_FILES, DOORS = 0, len(FLOORS) - 1

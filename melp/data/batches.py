@@ -134,6 +134,8 @@ def prepare_inputs(
         raise ValueError(f"lead_subsets ({lead_subsets:g}) and printed_layout ({printed_layout:g}) are more than 1.")
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     batch["input_values"] = scale_ecg(batch["input_values"], batch["lead_mask"], scaling)
+    if batch["lead_mask"].ndim == 3:  # of samples
+        batch["lead_mask"] = batch["lead_mask"].any(dim=2)
     whole = batch["lead_mask"]
     if lead_dropout > 0:
         batch["lead_mask"] = drop_leads(whole, lead_dropout)

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from melp.data.prepared import ALL, get_split, label_matrix, label_sets
+from melp.evaluation.calibration import fit_curve
 from melp.evaluation.correspondences import GROUPS, group_of
 from melp.evaluation.folders import SHARED, load_folders
 from melp.evaluation.metrics import ClassFigures, best_threshold, calibration_error
@@ -131,15 +132,10 @@ def calibrated(held_out: tuple[np.ndarray, np.ndarray], scores: np.ndarray) -> n
         (recordings, classes); NaN for a class that is not both there and absent in the held-out recordings, or whose
         scores are not finite.
     """
-    from sklearn.linear_model import LogisticRegression
-
     probabilities = np.full(scores.shape, np.nan)
     for index, (target, score) in enumerate(zip(held_out[0].T, held_out[1].T, strict=True)):
         if target.any() and not target.all() and np.isfinite(score).all() and np.isfinite(scores[:, index]).all():
-            # Similarities differ by hundredths: standardised, or the penalty would flatten the curve.
-            middle, spread = score.mean(), score.std() + 1e-12
-            curve = LogisticRegression(C=100.0).fit((score[:, None] - middle) / spread, target)
-            probabilities[:, index] = curve.predict_proba((scores[:, index, None] - middle) / spread)[:, 1]
+            probabilities[:, index] = fit_curve(target, score)(scores[:, index])
     return probabilities
 
 

@@ -32,7 +32,8 @@ class SignalTransform:
     Attributes:
         name: the cache knows it by this; it must name every setting.
         apply: takes signals in mV (batch, 12, samples) float32, which it may write to, `lead_mask` (batch, 12) bool
-            and the records' names; returns signals and mask.
+            and the records' names; returns signals and mask, (batch, 12, samples) where leads are there for a part
+            of the time.
     """
 
     name: str

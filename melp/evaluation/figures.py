@@ -132,6 +132,40 @@ def reliability_diagram(targets: np.ndarray, probabilities: np.ndarray) -> Figur
     return figure
 
 
+def coverage(rows: Sequence[dict]) -> Figure:
+    """Draws of each finding the coverage with and without it, and the share of "cannot say".
+
+    Args:
+        rows: of the task `calibration`.
+
+    Raises:
+        NotDrawable: when there is no row.
+    """
+    if not rows:
+        raise NotDrawable("no finding has enough positives")
+    figure = Figure(figsize=(8.2, 0.26 * len(rows) + 1.5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = np.arange(len(rows))[::-1]
+    kinds = (("coverage_with", BLUE, 0.12, left), ("coverage_without", ORANGE, -0.12, left))
+    for key, colour, shift, axis in (*kinds, ("cannot_say", GREY, 0.0, right)):
+        value, low, high = (np.array([row[key + end] for row in rows]) for end in ("", "_low", "_high"))
+        bounds = np.abs([value - low, high - value])
+        axis.errorbar(value, places + shift, xerr=bounds, fmt="o", color=colour, ms=3.5, lw=1, capsize=1.5)
+    left.vlines([row["coverage"] for row in rows], places - 0.45, places + 0.45, color=LIGHT, lw=2, zorder=0)
+    left.set_yticks(places, [f"{row['label']} ({row['positives']:,})" for row in rows], fontsize=7)
+    left.set(ylim=(-0.7, len(rows) - 0.3), xlabel="coverage (grey: as stated)", xlim=(None, 1.01))
+    right.set(xlabel='share of "cannot say"', xlim=(0, 1))
+    for axis in (left, right):
+        axis.tick_params(axis="x", labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    entries = (("with the finding: not called absent", BLUE), ("without it: not called present", ORANGE))
+    handles = [matplotlib.lines.Line2D([], [], color=colour, marker="o", lw=0) for _, colour in entries]
+    figure.legend(
+        handles, [name for name, _ in entries], loc="outside upper center", ncols=2, frameon=False, fontsize=8
+    )
+    return figure
+
+
 def similarity(names: Sequence[str], embeddings: np.ndarray) -> Figure:
     """Draws the cosine similarity of the findings' text embeddings (classes, width), L2-normalised."""
     cosines, count = embeddings @ embeddings.T, len(names)

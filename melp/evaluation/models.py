@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from configuration_melp import MelpConfig
+from findings_melp import FINDINGS
 from melp.evaluation.encoders import encoder_file, load_encoder, names_encoder
 from melp.evaluation.settings import Settings
 from melp.models import load_processor, load_whole, model_folder, read_config
@@ -112,7 +113,8 @@ def model_fingerprint(source: str) -> str:
         files = [file for file in [encoder_file(source)] if file is not None]
     else:
         folder = model_folder(source)
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+        # A calibration changes nothing that the model computes.
+        files = sorted({*folder.glob("*.safetensors"), *folder.glob("*.json")} - {folder / FINDINGS})
     for file in files:
         contents.update(file.name.encode())
         with open(file, "rb") as stream:

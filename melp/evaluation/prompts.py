@@ -54,7 +54,7 @@ def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[s
         return prompts_of_findings(path, classes)
     prompts = load_yaml(path)
     own = prompts.get(label_set, prompts.get("", {}))
-    chosen = {name: own.get(name) or _prompts_elsewhere(prompts, label_set, name) for name in classes}
+    chosen = {name: own.get(name) or prompts_elsewhere(prompts, label_set, name) for name in classes}
     if missing := [name for name, texts in chosen.items() if not texts]:
         raise ValueError(
             f"{path} has no prompt for {', '.join(missing)} (label set {label_set!r}): add them, "
@@ -63,7 +63,8 @@ def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[s
     return chosen
 
 
-def _prompts_elsewhere(prompts: dict[str, dict[str, list[str]]], label_set: str, name: str) -> list[str] | None:
+def prompts_elsewhere(prompts: dict[str, dict[str, list[str]]], label_set: str, name: str) -> list[str] | None:
+    """Returns the prompts of a class that its own label set lacks, from another where it names the same finding."""
     finding = finding_of(label_set, name)
     same = (
         texts

@@ -347,6 +347,21 @@ class Faithfulness(Settings):
 
 
 @dataclass(kw_only=True)
+class Calibration(DataSettings):
+    """Calibration: whether the probabilities and verdicts of a calibrated model hold on these recordings.
+
+    The model's folder holds findings.json (`python -m melp.calibrate`). Of each finding that the data label: the share
+    of recordings with it that are not called absent, and of those without it that are not called present (both are
+    to be the stated coverage or more), the share of "cannot say", the expected calibration error in ten bins, and the
+    Brier score. The recordings must not be those that it was calibrated on.
+    """
+
+    task, next = "calibration", "zero-shot"
+
+    min_positives: int = option("findings with fewer positives are marked, and left out of the means", 10)
+
+
+@dataclass(kw_only=True)
 class Benchmark(Settings):
     """The field's benchmark: six label sets of three databases, zero-shot and probed, and the published figures.
 
@@ -383,6 +398,7 @@ TASKS: dict[str, type[Settings]] = {
         Report,
         Robustness,
         Faithfulness,
+        Calibration,
         Benchmark,
     )
 }

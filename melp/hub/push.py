@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
+from findings_melp import FINDINGS
 from melp.hub.model_card import CARD_FILE, make_card
 from melp.hub.runs import read_run, run_of
 from melp.models import load_model, load_processor
@@ -23,6 +24,7 @@ FILES = (
     *ONNX,
     "config.json",
     "generation_config.json",
+    FINDINGS,
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from findings_melp import NOT_CALIBRATED
 from melp.notice import NOTICE
 
 ROW_GROUP = 1000
@@ -24,6 +25,7 @@ def schema_of(settings: dict, dim: int) -> pa.Schema:
         **({"identifiers": pa.string()} if settings["keep_identifiers"] else {}),
         **{"window": pa.int32(), "start": pa.float32()},
         **({"findings": texts, "similarities": numbers, "probabilities": numbers} if settings["findings"] else {}),
+        **({"verdicts": texts, "condition": pa.string(), "left_out": texts} if settings["findings"] else {}),
         **({"draft": pa.string()} if settings["draft"] else {}),
         **({"embedding": pa.list_(pa.float32(), dim)} if settings["embeddings"] else {}),
         **{"sampling_rate": pa.float32(), "seconds": pa.float32(), "leads": texts, "derived_leads": texts},
@@ -77,8 +79,10 @@ def write_csv(rows: Iterable[dict], classes: list[str], file):
         names, embedding = flat.pop("findings", []), flat.pop("embedding", None)
         similarity = dict(zip(names, flat.pop("similarities", []), strict=True))
         probability = dict(zip(names, flat.pop("probabilities", []), strict=True))
+        verdict = dict(zip(names, flat.pop("verdicts", []), strict=True))
         flat |= {f"similarity: {name}": similarity.get(name) for name in classes}
         flat |= {f"probability: {name}": probability.get(name) for name in classes}
+        flat |= {f"verdict: {name}": verdict.get(name) for name in classes}
         flat |= {f"embedding {index}": float(x) for index, x in enumerate(() if embedding is None else embedding)}
         flat = {name: "; ".join(value) if isinstance(value, list) else value for name, value in flat.items()}
         if table is None:
@@ -95,17 +99,22 @@ def as_text(row: dict, calibration: str | None, windows: int) -> str:
     lines = [title, "-" * min(len(title), 100)]
     if findings := row.get("findings"):
         width = max(map(len, findings[:SHOWN]))
-        known = [value is not None for value in row["probabilities"]]
-        lines.append(f"  {'finding':{width}}  similarity" + ("  probability" if any(known) else ""))
-        rows = zip(findings, row["similarities"], row["probabilities"], strict=True)
-        for name, similarity, probability in list(rows)[:SHOWN]:
-            shown = f"{'' if similarity is None else format(similarity, '.3f'):>10}"
-            chance = f"{'' if probability is None else format(probability, '.1%'):>13}"
-            lines.append(f"  {name:{width}}  {shown}{chance if any(known) else ''}".rstrip())
+        columns = [
+            ("similarity", [None if value is None else f"{value:.3f}" for value in row["similarities"]]),
+            ("probability", [None if value is None else f"{value:.1%}" for value in row["probabilities"]]),
+            ("verdict", row["verdicts"]),
+        ]
+        columns = [(title, values) for title, values in columns if any(values) or title == "similarity"]
+        lines.append(f"  {'finding':{width}}" + "".join(f"  {title:>11}" for title, _ in columns))
+        for place, name in enumerate(findings[:SHOWN]):
+            cells = "".join(f"  {values[place] or '':>11}" for _, values in columns)
+            lines.append(f"  {name:{width}}{cells}".rstrip())
         if len(findings) > SHOWN:
             lines.append(f"  ... and {len(findings) - SHOWN} more")
-        if calibration:
-            lines.append(f"  ({calibration})")
+        if None in row["probabilities"]:
+            lines.append(f"  ({calibration or NOT_CALIBRATED + ' for such recordings'})")
+    if row.get("left_out"):
+        lines.append(f"  cannot be told from {row['condition']}: {', '.join(row['left_out'])}")
     if "draft" in row:
         lines.append(f"  draft: {row['draft'] or '(empty)'}")
     lines.append(f"  signal: {row['seconds']:g} s, {row['sampling_rate']:g} Hz, {len(row['leads'])} leads")

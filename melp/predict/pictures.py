@@ -98,9 +98,10 @@ def header_columns(row: dict, calibration: str | None) -> tuple[list[str], list[
     """Returns the lines above the traces: findings on the left, draft and signal on the right."""
     left, right = [], []
     if findings := row.get("findings"):
-        numbers = zip(findings, row["similarities"], row["probabilities"], strict=True)
-        for name, similarity, probability in list(numbers)[:FINDINGS]:
-            left.append(f"{similarity:.3f}  {name}" if probability is None else f"{probability:.0%}  {name}")
+        numbers = zip(findings, row["similarities"], row["probabilities"], row["verdicts"], strict=True)
+        for name, similarity, probability, verdict in list(numbers)[:FINDINGS]:
+            number = f"{similarity:.3f}" if probability is None else f"{probability:.0%}"
+            left.append(f"{number}  {name}{f': {verdict}' if verdict else ''}")
         if calibration:
             left.append(f"({calibration})")
     if row.get("draft"):

@@ -216,7 +216,8 @@ def _readme(settings: dict) -> str:
 {NOTICE}
 
 `data/*.parquet`, written by predict.py: a row per recording, or per window of it. `rejected.csv`: what was not read,
-with the reason. `similarities` are cosines of the recording's and the finding's embedding; `probabilities` are there
-where the model is calibrated for the finding. `patient` is a pseudonym unless `--keep-identifiers` was given; the
+with the reason. `similarities` are cosines of the recording's and the finding's embedding; `probabilities` and
+`verdicts` are there where the model is calibrated for the finding and for such recordings; `left_out` cannot be told
+from such. `patient` is a pseudonym unless `--keep-identifiers` was given; the
 key to it is in the hidden folder `{WORK}`, which is not for sharing.
 """

@@ -9,7 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from findings_melp import NOT_CALIBRATED, Finding, embed_prompts, findings_of, read_findings
+from findings_melp import (
+    NOT_CALIBRATED,
+    Finding,
+    check_weights,
+    condition_of,
+    embed_prompts,
+    findings_file,
+    findings_of,
+    read_findings,
+)
 from melp.evaluation.models import model_fingerprint
 from melp.evaluation.prompts import PROMPTS, load_yaml
 from melp.models import load_model, load_processor, model_folder
@@ -99,6 +108,7 @@ class Predictor:
         if draft and not whole:
             raise ValueError(f"{source} has no report decoder: --draft needs a whole MELP model.")
         if whole:
+            check_weights(self.model, findings_file(folder))
             self.findings = choose_findings(folder, findings, label_set)
             prompts = [finding.prompts for finding in self.findings]
             self.texts = embed_prompts(self.model, self.processor, prompts).to(device)
@@ -136,6 +146,7 @@ class Predictor:
             "model": self.source,
             "commit": self.commit,
             "findings": {finding.name: list(finding.prompts) for finding in self.findings} or self.classes,
+            "calibration": hashlib.sha256(repr(self.findings).encode()).hexdigest()[:16],
             "processor": extractor | vars(reading),
             "draft": self.draft,
             "embeddings": self.embeddings,
@@ -189,12 +200,14 @@ class Predictor:
         if len(items) > 1:
             values = np.concatenate([item.values for item in items])
             masks = np.concatenate([item.lead_mask for item in items])
+        leads = self.extractor.leads
+        conditions = [condition_of(item.quality, leads, item.layout) for item in items for _ in item.values]
         for first in range(0, len(values), self.batch_size):
             batch = slice(first, first + self.batch_size)
             ecg = torch.from_numpy(values[batch]).to(self.model.device, self.model.dtype, non_blocking=True)
-            yield from self._encode(ecg, torch.from_numpy(masks[batch]).to(self.model.device))
+            yield from self._encode(ecg, torch.from_numpy(masks[batch]).to(self.model.device), conditions[batch])
 
-    def _encode(self, ecg: torch.Tensor, lead_mask: torch.Tensor) -> Iterator[dict]:
+    def _encode(self, ecg: torch.Tensor, lead_mask: torch.Tensor, conditions: list[str | None]) -> Iterator[dict]:
         tower = getattr(self.model, "ecg_model", self.model)
         encoded = tower(ecg, lead_mask=lead_mask)
         embeddings = F.normalize(encoded.rhythm_embeds.float(), dim=-1)
@@ -202,9 +215,10 @@ class Predictor:
             logits = self.model.classifier(encoded.probe_embeds).float()
             exclusive = self.model.config.problem_type == "single_label_classification"
             probabilities = (logits.softmax(-1) if exclusive else logits.sigmoid()).tolist()
-            scores = [self._ranked([None] * len(row), row) for row in probabilities]
+            scores = [self._ranked(self.classes, [None] * len(row), row, [None] * len(row)) for row in probabilities]
         elif self.findings:
-            scores = [self._with_probabilities(row) for row in (embeddings @ self.texts.T).tolist()]
+            similarities = (embeddings @ self.texts.T).tolist()
+            scores = [self._told(row, condition) for row, condition in zip(similarities, conditions, strict=True)]
         else:
             scores = [{}] * len(ecg)
         drafts = self._drafts(encoded) if self.draft else None
@@ -216,20 +230,25 @@ class Predictor:
                 output["embedding"] = embeddings[row].cpu().numpy()
             yield output
 
-    def _with_probabilities(self, similarities: list[float]) -> dict:
+    def _told(self, similarities: list[float], condition: str | None) -> dict:
+        """Returns what is said of a recording of a condition; what cannot be told from such is left out."""
         pairs = zip(self.findings, similarities, strict=True)
-        return self._ranked(similarities, [finding.probability(similarity) for finding, similarity in pairs])
+        told = [(finding.under(condition), finding.name, similarity) for finding, similarity in pairs]
+        kept = [entry for entry in told if entry[0] is not None]
+        names, cosines = [name for _, name, _ in kept], [similarity for *_, similarity in kept]
+        probabilities = [finding.probability(similarity) for finding, _, similarity in kept]
+        verdicts = [finding.verdict(similarity) for finding, _, similarity in kept]
+        left_out = [name for finding, name, _ in told if finding is None]
+        return self._ranked(names, cosines, probabilities, verdicts) | {"condition": condition, "left_out": left_out}
 
-    def _ranked(self, similarities: list, probabilities: list) -> dict:
+    @staticmethod
+    def _ranked(names: list[str], similarities: list, probabilities: list, verdicts: list) -> dict:
         """Most probable first, or most similar where not all have a probability: the two have no common order."""
         key = similarities if None in probabilities else probabilities
         order = sorted(range(len(key)), key=lambda index: -key[index])
-        names = self.classes
-        return {
-            "findings": [names[index] for index in order],
-            "similarities": [similarities[index] for index in order],
-            "probabilities": [probabilities[index] for index in order],
-        }
+        columns = {"findings": names, "similarities": similarities, "probabilities": probabilities}
+        columns["verdicts"] = verdicts
+        return {column: [values[index] for index in order] for column, values in columns.items()}
 
     def _drafts(self, encoded) -> list[str]:
         ids = self.model.generate(encoder_outputs=encoded, do_sample=False)

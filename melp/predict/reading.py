@@ -41,6 +41,7 @@ class Item:
         values, lead_mask: (windows, leads, samples) float32 and (windows, leads) bool, the model's inputs.
         starts: of the windows, seconds of the recording.
         quality: what the processor says of the recording, or the piece.
+        layout: of a print.
         blocks: the windows in mV, up to `PAGES` of a recording, where pictures are to be drawn.
         number: of the first of these windows in the recording, and `windows` that of all.
         is_last: whether no other item of the recording follows.
@@ -55,6 +56,7 @@ class Item:
     lead_mask: np.ndarray | None = None
     starts: list[float] = field(default_factory=list)
     quality: dict = field(default_factory=dict)
+    layout: str | None = None
     identifiers: dict[str, str] = field(default_factory=dict)
     blocks: list[EcgBlock] = field(default_factory=list)
     number: int = 0
@@ -226,6 +228,7 @@ class Recordings(Dataset):
             lead_mask=inputs["lead_mask"],
             starts=[self.reading.start + start for start in starts],
             quality=quality,
+            layout=self.reading.layout,
             identifiers=block.identifiers,
             number=number,
             windows=1 if windows is None else windows.count,

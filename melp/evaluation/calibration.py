@@ -1,0 +1,232 @@
+"""Calibration of similarities: probabilities, thresholds, verdicts, and how well they hold.
+
+A verdict on a finding is "present", "absent" or "cannot say". Its limits are split-conformal and class-conditional:
+"absent" is said only below what all but a share of the recordings with the finding have, "present" only above what all
+but the same share of those without it have. So at a coverage of 90% at most one patient in ten who has the finding is
+told "absent", however rare it is, and at most one in ten who lacks it "present" (Vovk, "Conditional validity of
+inductive conformal predictors", 2012; Sadinle, Lei, Wasserman, "Least ambiguous set-valued classifiers", 2019).
+
+Besides, "present" is said only of what is more likely than not, "absent" only of what is less.
+
+The limits are ranks of similarities, which the logistic curve does not change, since it rises: curve and limits may
+rest on the same recordings, and nothing has to be held back for either.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from melp.evaluation.metrics import auroc, best_threshold, bootstrap
+
+COVERAGE = 0.9
+SENSITIVITIES = (0.8, 0.9, 0.95)
+MIN_PATIENTS = 20  # with the finding, and without: ten for each number of the curve, as is usual in clinical models
+BINS = 10  # of the expected calibration error
+
+
+class NotCalibrated(ValueError):
+    """Raised for a finding that recordings cannot calibrate; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A logistic curve: the probability at a similarity is sigmoid(slope * similarity + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def __call__(self, similarity) -> np.ndarray:
+        logits = self.slope * np.asarray(similarity, dtype=float) + self.intercept
+        return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
+
+
+def fit_curve(targets: np.ndarray, similarities: np.ndarray, prior: Curve | None = None) -> Curve:
+    """Fits a logistic curve to (recordings,) bool and their similarities, with both kinds among them.
+
+    Args:
+        prior: the curve that few recordings are to correct: what they say of its logit's slope and shift is weighed
+            against no correction at all.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    scores, targets = np.asarray(similarities, dtype=float), np.asarray(targets, dtype=bool)
+    if prior is not None:
+        return _corrected(targets, scores, prior)
+    # Similarities differ by hundredths: standardised, or the penalty would flatten the curve.
+    middle, spread = scores.mean(), scores.std() + 1e-12
+    fit = LogisticRegression(C=100.0).fit((scores[:, None] - middle) / spread, targets)
+    slope = float(fit.coef_[0, 0]) / spread
+    return Curve(float(slope), float(fit.intercept_[0] - slope * middle))
+
+
+def _corrected(targets: np.ndarray, scores: np.ndarray, prior: Curve) -> Curve:
+    """Returns the maximum a posteriori of the prior's logit, stretched by N(1, 0.25^2) and shifted by N(0, 1)."""
+    logits = prior.slope * scores + prior.intercept
+    features = np.stack([logits, np.ones(len(logits))], axis=1)
+    mean, precision = np.array([1.0, 0.0]), np.diag([1 / 0.25**2, 1.0])
+    weights = mean
+    for _ in range(50):  # Newton's method: the posterior is log-concave
+        chance = 1 / (1 + np.exp(-np.clip(features @ weights, -700, 700)))
+        gradient = features.T @ (targets - chance) - precision @ (weights - mean)
+        curvature = features.T @ (features * (chance * (1 - chance))[:, None]) + precision
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights + step
+        if np.abs(step).max() < 1e-9:
+            break
+    stretch = max(weights[0], 0.05)  # a curve that falls would turn every verdict over
+    return Curve(float(stretch * prior.slope), float(stretch * prior.intercept + weights[1]))
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def least_count(coverage: float) -> int:
+    """Returns how many patients a conformal limit needs: with fewer, no finite one has the coverage."""
+    return math.ceil(1 / (1 - coverage) - 1e-9) - 1
+
+
+def lower_limit(similarities: np.ndarray, patients: Sequence[str], coverage: float) -> float:
+    """Returns the similarity that a new patient's recording is below with a probability of at most 1 - coverage.
+
+    Recordings of one patient say less than those of several: each patient counts as one, divided among the recordings.
+    -inf where there are too few patients.
+    """
+    similarities = np.asarray(similarities, dtype=float)
+    _, patient, counts = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
+    order = np.argsort(similarities, kind="stable")
+    below = np.cumsum(1 / counts[patient][order])
+    allowed = (1 - coverage) * (len(counts) + 1) + 1e-9
+    inside = np.flatnonzero(below <= allowed)
+    return float(similarities[order][inside[-1]]) if len(inside) else -math.inf
+
+
+def limits(
+    targets: np.ndarray, similarities: np.ndarray, patients: Sequence[str], coverage: float, curve: Curve
+) -> tuple[float, float]:
+    """Returns the probabilities below which a finding is absent, and above which it is present; see `worded`."""
+    targets, patients = np.asarray(targets, dtype=bool), np.asarray(patients)
+    absent_below = lower_limit(similarities[targets], patients[targets], coverage)
+    present_above = -lower_limit(-similarities[~targets], patients[~targets], coverage)
+    return worded(float(curve(absent_below)), float(curve(present_above)))
+
+
+def worded(absent_below: float, present_above: float) -> tuple[float, float]:
+    """Returns limits at which the words are true to the probability, too.
+
+    Among those without a rare finding one in ten are more than all who have it: "present" is said of nobody who more
+    likely lacks the finding, "absent" of nobody who more likely has it. Both coverages can only grow.
+    """
+    return min(absent_below, 0.5), max(present_above, 0.5)
+
+
+def thresholds_for(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns the probabilities from which on "yes" has the best F1, or at least a stated sensitivity."""
+    positives = np.sort(probabilities[targets])
+    chosen = {"f1": best_threshold(targets, probabilities)}
+    for sensitivity in SENSITIVITIES:
+        chosen[f"sensitivity {sensitivity:.2f}"] = float(positives[int((1 - sensitivity) * len(positives) + 1e-9)])
+    return chosen
+
+
+def calibrate_finding(
+    targets: np.ndarray, similarities: np.ndarray, patients: Sequence[str], coverage: float = COVERAGE, seed: int = 0
+) -> dict:
+    """Calibrates a finding on (recordings,) bool and similarities: the entry that `findings.json` has of it.
+
+    Raises:
+        NotCalibrated: where fewer than `MIN_PATIENTS` (or what the coverage needs) have, or lack, the finding, or the
+            similarity is not surely better than chance.
+    """
+    targets, patients = np.asarray(targets, dtype=bool), np.asarray(patients)
+    least = max(MIN_PATIENTS, least_count(coverage))
+    for kind, chosen in (("with", targets), ("without", ~targets)):
+        if (count := len(np.unique(patients[chosen]))) < least:
+            raise NotCalibrated(f"{count} patients {kind} the finding, {least} are needed")
+    area = area_with_interval(targets, similarities, patients, seed)
+    if area["low"] <= 0.5:
+        raise NotCalibrated(
+            f"AUROC {area['auroc']:.2f} ({area['low']:.2f} to {area['high']:.2f}): no better than chance"
+        )
+    curve = fit_curve(targets, similarities)
+    if curve.slope <= 0:
+        raise NotCalibrated("the similarity does not rise with the finding")
+    absent_below, present_above = limits(targets, similarities, patients, coverage, curve)
+    return {
+        "slope": curve.slope,
+        "intercept": curve.intercept,
+        "positives": int(targets.sum()),
+        "negatives": int((~targets).sum()),
+        **{key: area[key] for key in ("auroc", "low", "high")},
+        "thresholds": thresholds_for(targets, curve(similarities)),
+        "coverage": coverage,
+        "absent_below": absent_below,
+        "present_above": present_above,
+    }
+
+
+def area_with_interval(targets: np.ndarray, scores: np.ndarray, patients: Sequence[str], seed: int = 0) -> dict:
+    """Returns `auroc`, `low` and `high`, a 95% interval over patients."""
+
+    def statistic(weights):
+        return auroc(targets[:, None], scores[:, None], weights)[:, 0]
+
+    low, high = bootstrap(patients, statistic, samples=500, seed=seed)
+    return {"auroc": float(auroc(targets[:, None], scores[:, None])[0]), "low": float(low), "high": float(high)}
+
+
+# ------------------------------------------------------------------------------------------------------- how it holds
+
+MEASURES = {
+    "coverage_with": "coverage among those with the finding",
+    "coverage_without": "coverage among those without it",
+    "cannot_say": 'share of "cannot say"',
+    "ece": "calibration error (ECE)",
+    "brier": "Brier score",
+}
+
+
+def measures(
+    targets: np.ndarray, probabilities: np.ndarray, absent_below: np.ndarray, present_above: np.ndarray, weights
+) -> np.ndarray:
+    """Returns `MEASURES` of each finding: (draws, measures, findings).
+
+    The shares that are not called absent among those with the finding, and not called present among those without;
+    the share of "cannot say"; the expected calibration error in ten bins of equal width; the Brier score.
+
+    Args:
+        targets, probabilities: (recordings, findings); targets NaN where a recording is not labelled, all of a finding
+            whose limits are NaN count as "cannot say".
+        absent_below, present_above: (findings,) probabilities.
+        weights: (draws, recordings), see `melp.evaluation.metrics`.
+    """
+    weights = np.asarray(weights, dtype=float)
+    labelled = ~np.isnan(targets)
+    truth = np.where(labelled, targets, 0.0)
+    with_finding, without = labelled & (truth == 1), labelled & (truth == 0)
+    absent, present = probabilities < absent_below, probabilities > present_above
+    total = weights @ labelled
+    with np.errstate(invalid="ignore", divide="ignore"):
+        covered_with = weights @ (with_finding & ~absent) / _or_nan(weights @ with_finding)
+        covered_without = weights @ (without & ~present) / _or_nan(weights @ without)
+        unsaid = weights @ (labelled & ~absent & ~present) / _or_nan(total)
+        brier = weights @ (labelled * (probabilities - truth) ** 2) / _or_nan(total)
+        bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+        gap = labelled * (probabilities - truth)
+        error = sum(np.abs(weights @ (gap * (bins == number))) for number in range(BINS)) / _or_nan(total)
+    return np.stack([covered_with, covered_without, unsaid, error, brier], axis=1)
+
+
+def _or_nan(counts: np.ndarray) -> np.ndarray:
+    return np.where(counts > 0, counts, np.nan)
+
+
+def verdict_arrays(entries: dict[str, dict], similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns probabilities (recordings, findings) and the two limits (findings,) of entries of `findings.json`."""
+    curves = [Curve(entry["slope"], entry["intercept"]) for entry in entries.values()]
+    probabilities = np.stack([curve(column) for curve, column in zip(curves, similarities.T, strict=True)], axis=1)
+    return (
+        probabilities,
+        *(np.array([e[key] for e in entries.values()]) for key in ("absent_below", "present_above")),
+    )

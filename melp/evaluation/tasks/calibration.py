@@ -1,0 +1,118 @@
+"""Calibration: whether the probabilities and verdicts of a calibrated model hold on these recordings."""
+
+import numpy as np
+
+from findings_melp import FINDINGS, check_weights, embed_prompts, read_file
+from melp.evaluation import figures as draw
+from melp.evaluation.calibration import MEASURES, measures, verdict_arrays
+from melp.evaluation.classification import filled_split
+from melp.evaluation.encoding import encode
+from melp.evaluation.finding_labels import finding_targets
+from melp.evaluation.folders import load_folders
+from melp.evaluation.metrics import auroc, interval, resample
+from melp.evaluation.models import Runtime, load_models
+from melp.evaluation.results import Results, key_of, prediction_table, with_bounds
+from melp.evaluation.settings import Calibration
+from melp.markdown import table
+from melp.models import model_folder
+
+
+def run(settings: Calibration, runtime: Runtime) -> Results:
+    """Measures every finding that the data label; see `Calibration`."""
+    rows = filled_split(load_folders(settings.data), settings.split, settings.where)
+    models = load_models(settings, runtime, text=True, untrained=False)
+    results = Results.start(settings, rows)
+    for name, source in {"model": settings.model, **settings.comparison_models}.items():
+        measured = _measure(settings, runtime, rows, name, source, models[name])
+        _add(results, name, measured, settings)
+        if name == "model":
+            _add_pictures(results, rows, measured)
+    return results
+
+
+def _measure(settings, runtime, rows, name: str, source: str, pair) -> dict:
+    """Returns what a model says of the recordings, and how it holds, with draws of patients."""
+    file = model_folder(source) / FINDINGS
+    if not file.is_file():
+        raise ValueError(f"{source} is not calibrated (it has no {FINDINGS}): python -m melp.calibrate {source}")
+    check_weights(pair[0], file)
+    content = read_file(file)
+    entries = {key: entry for key, entry in content["findings"].items() if entry.get("present_above") is not None}
+    targets = finding_targets(rows, entries)
+    there = (np.nansum(targets, axis=0) > 0) & (np.nansum(1 - targets, axis=0) > 0)
+    if not there.any():
+        raise ValueError(f"{settings.where}: its labels name none of the findings of {file}, or no recording has one.")
+    entries = {key: entry for (key, entry), known in zip(entries.items(), there, strict=True) if known}
+    targets = targets[:, there]
+    texts = embed_prompts(*pair, [entry["prompts"] for entry in entries.values()]).cpu().numpy()
+    similarities = encode(*pair, rows, runtime, f"{settings.split} ({name})")["rhythm"] @ texts.T
+    arrays = targets, *verdict_arrays(entries, similarities)
+
+    def statistic(weights):
+        return measures(*arrays, weights)
+
+    return {
+        "entries": entries,
+        "targets": targets,
+        "probabilities": arrays[1],
+        "values": statistic(np.ones((1, len(rows))))[0],
+        "draws": resample(list(rows["patient"]), statistic, settings.samples, settings.seed),
+        "fitted_on": content.get("data", {}),
+    }
+
+
+def _add(results: Results, name: str, measured: dict, settings: Calibration):
+    """Adds a model's figures; those of comparison models under their names."""
+    targets, entries = measured["targets"], measured["entries"]
+    positives = np.nansum(targets, axis=0).astype(int)
+    enough = np.flatnonzero(positives >= settings.min_positives)
+    suffix, title = ("", "") if name == "model" else (f"_{key_of(name)}", f" ({name})")
+    low, high = interval(measured["draws"])
+    lines = []
+    for column, (finding, entry) in enumerate(entries.items()):
+        known = ~np.isnan(targets[:, column])
+        row = {
+            "label": finding,
+            "records": int(known.sum()),
+            "positives": int(positives[column]),
+            "coverage": entry["coverage"],
+            "auroc": float(auroc(targets[known, column, None] > 0, measured["probabilities"][known, column, None])[0]),
+            "note": "" if column in enough else f"fewer than {settings.min_positives} positives",
+        }
+        for place, measure in enumerate(MEASURES):
+            bounds = measured["values"][place, column], low[place, column], high[place, column]
+            row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), map(float, bounds), strict=True))
+        lines.append(row)
+    if name == "model":
+        results.classes = lines
+    if len(enough):
+        for place, measure in enumerate(MEASURES):
+            draws = np.nanmean(measured["draws"][:, place, enough], axis=1)
+            bounds = dict(zip(("low", "high"), map(float, interval(draws)), strict=True))
+            results.add(measure + suffix, {"value": float(np.nanmean(measured["values"][place, enough]))} | bounds)
+        shown = [[about, with_bounds(results.metrics[measure + suffix])] for measure, about in MEASURES.items()]
+        results.tables[f"Means over {len(enough)} findings{title}"] = table(["", "mean"], shown)
+    header = ["finding", "positives", "stated", *MEASURES.values(), "AUROC", "note"]
+    results.tables[f"Findings{title}"] = table(
+        header,
+        [
+            [
+                *(row["label"], row["positives"], f"{row['coverage']:.0%}"),
+                *(with_bounds(row, measure) for measure in MEASURES),
+                *(row["auroc"], row["note"]),
+            ]
+            for row in lines
+        ],
+    )
+    fitted_on = measured["fitted_on"]
+    if fitted_on.get("fingerprint") in results.fingerprints["data"].values() and fitted_on["split"] == settings.split:
+        results.notes.append("WARNING: these are the recordings that the model was calibrated on: too good for use.")
+
+
+def _add_pictures(results: Results, rows, measured: dict):
+    """Adds the predictions, the reliability of all findings together, and the coverage of each."""
+    targets, probabilities = measured["targets"], measured["probabilities"]
+    results.predictions = prediction_table(rows, list(measured["entries"]), targets, {"model": probabilities})
+    known = ~np.isnan(targets)
+    results.figures["reliability"] = lambda: draw.reliability_diagram(targets[known] > 0, probabilities[known])
+    results.figures["coverage"] = lambda: draw.coverage([row for row in results.classes if not row["note"]])
