@@ -146,9 +146,8 @@ def calibrate_finding(
             raise NotCalibrated(f"{count} patients {kind} the finding, {least} are needed")
     area = area_with_interval(targets, similarities, patients, seed)
     if area["low"] <= 0.5:
-        raise NotCalibrated(
-            f"AUROC {area['auroc']:.2f} ({area['low']:.2f} to {area['high']:.2f}): no better than chance"
-        )
+        interval = f"{area['low']:.2f} to {area['high']:.2f}"
+        raise NotCalibrated(f"AUROC {area['auroc']:.2f} ({interval}): not surely better than chance")
     curve = fit_curve(targets, similarities)
     if curve.slope <= 0:
         raise NotCalibrated("the similarity does not rise with the finding")

@@ -1,0 +1,151 @@
+"""python -m melp.calibrate and evaluate.py calibration: from labels to findings.json, and what it then says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluating import evaluate
+
+from findings_melp import CONDITIONS, UNTOLD, WHOLE, read_findings
+from melp.calibrate.__main__ import main
+from melp.calibrate.fit import tune
+from melp.calibrate.passport import transforms
+from melp.data.prepared import load_prepared
+from melp.evaluation.finding_labels import finding_targets, findings_in
+from modeling_melp import MelpModel
+from signal_melp import LEADS
+
+
+@pytest.fixture(scope="module")
+def told(evaluated) -> np.ndarray:
+    """What the labels say of the recordings of all splits, one after the other: (recordings, findings)."""
+    splits = load_prepared(evaluated / "data")
+    return {name: finding_targets(rows, findings_in(rows)) for name, rows in splits.items()}
+
+
+@pytest.fixture
+def knowing(monkeypatch, told):
+    """A model that knows the labels: its embeddings lean towards the texts of what is true, less so for one lead."""
+
+    def encode(model, processor, rows, runtime, name="", transform=None):
+        generator = np.random.default_rng(len(name))
+        targets = finding_targets(rows, findings_in(rows))
+        if "texts" not in knows:
+            knows["texts"] = np.linalg.qr(generator.normal(size=(targets.shape[1], targets.shape[1])))[0]
+        noise = 0.1 if transform is None else 3.0 if ": I " in transform.name else 0.2
+        return {"rhythm": (targets - 0.5 + noise * generator.normal(size=targets.shape)) @ knows["texts"] / 10}
+
+    knows = {}
+
+    def embed(model, processor, prompts):
+        names = [tuple(texts) for texts in prompts]
+        known = [tuple(entry["prompts"]) for entry in knows["entries"].values()]
+        return torch.from_numpy(np.stack([knows["texts"][known.index(name)] for name in names]).astype(np.float32))
+
+    def entries(evaluated):
+        rows = load_prepared(evaluated / "data")["train"]
+        knows["entries"] = findings_in(rows)
+        encode(None, None, rows, None)
+
+    monkeypatch.setattr("melp.calibrate.fit.encode", encode)
+    monkeypatch.setattr("melp.calibrate.fit.embed_prompts", embed)
+    monkeypatch.setattr("melp.evaluation.tasks.calibration.encode", encode)
+    monkeypatch.setattr("melp.evaluation.tasks.calibration.embed_prompts", embed)
+    return entries
+
+
+@pytest.fixture
+def model(evaluated, tmp_path) -> Path:
+    return Path(shutil.copytree(evaluated / "model", tmp_path / "model"))
+
+
+def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_path, capsys, told):
+    knowing(evaluated)
+    data = str(evaluated / "data")
+    main([str(model), "--data", data, "--split", "train", "--passport"])
+    printed, content = capsys.readouterr().out, json.loads((model / "findings.json").read_text())
+    findings = read_findings(str(model))
+    assert len(findings) >= 3 and "Not calibrated, and left out" in printed and "patients with the finding" in printed
+    name, entry = next(iter(content["findings"].items()))
+    column = list(findings_in(load_prepared(data)["train"])).index(name)
+    assert entry["positives"] == np.nansum(told["train"][:, column]) and content["data"]["split"] == "train"
+    assert not set(content["refused"]) & set(findings)
+    assert set(entry["passport"]) == set(CONDITIONS) and entry["passport"]["limb leads"]["auroc"] > 0.95
+    assert entry["passport"]["I, II"] == entry["passport"]["limb leads"], "the processor derives the others"
+    one = findings[name]
+    assert one.under(WHOLE) is one and one.under("limb leads").slope == entry["passport"]["limb leads"]["slope"]
+    assert one.under(None).probability(0.1) is None, "nothing is known of other recordings"
+    weak = [f for f in findings.values() if f.passport["I"]["low"] <= UNTOLD]
+    assert weak and all(finding.under("I") is None for finding in weak)
+
+    results, predictions = evaluate(
+        evaluated, "calibration", str(model), tmp_path / "out", "--split", "train", data="data"
+    )
+    assert results["metrics"]["coverage_with"]["value"] >= 0.85 and "WARNING" in " ".join(results["notes"])
+    assert {row["label"] for row in results["classes"]} == set(findings) and len(predictions)
+
+    main([str(model), "--data", data, "--split", "train", "--adapt", "--labels", "60"])
+    printed, adapted = capsys.readouterr().out, json.loads((model / "findings.json").read_text())
+    assert "before | after" in printed and 'share of "cannot say"' in printed and "60 local labels" in printed
+    assert adapted["adapted"]["records"] == 60 and adapted["findings"][name]["slope"] != entry["slope"]
+    assert "slope" not in adapted["findings"][name]["passport"]["limb leads"]
+
+    loaded = MelpModel.from_pretrained(model)
+    loaded.save_pretrained(tmp_path / "copy")
+    assert read_findings(str(tmp_path / "copy")).keys() == findings.keys()
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    loaded.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "findings.json").exists(), "a calibration is of its weights"
+
+
+def test_what_cannot_be_is_refused(evaluated, model):
+    for options, message in [
+        (["--adapt"], "no findings.json to adapt"),
+        (["--split", "nothing"], "no split 'nothing'"),
+        (["--label-set", "nothing"], "no label set 'nothing'"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main([str(model), "--data", str(evaluated / "data"), *options])
+    with pytest.raises(SystemExit, match="no text tower"):
+        main([str(evaluated / "encoder"), "--data", str(evaluated / "data")])
+    with pytest.raises(SystemExit, match="is not calibrated"):
+        evaluate(evaluated, "calibration", str(model), model / "out", data="data")
+
+
+def test_limits_are_taken_anew_where_labels_are_enough():
+    entry = {"slope": 40.0, "intercept": -12.0, "coverage": 0.9, "absent_below": 0.2, "present_above": 0.8}
+    entry["thresholds"] = {"f1": 0.5}
+    generator = np.random.default_rng(0)
+    targets = np.array([1.0] * 5 + [0.0] * 60)
+    similarities = np.r_[np.full(5, 0.5), 0.2 + 0.02 * generator.normal(size=60)]
+    few = tune(entry, targets, similarities, np.arange(65))
+    curve = lambda s, e: 1 / (1 + np.exp(-e["slope"] * s - e["intercept"]))  # noqa: E731
+    carried = (np.log(0.2 / 0.8) + 12) / 40
+    assert few["absent_below"] == pytest.approx(curve(carried, few)), "5 with it are too few: the old limit stays"
+    assert few["local"] == {"positives": 5, "negatives": 60}
+    more = tune(entry, np.r_[np.ones(20), np.zeros(60)], np.r_[np.full(20, 0.25), np.full(60, 0.2)], np.arange(80))
+    assert more["absent_below"] == pytest.approx(min(0.5, curve(0.25, more)))
+    assert tune(entry, np.full(3, np.nan), np.zeros(3), np.arange(3)) == entry
+
+
+def test_conditions_take_away_what_they_say():
+    generator = np.random.default_rng(0)
+    one, two = generator.normal(size=(2, 5000)).astype(np.float32)
+    signal = np.stack([one, two, *(one for _ in LEADS[2:])])[None]
+    mask = np.ones((1, 12), dtype=bool)
+    made = transforms(derive=True)
+    assert made[WHOLE] is None and set(made) == set(CONDITIONS)
+    pair, present = made["I, II"].apply(signal.copy(), mask, ["a"])
+    assert present[0].tolist() == [lead in CONDITIONS["limb leads"][0] for lead in LEADS]
+    np.testing.assert_allclose(pair[0, LEADS.index("III")], two - one, atol=1e-5)
+    alone, present = transforms(derive=False)["I, II"].apply(signal.copy(), mask, ["a"])
+    assert present.sum() == 2 and (alone[0, 2:] == 0).all()
+    short, _ = made["2.5 s"].apply(signal.copy(), mask, ["a"])
+    assert (short[..., 1250:] == 0).all() and (short[..., :1250] == signal[..., :1250]).all()
+    _, printed = made["3x4+II"].apply(signal.copy(), mask, ["a"])
+    assert printed.shape == signal.shape and printed[0, 1].all() and printed[0, 0].sum() == 1250
