@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,33 @@ def test_calibrated_findings_come_in_order_of_probability(models, ecgs, capsys):
     assert probability == pytest.approx(1 / (1 + math.exp(-30 * similarity + 2)))
     run(ecgs / "a", "--model", models / "calibrated")
     assert "not calibrated" not in capsys.readouterr().out
+
+
+def test_verdicts_are_for_recordings_of_a_calibrated_kind(models, ecgs, tmp_path, capsys):
+    model = shutil.copytree(models / "calibrated", tmp_path / "model")
+    limits = {"absent_below": 0.0, "present_above": 0.0, "coverage": 0.9}
+    limb = {"auroc": 0.8, "low": 0.75, "high": 0.85, "slope": 1.0, "intercept": -50.0}
+    limb |= {"absent_below": 0.4, "present_above": 0.6}
+    entries = {
+        "AF": {"prompts": ["af."], "slope": 1.0, "intercept": 5.0, **limits, "passport": {"limb leads": limb}},
+        "SR": {"prompts": ["sr."], "slope": 1.0, "intercept": 5.0, **limits},
+        "MI": {"prompts": ["mi."], "slope": 1.0, "intercept": 5.0, **limits},
+    }
+    entries["MI"]["passport"] = {"limb leads": limb | {"low": 0.6}}
+    (model / "findings.json").write_text(json.dumps({"findings": entries}))
+    run(ecgs / "a", "--model", model, "--format", "jsonl")
+    row = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert row["verdicts"] == ["present"] * 3 and row["condition"] == "12 leads" and row["left_out"] == []
+    run(ecgs / "a", "--model", model, "--lead-subset", "I", "II", "--format", "jsonl")
+    row = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert dict(zip(row["findings"], row["verdicts"], strict=True)) == {"AF": "absent", "SR": None}
+    assert row["condition"] == "limb leads" and row["left_out"] == ["MI"]
+    run(ecgs / "a", "--model", model, "--lead-subset", "I", "II")
+    shown = capsys.readouterr().out
+    assert "cannot be told from limb leads: MI" in shown and "absent" in shown and "for such recordings" in shown
+    (model / "findings.json").write_text(json.dumps({"findings": entries, "weights": [0.5] * 16}))
+    with pytest.raises(SystemExit, match="made with other weights"):
+        run(ecgs / "a", "--model", model)
 
 
 def test_a_table_of_commas(models, ecgs, capsys, tmp_path):
