@@ -35,7 +35,7 @@ def knowing(monkeypatch, told):
         targets = finding_targets(rows, findings_in(rows))
         if "texts" not in knows:
             knows["texts"] = np.linalg.qr(generator.normal(size=(targets.shape[1], targets.shape[1])))[0]
-        noise = 0.1 if transform is None else 3.0 if ": I " in transform.name else 0.2
+        noise = 0.1 if transform is None else 3.0 if ": I, derived" in transform.name else 0.2
         return {"rhythm": (targets - 0.5 + noise * generator.normal(size=targets.shape)) @ knows["texts"] / 10}
 
     knows = {}
@@ -50,6 +50,7 @@ def knowing(monkeypatch, told):
         knows["entries"] = findings_in(rows)
         encode(None, None, rows, None)
 
+    monkeypatch.setattr("melp.evaluation.calibration.MIN_PATIENTS", 8)  # the corpus is small
     monkeypatch.setattr("melp.calibrate.fit.encode", encode)
     monkeypatch.setattr("melp.calibrate.fit.embed_prompts", embed)
     monkeypatch.setattr("melp.evaluation.tasks.calibration.encode", encode)
@@ -65,7 +66,7 @@ def model(evaluated, tmp_path) -> Path:
 def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_path, capsys, told):
     knowing(evaluated)
     data = str(evaluated / "data")
-    main([str(model), "--data", data, "--split", "train", "--passport"])
+    main([str(model), "--data", data, "--split", "train", "--passport", "--coverage", "0.8"])
     printed, content = capsys.readouterr().out, json.loads((model / "findings.json").read_text())
     findings = read_findings(str(model))
     assert len(findings) >= 3 and "Not calibrated, and left out" in printed and "patients with the finding" in printed
@@ -84,7 +85,7 @@ def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_pa
     results, predictions = evaluate(
         evaluated, "calibration", str(model), tmp_path / "out", "--split", "train", data="data"
     )
-    assert results["metrics"]["coverage_with"]["value"] >= 0.85 and "WARNING" in " ".join(results["notes"])
+    assert results["metrics"]["coverage_with"]["value"] >= 0.75 and "WARNING" in " ".join(results["notes"])
     assert {row["label"] for row in results["classes"]} == set(findings) and len(predictions)
 
     main([str(model), "--data", data, "--split", "train", "--adapt", "--labels", "60"])
