@@ -140,9 +140,9 @@ class Engine:
         return answer | ({"identifiers": dict(recording.identifiers)} if identifiers else {})
 
     def _finding(self, finding: Finding, score: float, recording: Recording) -> dict:
-        row = {"label": finding.name, "score": score, "probability": finding.probability(score)}
-        verdict = getattr(finding, "verdict", None)
-        row["verdict"] = verdict(score) if verdict and row["probability"] is not None else None
+        told = finding.under(recording.row["condition"]) or Finding(finding.name, finding.prompts)
+        row = {"label": finding.name, "score": score, "probability": told.probability(score)}
+        row["verdict"] = told.verdict(score)
         row["rests_on"] = rests_on(finding, recording)
         return row
 
