@@ -140,7 +140,7 @@ class Engine:
         return answer | ({"identifiers": dict(recording.identifiers)} if identifiers else {})
 
     def _finding(self, finding: Finding, score: float, recording: Recording) -> dict:
-        told = finding.under(recording.row["condition"]) or Finding(finding.name, finding.prompts)
+        told = finding.under(recording.row.get("condition")) or Finding(finding.name, finding.prompts)
         row = {"label": finding.name, "score": score, "probability": told.probability(score)}
         row["verdict"] = told.verdict(score)
         row["rests_on"] = rests_on(finding, recording)
