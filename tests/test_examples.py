@@ -44,6 +44,7 @@ def run(folder: Path, monkeypatch, recording: str = "") -> tuple[str, list[str]]
     return printed, [kind for output in outputs for kind in output.get("data", {})]
 
 
+@pytest.mark.slow
 def test_a_simulated_recording(tmp_path, monkeypatch):
     printed, kinds = run(tmp_path, monkeypatch)
     assert "simulated with: " in printed and "torch.Size([16])" in printed and "atrial fibrillation" in printed

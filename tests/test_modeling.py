@@ -151,6 +151,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_ecg_tower_compiles_without_graph_breaks():
     model, ecg = tiny_model().ecg_model, tiny_batch()["input_values"]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -280,6 +281,7 @@ print(json.dumps(loaded))
 """
 
 
+@pytest.mark.slow
 def test_saved_folders_load_in_a_fresh_process(tmp_path):
     """fp32 bit-equal, bf16 within its rounding, sharded too; without accelerate, datasets, wfdb or scipy."""
     model, processor, batch = tiny_model(), tiny_processor(), tiny_batch()
