@@ -212,7 +212,7 @@ class Engine:
             row["change"] = row["second"][change] - row["first"][change]
         rows.sort(key=lambda row: -abs(row["change"]))
         beats = [find_beats_of(recording) for recording in (first, second)]
-        shift = beats[0][0] - beats[1][0] if all(beats) else 0.0
+        shift = align(first, second)
         return {
             "notice": NOTICE,
             "records": [first.name, second.name],
@@ -284,6 +284,31 @@ def find_beats_of(recording: Recording) -> list[float]:
     for row, lead in zip(block.signal[0], block.leads, strict=True):
         signal[LEADS.index(lead)], present[LEADS.index(lead)] = np.nan_to_num(row), True
     return find_beats(signal, block.sampling_rate, present)
+
+
+def align(first: Recording, second: Recording, rate: float = 100.0, reach: float = 1.0) -> float:
+    """Returns by how many seconds the second is to be moved so that its first beats lie below those of the first.
+
+    How steep both are is correlated over 3 s, `rate` times a second, for shifts of up to `reach` seconds.
+    """
+    slopes = [slopes_of(recording, rate) for recording in (first, second)]
+    shifts = sorted(np.arange(-reach, reach + 0.5 / rate, 1 / rate), key=abs)
+
+    def likeness(shift: float) -> float:
+        lag = round(shift * rate)
+        one, other = slopes[0][max(0, lag) :], slopes[1][max(0, -lag) :]
+        length = min(len(one), len(other), round(3 * rate))
+        return float(one[:length] @ other[:length]) / max(1, length)
+
+    return round(float(max(shifts, key=likeness)), 2)
+
+
+def slopes_of(recording: Recording, rate: float) -> np.ndarray:
+    """Returns how steep a recording is at each moment, over all leads, at a rate in Hz."""
+    steep = np.abs(np.diff(np.nan_to_num(recording.block.signal[0]), axis=1)).sum(axis=0)
+    step = recording.block.sampling_rate / rate
+    bounds = (np.arange(int(len(steep) / step)) * step).astype(int)
+    return np.add.reduceat(steep, bounds)
 
 
 def rate_of(beats: list[float]) -> float | None:

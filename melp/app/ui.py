@@ -350,9 +350,9 @@ def _html(**options) -> gr.HTML:
 
 
 def _read_tab(app: App, private: dict, quick: dict) -> list:
-    file = gr.File(file_count="multiple", label="ECG files in any format (WFDB: header and data together)", height=150)
+    file = gr.File(file_count="multiple", label="ECG files in any format (WFDB: header and data together)", height=180)
+    gr.HTML('<p class="hint">Or a simulated example:</p>', elem_classes="melp")
     with gr.Row(elem_id="examples"):
-        gr.HTML('<p class="hint">Or a simulated example:</p>', elem_classes="melp", min_width=140)
         examples = [(name, gr.Button(f"{name} (simulated)", size="sm", min_width=140)) for name in EXAMPLES]
     with gr.Accordion("What a file does not state, and what it says of the patient", open=False):
         with gr.Row():
@@ -390,8 +390,8 @@ def _read_tab(app: App, private: dict, quick: dict) -> list:
 
 def _compare_tab(app: App, private: dict, quick: dict):
     with gr.Row():
-        first = gr.File(file_count="multiple", label="First recording", height=130)
-        second = gr.File(file_count="multiple", label="Second recording of the patient", height=130)
+        first = gr.File(file_count="multiple", label="First recording", height=180)
+        second = gr.File(file_count="multiple", label="Second recording of the patient", height=180)
     with gr.Row():
         compare = gr.Button("Compare", variant="primary")
         example = gr.Button("A simulated patient, twice")
@@ -417,8 +417,8 @@ def _search_tab(app: App, private: dict, quick: dict, outputs: list, tabs: gr.Ta
 
 def _batch_tab(app: App, private: dict):
     with gr.Row():
-        files = gr.File(file_count="multiple", label="Files, or a zip file", height=130)
-        folder = gr.File(file_count="directory", label="A folder", height=130)
+        files = gr.File(file_count="multiple", label="Files, or a zip file", height=180)
+        folder = gr.File(file_count="directory", label="A folder", height=180)
     pdf = gr.Checkbox(label="With a PDF report per recording", value=False)
     start = gr.Button("Start", variant="primary")
     table = _html()

@@ -1,0 +1,44 @@
+"""The parts of the page: verdicts in words, and nothing of a file that is not escaped."""
+
+from melp.app import pages
+
+
+def row(label: str, verdict: str | None, probability: float | None) -> dict:
+    basis = {"setting": "12 leads", "auroc": 0.953, "low": 0.94, "high": 0.97, "positives": 1234}
+    return {"label": label, "score": 0.4, "probability": probability, "verdict": verdict, "rests_on": basis}
+
+
+def test_calibrated_findings_come_with_verdict_probability_and_what_they_rest_on():
+    rows = [
+        row("long qt", "absent", 0.02),
+        row("atrial fibrillation", "present", 0.91),
+        row("pacing", "cannot say", 0.4),
+    ]
+    said = pages.findings({"findings": rows})
+    first, rest = said.split("<details>")
+    assert "● present" in first and "91%" in first and "AUROC 0.95 (0.94 to 0.97), 1,234 with it, 12 leads" in first
+    assert "atrial fibrillation" not in rest and "○ absent" in rest and "◐ cannot say" in rest
+    assert "Not calibrated" not in said
+
+
+def test_findings_without_calibration_say_so():
+    rows = [row(f"finding {number}", None, None) for number in range(12)]
+    said = pages.findings({"findings": rows})
+    assert "Not calibrated" in said and "2 more findings" in said and "0.400" in said and "%</td>" not in said
+
+
+def test_what_comes_from_a_file_is_escaped():
+    evil = "<script>alert(1)</script>"
+    facts = {
+        "warnings": [evil],
+        "flat_leads": [],
+        "done": [evil],
+        "seconds": 10,
+        "sampling_rate": 500,
+        "leads": [evil],
+    }
+    said = (
+        pages.quality(facts | {"peak_to_peak_mv": None}) + pages.problem(evil) + pages.report({"generated_text": evil})
+    )
+    said += pages.batch_table([], [(evil, evil)], False) + pages.paper([], evil)
+    assert "<script" not in said and "&lt;script&gt;" in said
