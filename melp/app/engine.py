@@ -204,8 +204,10 @@ class Engine:
         rows, change = [], "probability"
         before = {row["label"]: row for row in self.answer(first)["findings"]}
         for row in self.answer(second)["findings"]:
+            if row["label"] not in before:
+                continue  # what cannot be told from the leads of one of the two
             old = before[row["label"]]
-            if row["probability"] is None:
+            if row["probability"] is None or old["probability"] is None:
                 change = "score"
             rows.append({"label": row["label"], "first": old, "second": row})
         for row in rows:
@@ -264,14 +266,11 @@ def choose_findings_in_words(names: list[str], known: dict) -> dict[str, Finding
 
 def rests_on(finding: Finding, recording: Recording) -> dict | None:
     """Returns what calibration measured of a finding with leads like these: AUROC, interval, positives; or None."""
-    passport = getattr(finding, "passport", None)
-    if not passport:
+    condition = recording.row.get("condition")
+    measured = finding.passport.get(condition, {})
+    if "auroc" not in measured:
         return None
-    leads = recording.row["leads"]
-    limbs = not any(lead.startswith("V") for lead in leads)
-    settings = [", ".join(leads), "limb leads" if limbs else "12 leads", "12 leads"]
-    setting = next((name for name in settings if name in passport), None)
-    return None if setting is None else {"setting": setting, **passport[setting]}
+    return {"setting": condition, **{name: measured.get(name) for name in ("auroc", "low", "high", "positives")}}
 
 
 def find_beats_of(recording: Recording) -> list[float]:

@@ -94,10 +94,11 @@ def _row(row: dict) -> str:
         return f'<tr><th scope="row">{button}</th><td>{_bar(share)}{number}</td></tr>'
     verdict = row["verdict"] or "cannot say"
     basis = row["rests_on"]
-    rests = "" if basis is None else (
-        f"AUROC {basis['auroc']:.2f} ({basis['low']:.2f} to {basis['high']:.2f}), {basis['positives']:,} with it, "
-        f"{escape(basis['setting'])}"
-    )  # fmt: skip
+    rests = ""
+    if basis is not None:
+        many = "" if basis["positives"] is None else f", {basis['positives']:,} with it"
+        rests = f"AUROC {basis['auroc']:.2f} ({basis['low']:.2f} to {basis['high']:.2f}){many}, "
+        rests += escape(basis["setting"])
     said = f'<span class="verdict {verdict.replace(" ", "-")}">{SIGNS[verdict]} {verdict}</span>'
     number = "" if row["probability"] is None else f"{row['probability']:.0%}"
     return (
