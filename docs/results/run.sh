@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes every result of docs/results.md again: PTBXL is a folder with the first 500 recordings of PTB-XL at 100 Hz.
-#   bash docs/results/run.sh PTBXL
+# Makes every result of docs/results.md again, after `bash recipes/small.sh PTBXL`.
+#   bash docs/results/run.sh            # simulated and real validation recordings: data/simulated, data/ptbxl
+#   bash docs/results/run.sh untouched  # data/fold10, georgia, ningbo, cpsc2018, code15, prepared beforehand: once, at the end
 set -euo pipefail
-ptbxl=$1
+simulated=runs/small-simulated/model
 
 evaluate() { # RUN TASK OPTIONS...: measures, and keeps results.json as docs/results/RUN.json
     local run=$1
@@ -11,26 +12,30 @@ evaluate() { # RUN TASK OPTIONS...: measures, and keeps results.json as docs/res
     python -m melp.evaluation.tables --store "$run" "runs/results/$run"
 }
 
-# The demo: synthetic recordings, both stages.
-python train.py
-demo=(--model runs/demo/model --data runs/corpus-6000-0)
-evaluate demo-zero-shot zero-shot "${demo[@]}"
-evaluate demo-linear-probe linear-probe "${demo[@]}" --fractions 0.1 1 --draws 1
-evaluate demo-finetune finetune "${demo[@]}" --epochs 2
-evaluate demo-retrieval retrieval "${demo[@]}"
-evaluate demo-identify identify "${demo[@]}"
-evaluate demo-report report "${demo[@]}"
-evaluate demo-robustness robustness "${demo[@]}"
-
-# Real recordings: folds 1 to 8 of those train, 9 is measured; 10 is not read, it is kept for the released model's report.
-[ -d data/ptbxl ] || python -m melp.prepare ptbxl --root "$ptbxl" --rate 100 --reports statements --output data/ptbxl
-python train.py recipes/demo.yaml --model runs/demo/model --data data/ptbxl --output runs/ptbxl \
-    --max-steps 200 --batch-size 32 --learning-rate 3e-4 --warmup-steps 20 --eval-every 50
-real=(--model runs/ptbxl/model --against runs/demo/model --data data/ptbxl --split validation --label-set superclass)
-evaluate ptbxl-zero-shot zero-shot "${real[@]}"
-evaluate ptbxl-linear-probe linear-probe "${real[@]}"
-evaluate ptbxl-finetune finetune --model runs/demo/model --data data/ptbxl --split validation --label-set superclass
-evaluate ptbxl-transfer transfer --model runs/demo/model --data runs/corpus-6000-0 data/ptbxl --split validation \
-    --label-set findings superclass
-
+if [ "${1:-}" = untouched ]; then
+    evaluate fold10-superclass zero-shot --model . --data data/fold10 --split test --label-set superclass --min-positives 5
+    for database in georgia ningbo code15; do
+        evaluate "$database" zero-shot --model . --data "data/$database" --split all --min-positives 2
+    done
+    evaluate cpsc2018 zero-shot --model . --data data/cpsc2018 --split all --min-positives 1
+else
+    for labels in superclass subclass form rhythm; do
+        evaluate "simulated-$labels" zero-shot --model $simulated --data data/ptbxl --split all \
+            --label-set $labels --min-positives 10
+        evaluate "simulated-fold9-$labels" zero-shot --model $simulated --data data/ptbxl --split validation \
+            --label-set $labels --min-positives 5
+        evaluate "released-$labels" zero-shot --model . --against $simulated --data data/ptbxl --split validation \
+            --label-set $labels --min-positives 5
+    done
+    words=melp/evaluation/wordings-test.yaml
+    for labels in superclass rhythm; do
+        evaluate "words-$labels" zero-shot --model . --data data/ptbxl --split validation --label-set $labels \
+            --min-positives 5 --prompts $words
+    done
+    evaluate probe linear-probe --model . --against $simulated --data data/ptbxl --split validation --label-set superclass
+    evaluate finetune finetune --model $simulated --data data/ptbxl --split validation --label-set superclass
+    evaluate retrieval retrieval --model . --data data/ptbxl --split validation
+    evaluate report report --model . --data data/ptbxl --split validation
+    evaluate calibration calibration --model . --data data/ptbxl --split validation
+fi
 python -m melp.evaluation.tables

@@ -1,0 +1,73 @@
+"""The released model, in the root of the repository: it opens, it is small, and its figures are those of the page."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from melp.prepare.folder import prepare
+
+REPO = Path(__file__).resolve().parent.parent
+MEGABYTE = 1e6
+pytestmark = pytest.mark.skipif(not (REPO / "model.safetensors").is_file(), reason="no released weights in this clone")
+
+
+def test_the_root_opens_as_a_model():
+    model = AutoModel.from_pretrained(REPO, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
+    assert model.dtype == torch.bfloat16 and model.config.ecg_config.scaling == "millivolt"
+    inputs = processor(ecg=torch.zeros(12, 5000).numpy(), text=["normal ecg."], sampling_rate=500, return_tensors="pt")
+    assert model(**inputs).logits_per_ecg.isfinite().all()
+    weights = [path for pattern in ("*.safetensors", "tokenizer*.json") for path in REPO.glob(pattern)]
+    assert sum(path.stat().st_size for path in weights) < 40 * MEGABYTE
+
+
+@pytest.fixture(scope="module")
+def fold9(ecg_data, tmp_path_factory) -> Path:
+    """The recordings at hand of PTB-XL's fold 9, prepared as the page's."""
+    source, root = ecg_data / "ptbxl", tmp_path_factory.mktemp("ptbxl")
+    if not (source / "records500_more.tar.xz").is_file():
+        pytest.skip("no sample recordings of fold 9 beyond the first 500")
+    tables = [pd.read_csv(source / name) for name in ("ptbxl_database.csv", "ptbxl_database_more.csv")]
+    table = pd.concat(tables)
+    dropped = [137, 139, 140, 141, 142, 143, 145, 456, 458, 459, 461, 462]
+    table = table[(table["strat_fold"] == 9) & ~table["ecg_id"].isin(dropped)]
+    table.to_csv(root / "ptbxl_database.csv", index=False)
+    shutil.copyfile(source / "scp_statements.csv", root / "scp_statements.csv")
+    wanted = {f"{name}{end}" for name in table["filename_hr"] for end in (".hea", ".dat")}
+    for archive in ("records500_00001-00500.tar.xz", "records500_more.tar.xz"):
+        with tarfile.open(source / archive) as recordings:
+            for member in recordings:
+                if member.name in wanted:
+                    recordings.extract(member, root, filter="data")
+    return prepare("ptbxl", tmp_path_factory.mktemp("prepared") / "data", root=root, reports="wordings")
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("label_set", ["superclass", "subclass", "form", "rhythm"])
+def test_its_figures_on_real_recordings_are_those_of_the_page(fold9, tmp_path, label_set):
+    stored = json.loads((REPO / "docs" / "results" / f"released-{label_set}.json").read_text())
+    command = [sys.executable, "evaluate.py", "zero-shot", "--model", ".", "--data", str(fold9), "--split", "validation"]
+    command += ["--label-set", label_set, "--min-positives", "5", "--samples", "20", "--cache", "none"]
+    subprocess.run([*command, "--output", str(tmp_path)], cwd=REPO, check=True, capture_output=True)
+    figure = json.loads((tmp_path / "results.json").read_text())["metrics"]["macro_auroc"]["value"]
+    assert figure == pytest.approx(stored["metrics"]["macro_auroc"]["value"], abs=0.005)
+
+
+@pytest.mark.real_data
+def test_a_fresh_clone_says_what_a_real_recording_shows(ecg_data, tmp_path):
+    """A normal ECG of PTB-XL by predict.py, without naming a model: normal before infarction."""
+    record = ecg_data / "ptbxl" / "records500" / "00000" / "00001_hr"
+    command = [sys.executable, "predict.py", str(record), "--output", str(tmp_path), "--format", "jsonl"]
+    done = subprocess.run([*command, "--draft"], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (written,) = [path for path in tmp_path.rglob("*.jsonl") if path.stat().st_size]
+    assert "normal" in written.read_text()
