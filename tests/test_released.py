@@ -55,7 +55,17 @@ def fold9(ecg_data, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("label_set", ["superclass", "subclass", "form", "rhythm"])
 def test_its_figures_on_real_recordings_are_those_of_the_page(fold9, tmp_path, label_set):
     stored = json.loads((REPO / "docs" / "results" / f"released-{label_set}.json").read_text())
-    command = [sys.executable, "evaluate.py", "zero-shot", "--model", ".", "--data", str(fold9), "--split", "validation"]
+    command = [
+        sys.executable,
+        "evaluate.py",
+        "zero-shot",
+        "--model",
+        ".",
+        "--data",
+        str(fold9),
+        "--split",
+        "validation",
+    ]
     command += ["--label-set", label_set, "--min-positives", "5", "--samples", "20", "--cache", "none"]
     subprocess.run([*command, "--output", str(tmp_path)], cwd=REPO, check=True, capture_output=True)
     figure = json.loads((tmp_path / "results.json").read_text())["metrics"]["macro_auroc"]["value"]

@@ -3,9 +3,10 @@
     python -m melp.hub push runs/demo/model ID    # create or update the model repository ID, private unless --public
     python -m melp.hub push runs/demo/model ID --public --tag v1 --results results/zero-shot
     python -m melp.hub card runs/demo/model --license cc-by-4.0    # only write the card, to read and edit it first
+    python -m melp.hub results runs/demo/model OWNER/DATASET results/zero-shot    # figures that the Hub shows beside it
 
-What is uploaded is made anew from the model, processor and code, beside the card; `onnx/` and `notebook.ipynb` are
-taken where they are there, and nothing else of the folder leaves this machine. An interrupted push continues with the
+What is uploaded is made anew from the model, processor and code, beside the card; `onnx/`, `.eval_results/` and
+`notebook.ipynb` are taken where they are there, and nothing else of the folder leaves this machine. An interrupted push continues with the
 same command. The token is that of `hf auth login` or HF_TOKEN.
 """
 
@@ -45,6 +46,11 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--run", type=Path, help="run folder of train.py (default: the one the model lies in)")
         for name, option, about, more in CARD_OPTIONS:
             command.add_argument(option, dest=name, default=argparse.SUPPRESS, help=f"for the card: {about}", **more)
+    text = "write figures of evaluate.py into the model folder as the Hub reads them (.eval_results/)"
+    command = tasks.add_parser("results", help=text, description=text)
+    command.add_argument("folder", type=Path, help="model folder")
+    command.add_argument("benchmark", help="Hub id of the dataset that was measured on")
+    command.add_argument("results", type=Path, nargs="+", help="output folders of evaluate.py")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         sys.exit(f"melp.hub: {options.folder} is no folder.")
@@ -54,7 +60,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
-        (push_command if options.task == "push" else card_command)(options)
+        {"push": push_command, "card": card_command, "results": results_command}[options.task](options)
     except (ValueError, OSError) as error:
         sys.exit(f"melp.hub: {error}")
 
@@ -92,6 +98,13 @@ def card_command(options):
     folder, path = options.folder, options.folder / CARD_FILE
     make_card(load_model(folder), folder, options.run or run_of(folder), **card_options(options)).save(path)
     print(f"Written to {path}. Next: python -m melp.hub push {shlex.quote(str(folder))} ID")
+
+
+def results_command(options):
+    from melp.hub.eval_results import write_eval_results
+
+    path = write_eval_results(options.folder, options.benchmark, options.results)
+    print(f"Written to {path}. Next: python -m melp.hub push {shlex.quote(str(options.folder))} ID")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from modeling_melp import MelpPreTrainedModel
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 ONNX = ("onnx/*.onnx", "onnx/*.onnx.data")  # of `python -m melp.export`
+EVAL_RESULTS = ".eval_results/*.yaml"  # of `python -m melp.hub results`
 NOTEBOOK = "notebook.ipynb"  # the Hub offers it to those who look at the repository
 # All that a repository may receive.
 FILES = (
@@ -30,6 +31,7 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "*_melp.py",
+    EVAL_RESULTS,
     NOTEBOOK,
     CARD_FILE,
 )
@@ -39,7 +41,7 @@ def export(folder: Path, target: Path) -> MelpPreTrainedModel:
     """Writes what a repository holds besides its card into an empty folder, made anew from a model folder.
 
     That is bfloat16 weights (the temperature in float32), configuration, processor and code of a whole model, an ECG
-    tower or a classifier; `onnx/` and `notebook.ipynb` are copied where they are there.
+    tower or a classifier; `onnx/`, `.eval_results/` and `notebook.ipynb` are copied where they are there.
 
     Raises:
         ValueError: where there is no model, weights are missing, or the processor does not fit the configuration.
@@ -47,7 +49,7 @@ def export(folder: Path, target: Path) -> MelpPreTrainedModel:
     model = load_model(folder, torch.bfloat16)
     model.save_pretrained(target)
     load_processor(folder).save_pretrained(target)
-    for name in _names(folder, (*ONNX, NOTEBOOK)):
+    for name in _names(folder, (*ONNX, EVAL_RESULTS, NOTEBOOK)):
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / name, target / name)
     return model
