@@ -3,11 +3,11 @@
     python -m melp.hub push runs/demo/model ID    # create or update the model repository ID, private unless --public
     python -m melp.hub push runs/demo/model ID --public --tag v1 --results results/zero-shot
     python -m melp.hub card runs/demo/model --license cc-by-4.0    # only write the card, to read and edit it first
-    python -m melp.hub results runs/demo/model OWNER/DATASET results/zero-shot    # figures that the Hub shows beside it
+    python -m melp.hub results runs/demo/model OWNER/DATASET results/zero-shot    # figures for the Hub to show
 
 What is uploaded is made anew from the model, processor and code, beside the card; `onnx/`, `.eval_results/` and
-`notebook.ipynb` are taken where they are there, and nothing else of the folder leaves this machine. An interrupted push continues with the
-same command. The token is that of `hf auth login` or HF_TOKEN.
+`notebook.ipynb` are taken where they are there, and nothing else of the folder leaves this machine. An interrupted
+push continues with the same command. The token is that of `hf auth login` or HF_TOKEN.
 """
 
 import argparse
