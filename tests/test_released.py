@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from melp.prepare.folder import prepare
+from signal_melp import LEADS
 
 REPO = Path(__file__).resolve().parent.parent
 MEGABYTE = 1e6
@@ -23,7 +24,8 @@ def test_the_root_opens_as_a_model():
     model = AutoModel.from_pretrained(REPO, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
     assert model.dtype == torch.bfloat16 and model.config.ecg_config.scaling == "millivolt"
-    inputs = processor(ecg=torch.zeros(12, 5000).numpy(), text=["normal ecg."], sampling_rate=500, return_tensors="pt")
+    ecg = torch.sin(torch.arange(5000) / 50).expand(12, -1).numpy()
+    inputs = processor(ecg=ecg, text=["normal ecg."], sampling_rate=500, leads=LEADS, return_tensors="pt")
     assert model(**inputs).logits_per_ecg.isfinite().all()
     weights = [path for pattern in ("*.safetensors", "tokenizer*.json") for path in REPO.glob(pattern)]
     assert sum(path.stat().st_size for path in weights) < 40 * MEGABYTE

@@ -27,11 +27,8 @@ else
         evaluate "released-$labels" zero-shot --model . --against $simulated --data data/ptbxl --split validation \
             --label-set $labels --min-positives 5
     done
-    words=melp/evaluation/wordings-test.yaml
-    for labels in superclass rhythm; do
-        evaluate "words-$labels" zero-shot --model . --data data/ptbxl --split validation --label-set $labels \
-            --min-positives 5 --prompts $words
-    done
+    evaluate words-superclass zero-shot --model . --data data/ptbxl --split validation --label-set superclass \
+        --min-positives 5 --prompts melp/evaluation/wordings-test.yaml
     evaluate probe linear-probe --model . --against $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate finetune finetune --model $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate retrieval retrieval --model . --data data/ptbxl --split validation
