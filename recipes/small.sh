@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the released model from nothing: simulated ECGs, then PTB-XL's folds 1 to 8 with them. Some 75 minutes on two CPU
+# Trains the released model from nothing: simulated ECGs, then PTB-XL's folds 1 to 8 with them. Some 45 minutes on two CPU
 # cores. What is finished is not done again, and an interrupted stage continues.
 #   bash recipes/small.sh PTBXL_ROOT
 set -euo pipefail

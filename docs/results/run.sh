@@ -33,6 +33,5 @@ else
     evaluate finetune finetune --model $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate retrieval retrieval --model . --data data/ptbxl --split validation
     evaluate report report --model . --data data/ptbxl --split validation
-    evaluate calibration calibration --model . --data data/ptbxl --split validation
 fi
 python -m melp.evaluation.tables
