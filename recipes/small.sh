@@ -11,3 +11,8 @@ python -m melp.prepare ptbxl --root "$root" --reports wordings --output data/ptb
 python train.py recipes/small-language.yaml --resume auto
 launch recipes/small-simulated.yaml
 launch recipes/small.yaml
+# The root of the repository is the model: its weights, and what calibration on fold 9 says of its findings.
+for file in config.json generation_config.json model.safetensors processor_config.json tokenizer.json tokenizer_config.json; do
+    cp "runs/small/model/$file" .
+done
+python -m melp.calibrate . --data data/ptbxl --passport

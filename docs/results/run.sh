@@ -14,6 +14,7 @@ evaluate() { # RUN TASK OPTIONS...: measures, and keeps results.json as docs/res
 
 if [ "${1:-}" = untouched ]; then
     evaluate fold10-superclass zero-shot --model . --data data/fold10 --split test --label-set superclass --min-positives 5
+    evaluate calibration-fold10 calibration --model . --data data/fold10 --split test
     for database in georgia ningbo code15; do
         evaluate "$database" zero-shot --model . --data "data/$database" --split all --min-positives 2
     done
@@ -33,5 +34,8 @@ else
     evaluate finetune finetune --model $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate retrieval retrieval --model . --data data/ptbxl --split validation
     evaluate report report --model . --data data/ptbxl --split validation
+    rm -rf runs/simulated-calibrated && cp -r $simulated runs/simulated-calibrated
+    python -m melp.calibrate runs/simulated-calibrated --data data/ptbxl --split train
+    evaluate calibration calibration --model runs/simulated-calibrated --data data/ptbxl --split validation
 fi
 python -m melp.evaluation.tables
