@@ -31,8 +31,9 @@ def serving(
         root_path: where a reverse proxy shows it.
     """
     limits = settings.limits
-    uploads, reader = Uploads(limits), Reader(limits)
+    reader = Reader(limits)
     reader.start()
+    engine, uploads = Engine(settings, reader), Uploads(limits)
     # Read when Gradio is imported or launched: nothing is sent anywhere, nothing kept in the browser or its history.
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads.root), GRADIO_RUN_HISTORY="False",
@@ -45,7 +46,7 @@ def serving(
 
     page = None
     try:
-        app = ui.App(Engine(settings, reader), uploads)
+        app = ui.App(engine, uploads)
         page = ui.build(app)
         page.queue(max_size=int(limits.queue), default_concurrency_limit=2)
         gate = Middleware(Gate, uploads=uploads, limits=limits)
