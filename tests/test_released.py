@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hub_server import HubServer, environment
 from transformers import AutoModel, AutoProcessor
 
 from melp.prepare.folder import prepare
@@ -83,3 +84,18 @@ def test_a_fresh_clone_says_what_a_real_recording_shows(ecg_data, tmp_path):
     assert done.returncode == 0, done.stderr
     (written,) = [path for path in tmp_path.rglob("*.jsonl") if path.stat().st_size]
     assert "normal" in written.read_text()
+
+
+def test_the_root_goes_to_the_hub_as_a_model(tmp_path):
+    """A push of the clone's root: the model and its card, and nothing else of the repository."""
+    with HubServer({"hf_doctor": "doctor"}) as server:
+        where = environment(server, tmp_path, HF_TOKEN="hf_doctor")
+        command = [sys.executable, "-m", "melp.hub", "push", ".", "melp-small", "--public"]
+        done = subprocess.run(command, cwd=REPO, env=where, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        files = server.files("doctor/melp-small")
+    code = {path.name for path in REPO.glob("*_melp.py")}
+    model = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+    assert set(files) >= code | model | {"tokenizer_config.json", "findings.json", "README.md"}
+    assert not [name for name in files if name.startswith(("docs/", "tests/", "melp/", "train.py"))]
+    assert files["README.md"] == (REPO / "README.md").read_bytes()
