@@ -1,5 +1,7 @@
 """Labels as texts: what is known of each database's recordings, and texts that are true of it."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from melp.data.prepared import get_split, load_prepared
 from melp.evaluation.prompts import load_yaml
 from melp.synthetic.findings import FINDINGS
 from melp.training.label_texts import ABSENT, PRESENT, UNKNOWN, draw_text, label_targets, label_texts
+from melp.training.stages.multiscale import MelpStage, RowsWithTargets
 from train import train
 
 
@@ -71,6 +74,13 @@ def test_texts_are_wordings_without_holes_and_not_those_of_the_test():
         assert all("{" not in text and text.endswith(".") and text not in held_out for text in drawn), name
 
 
+def test_rows_with_targets_reach_loader_processes_that_are_spawned():
+    rows = RowsWithTargets(Dataset.from_dict({"record": ["a", "b"]}), np.array([[PRESENT], [ABSENT]]))
+    copy = pickle.loads(pickle.dumps(rows))
+    assert len(copy) == 2 and copy.column_names == ["record"]
+    assert copy.__getitems__([1]) == [{"record": "b", "label_targets": np.array([ABSENT])}]
+
+
 @pytest.mark.slow
 def test_the_label_loss_teaches_findings_over_two_folders(corpus, language, tmp_path):
     """Two folders in one training, a third and two thirds; the loss is logged and falls."""
@@ -86,7 +96,13 @@ def test_the_label_loss_teaches_findings_over_two_folders(corpus, language, tmp_
         eval_every=40,
         save_every=40,
     )
-    lines = [line for line in log(train(recipe)) if "label_loss" in line]
+    lines = log(train(recipe))
+    validation = next(line for line in lines if "val_loss" in line)
+    # A process without a held-out batch has these names only, and the processes' losses are summed by place.
+    assert {name for name in validation if name.endswith("loss") and name.startswith("val_")} == {
+        f"val_{name}" for name in MelpStage.loss_names
+    }
+    lines = [line for line in lines if "label_loss" in line]
     first, last = (np.mean([line["label_loss"] for line in part]) for part in (lines[:5], lines[-5:]))
     assert last < first
     with pytest.raises(ValueError, match="data_weights is '1, 0'"):

@@ -59,7 +59,7 @@ class Stage:
         if len(sources) == 1:
             return sources[0]
         rows, held_out = (
-            concatenate_datasets([part.select_columns(list(REQUIRED_COLUMNS)) for part in parts if len(part)])
+            concatenate_datasets([part.select_columns(list(REQUIRED_COLUMNS)) for part in parts])
             for parts in zip(*sources, strict=True)
         )
         self.parts = shares_of_epoch([len(part) for part, _ in sources], getattr(self.recipe, "data_weights", None))

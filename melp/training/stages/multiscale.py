@@ -91,22 +91,22 @@ class RowsWithTargets:
         return [row | {"label_targets": targets} for row, targets in pairs]
 
     def __getattr__(self, name: str):
+        if name == "rows":  # asked for before __init__, where a copy is unpickled in a loader process
+            raise AttributeError(name)
         return getattr(self.rows, name)
 
 
 class MelpStage(JointStage):
     """The three losses at 1 : 2 : 0.2 (paper, section 3), and the label loss; leaves a MELP model folder."""
 
-    loss_names = ["caption_loss", "contrastive_loss", "local_loss", "loss"]
+    loss_names = ["caption_loss", "contrastive_loss", "local_loss", "loss"]  # of a validation, which has no label loss
 
     def __init__(self, recipe: MelpRecipe, accelerator: Accelerator):
         self.targets: list[np.ndarray] = []  # of each folder's rows, for the label loss
         self.labelled: Dataset | None = None  # the first folder's held-out rows
         super().__init__(recipe, accelerator)
-        if recipe.label_loss_weight:
-            if accelerator.is_fsdp2:
-                raise ValueError("label_loss_weight needs whole weights in each process: train without FSDP.")
-            self.loss_names = ["caption_loss", "contrastive_loss", "local_loss", "label_loss", "loss"]
+        if recipe.label_loss_weight and accelerator.is_fsdp2:
+            raise ValueError("label_loss_weight needs whole weights in each process: train without FSDP.")
         if recipe.select_metric == "val_auroc":
             known = yaml.safe_load(PROMPTS.read_text())
             self.prompted = [name for name in label_sets(self.labelled) if name in known]
@@ -165,9 +165,9 @@ class MelpStage(JointStage):
 
     @property
     def weights(self) -> dict[str, float]:
-        recipe = {"label_loss": self.recipe.label_loss_weight}
-        names = [name for name in self.loss_names if name != "loss"]
-        return {name: recipe[name] if name in recipe else getattr(self.config, name + "_weight") for name in names}
+        weights = {name: getattr(self.config, name + "_weight") for name in self.loss_names if name != "loss"}
+        label_loss_weight = self.recipe.label_loss_weight
+        return weights | ({"label_loss": label_loss_weight} if label_loss_weight else {})
 
     def _inputs(self, batch: dict) -> tuple[dict, torch.Tensor]:
         """Returns a model's inputs, leads masked in training, and the ids of the reports."""
