@@ -25,6 +25,7 @@ FILES = (
     *ONNX,
     "config.json",
     "generation_config.json",
+    "modules.json",  # by which sentence-transformers finds sentence_melp.py
     FINDINGS,
     "preprocessor_config.json",
     "processor_config.json",

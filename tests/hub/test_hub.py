@@ -35,6 +35,7 @@ LISTED = {
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "modules.json",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
