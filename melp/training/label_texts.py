@@ -5,6 +5,7 @@ ranks the ECGs of a batch by each of many short texts, and the texts for each EC
 follows from the labels, as `labels.yaml` reads them; of what a label set does not tell, nothing is learned.
 """
 
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -26,9 +27,13 @@ HEDGED, EARLIER = 0.1, 0.3  # share of texts with "possible"; of negated ones th
 def label_texts() -> dict[str, list[str]]:
     """Returns `{finding, family of findings or "no " + finding: its texts}`, from the corpus's wordings.
 
-    Texts that need a measured number or a place are left out.
+    Texts that need a measured number or a place are left out, and those that several names share ("bigeminy"), which
+    would be true and false of one recording.
     """
-    return short_wordings() | {NEGATED + name: texts for name, texts in wordings()["negated"].items()}
+    texts = short_wordings() | {NEGATED + name: texts for name, texts in wordings()["negated"].items()}
+    counts = Counter(text for name in texts for text in set(texts[name]))
+    own = {name: [text for text in forms if counts[text] == 1] for name, forms in texts.items()}
+    return {name: forms for name, forms in own.items() if forms}
 
 
 def draw_text(name: str) -> str:
@@ -58,7 +63,7 @@ def label_targets(split: Dataset) -> np.ndarray:
         # The textbook variety draws some of the findings only.
         columns = {name: matrices["findings"].get(name, unknown) for name in FINDINGS}
         for family, members in general_findings().items():
-            columns[family] = np.max([columns[name] for name in members], axis=0)
+            columns[family] = _any_of([columns[name] for name in members])
     else:
         kinds = {name: [name] for name in FINDINGS} | general_findings()
         columns = {name: _target(name, members, matrices, unknown) for name, members in kinds.items()}
@@ -85,26 +90,29 @@ def _known(split: Dataset, label_set: str) -> pd.DataFrame:
     return pd.DataFrame(matrix, columns=classes)
 
 
+def _any_of(columns: list[np.ndarray]) -> np.ndarray:
+    """Joins targets: present where any is, absent where all are."""
+    stacked = np.stack(columns)
+    return np.where((stacked == PRESENT).any(axis=0), PRESENT, stacked.min(axis=0))
+
+
 def _target(name: str, members, matrices: dict[str, pd.DataFrame], target: np.ndarray) -> np.ndarray:
     """A finding's or family's target: present where any label set says so, absent where one denies it."""
+    statements = {FINDINGS[member].statement for member in members} & set(matrices.get("all", ()))
+    if statements and "superclass" not in correspondences().get(name, {}):
+        # PTB-XL: a statement of several findings (PACE) tells of one of them only where it is absent.
+        named: dict[str, set[str]] = {}
+        for finding, about in FINDINGS.items():
+            named.setdefault(about.statement, set()).add(finding)
+        own = [statement for statement in statements if named[statement] <= set(members)]
+        stated = matrices["all"][list(statements)].max(axis=1).to_numpy()
+        certain = matrices["all"][own].max(axis=1).to_numpy() if own else np.full_like(stated, UNKNOWN)
+        return np.where(certain == PRESENT, PRESENT, np.where(stated == PRESENT, UNKNOWN, stated))
     if name in correspondences():
         for label_set, matrix in matrices.items():
             labels = labels_of(name, label_set, list(matrix))
             if labels:
                 target = np.maximum(target, matrix[labels].max(axis=1))
-    if "all" not in matrices or (target != UNKNOWN).any():
-        return target
-    # PTB-XL: a statement of several findings (PACE) tells of one of them only where it is absent.
-    findings: dict[str, set[str]] = {}
-    for finding, about in FINDINGS.items():
-        findings.setdefault(about.statement, set()).add(finding)
-    names = {FINDINGS[member].statement for member in members} & set(matrices["all"])
-    own = [statement for statement in names if findings[statement] <= set(members)]
-    if names:
-        stated = matrices["all"][list(names)].max(axis=1)
-        target = np.where(stated == PRESENT, UNKNOWN, stated)
-        if own:
-            target = np.where(matrices["all"][own].max(axis=1) == PRESENT, PRESENT, target)
     return target
 
 

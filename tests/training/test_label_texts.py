@@ -50,7 +50,8 @@ def test_statements_of_ptbxl_are_read_with_what_they_leave_open():
     assert column(targets, "anteroseptal infarction") == [PRESENT, ABSENT, ABSENT]
     assert column(targets, "pacemaker") == [ABSENT, ABSENT, PRESENT]
     # Of which chamber is not said, a sinus pause never is, and a sibling of what is present is not denied.
-    assert column(targets, "atrial pacing") == [ABSENT, ABSENT, UNKNOWN]
+    assert column(targets, "atrial pacing") == column(targets, "ventricular pacing") == [ABSENT, ABSENT, UNKNOWN]
+    assert column(targets, "anterior infarction") == [UNKNOWN, ABSENT, ABSENT], "a sibling's row denies nothing"
     assert column(targets, "sinus pause") == [UNKNOWN] * 3
     assert column(targets, "third degree av block")[2] == UNKNOWN
     assert column(targets, "myocardial infarction")[:2] == [PRESENT, ABSENT]
@@ -62,6 +63,12 @@ def test_another_database_is_read_by_the_table_of_labels():
     assert column(targets, "atrial flutter") == [PRESENT, ABSENT, UNKNOWN], "AF is flutter there"
     assert column(targets, "atrial fibrillation") == [ABSENT, PRESENT, UNKNOWN]
     assert column(targets, "left ventricular hypertrophy") == [UNKNOWN] * 3
+
+
+def test_no_text_is_said_of_two_names():
+    """Or it would be true and false of one recording: "bigeminy" of the atrial and of the ventricular kind."""
+    texts = [text for forms in label_texts().values() for text in set(forms)]
+    assert len(texts) == len(set(texts)) > 400 and "bigeminy" not in texts
 
 
 def test_texts_are_wordings_without_holes_and_not_those_of_the_test():

@@ -137,7 +137,7 @@ class MelpRecipe(Recipe):
         if self.data_weights is not None:
             weights, folders = self.data_weights.split(","), (self.data or "").split(",")
             try:
-                valid = len(weights) == len(folders) and min(float(weight) for weight in weights) > 0
+                valid = len(weights) == len(folders) and all(float(weight) > 0 for weight in weights)
             except ValueError:
                 valid = False
             if not valid:
