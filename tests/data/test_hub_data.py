@@ -120,7 +120,7 @@ def test_training_and_evaluation_take_its_name(server, run, uploaded, tmp_path):
     assert seen["loaded"] == {name: split["record"][:] for name, split in splits.items()}
     assert sorted(itertools.chain(*seen["shares"])) == sorted(splits["train"]["record"]) and all(seen["shares"])
     about = json.loads((uploaded / "melp.json").read_text())
-    known = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    (known,) = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     commit = server.repositories[f"datasets/{ECGS}"].refs["main"]
     assert known["path"] == f"{ECGS}@{commit}" and known["fingerprint"] == about["fingerprint"]
     results = json.loads((tmp_path / "results" / "results.json").read_text())

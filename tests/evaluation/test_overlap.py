@@ -42,8 +42,8 @@ def test_recordings_of_the_training_data_in_the_test_are_a_warning(tmp_path):
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     assert leaks_from_run(str(run / "model"), tested) == []
-    (run / "run.json").write_text(json.dumps({"data": {"path": str(corpus)}}))
+    (run / "run.json").write_text(json.dumps({"data": [{"path": str(corpus)}]}))
     assert "the training data of" in leaks_from_run(str(run / "model"), tested)[0]
     assert leaks_from_run(str(run / "model"), splits["test"]) == []
-    (run / "run.json").write_text(json.dumps({"data": {"path": str(tmp_path / "gone")}}))
+    (run / "run.json").write_text(json.dumps({"data": [{"path": str(tmp_path / "gone")}]}))
     assert leaks_from_run(str(run / "model"), tested) == []
