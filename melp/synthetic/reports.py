@@ -12,6 +12,9 @@ from melp.synthetic.heart import LEADS
 from melp.synthetic.patients import Recording
 from melp.synthetic.simulator import Truth
 
+USUAL = 4  # wordings at the head of a finding's list that reports use most
+PLAIN_HEDGES = 7  # hedges of a cart
+
 
 @cache
 def wordings() -> dict:
@@ -35,7 +38,7 @@ def general_findings() -> dict[str, frozenset[str]]:
 def plain_wordings(name: str) -> list[str]:
     """Returns a cart's words for a finding: the usual ones, but none that holds the name of another finding."""
     others = [other for other in FINDINGS if other not in name]
-    return [text for text in wordings()["findings"][name][:4] if not any(other in text for other in others)]
+    return [text for text in wordings()["findings"][name][:USUAL] if not any(other in text for other in others)]
 
 
 @cache
@@ -64,7 +67,7 @@ def statements_in_words(statements: list[str], descriptions: dict[str, str], rng
     for members in names.values():
         families = (family for family, findings in general_findings().items() if set(members) <= findings)
         name = members[0] if len(members) == 1 else next(families, members[0])
-        said.append(_draw(rng, short_wordings()[name]))
+        said.append(_draw_statement(rng, short_wordings()[name]))
     said += [descriptions[statement] for statement in statements if statement not in names]
     return " ".join(f"{sentence}." for sentence in said)
 
@@ -72,6 +75,12 @@ def statements_in_words(statements: list[str], descriptions: dict[str, str], rng
 def _draw(rng: np.random.Generator, texts: list[str], first: float = 1.6) -> str:
     """One of the texts, the first ones more often."""
     return texts[int(len(texts) * rng.random() ** first)]
+
+
+def _draw_statement(rng: np.random.Generator, texts: list[str]) -> str:
+    """One of a statement's texts: half the time one of the first four, otherwise any of the rest."""
+    usual, rest = texts[:USUAL], texts[USUAL:]
+    return _draw(rng, rest if rest and rng.random() < 0.5 else usual, 1.0)
 
 
 def _where(levels: np.ndarray, threshold: float) -> str:
@@ -130,15 +139,16 @@ def _statements(
         omitted = 0.0 if plain else 0.45 if name in measured and crowded else 0.10
         if several and not finding.primary and rng.random() < omitted:
             continue
-        texts = plain_wordings(name) if plain else table["findings"][name]
-        text = _fill(name, _draw(rng, texts), recording, truth, rng)
+        text = _draw(rng, plain_wordings(name)) if plain else _draw_statement(rng, table["findings"][name])
+        text = _fill(name, text, recording, truth, rng)
         if finding.family not in ("rhythm", "normal") and rng.random() < (0.05 if plain else 0.10):
-            text = f"{_draw(rng, table['hedges'])} {text}"
+            hedges = table["hedges"][:PLAIN_HEDGES] if plain else table["hedges"]
+            text = f"{_draw(rng, hedges)} {text}"
         sentences.append(text)
     for name, members in general_findings().items():
         if not plain and members & set(labels) and rng.random() < 0.22:
             entry = table["general"][name]["wordings"]
-            sentences.append(_fill(name, _draw(rng, entry), recording, truth, rng))
+            sentences.append(_fill(name, _draw_statement(rng, entry), recording, truth, rng))
     return sentences
 
 
