@@ -34,6 +34,35 @@ def general_findings() -> dict[str, frozenset[str]]:
     return families
 
 
+# Beside what, a finding or a family of findings (`Finding.family`), nobody would say "no X", though X has no label.
+_RELATED = {
+    "st elevation": "repolarisation, infarction",
+    "st depression": "repolarisation, infarction",
+    "t wave inversion": "repolarisation, infarction",
+    "myocardial infarction": "repolarisation, abnormal q waves, abnormal qrs, ventricular aneurysm",
+    "ischaemia": "repolarisation, infarction",
+    "bundle branch block": "incomplete right bundle branch block, incomplete left bundle branch block, "
+    "nonspecific intraventricular conduction disturbance, ventricular pre-excitation, ventricular pacing, "
+    "dual chamber pacing, idioventricular rhythm, abnormal qrs",
+    "av block": "ventricular pre-excitation, atrial fibrillation, atrial flutter, junctional rhythm, "
+    "ventricular pacing, idioventricular rhythm, dual chamber pacing, junctional escape beats, "
+    "ventricular escape beats",
+    "premature complexes": "ventricular bigeminy, ventricular trigeminy, atrial bigeminy, atrial trigeminy, "
+    "junctional escape beats, ventricular escape beats, paroxysmal supraventricular tachycardia",
+    "hypertrophy": "voltage criteria for left ventricular hypertrophy, high voltage",
+    "long qt": "prolonged st segment, electrolyte disturbance",
+    "atrial fibrillation": "atrial flutter",
+}
+
+
+@cache
+def denying(name: str) -> frozenset[str]:
+    """Returns the findings beside which a text of `negated` is not true: the denied ones, and those related."""
+    named = {part.strip() for part in _RELATED.get(name, "").split(",")}
+    related = {finding for finding, about in FINDINGS.items() if finding in named or about.family in named}
+    return frozenset(related) | general_findings().get(name, frozenset([name]))
+
+
 @cache
 def plain_wordings(name: str) -> list[str]:
     """Returns a cart's words for a finding: the usual ones, but none that holds the name of another finding."""
@@ -158,13 +187,7 @@ def _absent(labels: list[str], rng: np.random.Generator) -> list[str]:
     sentences = []
     draw = rng.random()
     if draw < 0.16:
-        families = general_findings()
-        candidates = [
-            name
-            for name in table["negated"]
-            if not families.get(name, frozenset([name])) & present
-            and not (name in ("st elevation", "st depression", "t wave inversion") and _near(name, present))
-        ]
+        candidates = [name for name in table["negated"] if not denying(name) & present]
         if candidates:
             name = candidates[rng.integers(len(candidates))]
             sentences.append(_draw(rng, table["negated"][name]))
@@ -176,12 +199,6 @@ def _absent(labels: list[str], rng: np.random.Generator) -> list[str]:
             template = table["earlier"][rng.integers(len(table["earlier"]))]
             sentences.append(template.format(finding=plain[0]))
     return sentences
-
-
-def _near(name: str, present: set[str]) -> bool:
-    """Whether something that is present goes with the finding, so that nobody would deny it."""
-    families = {FINDINGS[finding].family for finding in present}
-    return bool(families & {"repolarisation", "infarction"})
 
 
 def _summary(labels: list[str], rng: np.random.Generator) -> str:

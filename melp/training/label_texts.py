@@ -16,7 +16,7 @@ from datasets import Dataset
 from melp.data.prepared import label_matrix, label_sets
 from melp.evaluation.correspondences import correspondences, labels_of
 from melp.synthetic.findings import FINDINGS, STATEMENTS
-from melp.synthetic.reports import general_findings, short_wordings, wordings
+from melp.synthetic.reports import denying, general_findings, short_wordings, wordings
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 NEGATED = "no "  # begins the name of a text that is true where a finding is absent
@@ -75,8 +75,11 @@ def label_targets(split: Dataset) -> np.ndarray:
         _leave_siblings(columns)
     for name in label_texts():
         if name.startswith(NEGATED):
-            present = columns[name.removeprefix(NEGATED)]
-            columns[name] = np.where(present == UNKNOWN, UNKNOWN, 1 - present)
+            denied = name.removeprefix(NEGATED)
+            present = columns[denied]
+            related = [columns[finding] for finding in denying(denied) if (columns[finding] != UNKNOWN).any()]
+            beside = np.any([present != ABSENT, *(column != ABSENT for column in related)], axis=0)
+            columns[name] = np.where(present == PRESENT, ABSENT, np.where(beside, UNKNOWN, PRESENT))
     return np.stack([columns[name] for name in label_texts()], axis=1).astype(np.int8)
 
 
