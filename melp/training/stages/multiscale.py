@@ -373,6 +373,7 @@ def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
     text_model, tokenizer = load_bert(recipe.text_model, AutoModel, add_pooling_layer=False)
     text_config = text_model.config.to_dict()
     del text_config["dtype"]  # the whole model has one
+    text_config["_name_or_path"] = ""  # a place of this machine
     sizes, width = dict(recipe.config), {"token_dim": text_config["hidden_size"]}
     ecg_model = None
     if recipe.ecg_model is not None:
