@@ -22,16 +22,11 @@ import torch.nn.functional as F
 
 try:
     from .losses_melp import beat_attention
-except ImportError:
-    if __package__:  # remote code: a real error must not be hidden
-        raise
-    from losses_melp import beat_attention
-
-try:
     from .signal_melp import LEADS
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
+    from losses_melp import beat_attention
     from signal_melp import LEADS
 
 METHODS = ("attention", "contribution", "gradient", "integrated-gradients", "occlusion", "beat-occlusion", "masking")
@@ -457,16 +452,20 @@ def is_faithful(score: float, without: float, without_elsewhere: Sequence[float]
 def measure_faithfulness(
     recording: Recording, shown: np.ndarray, text: int, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float | bool]:
-    """Removes what is shown (frames,), and as much elsewhere; see `Evidence.faithfulness`."""
+    """Removes what is shown (frames,), and as much elsewhere; see `Evidence.faithfulness`.
+
+    In a recording that has not as much elsewhere nothing is compared, so that its evidence does not pass as faithful.
+    """
     rng = np.random.default_rng(seed)
     masks = [np.zeros_like(shown), shown, *(elsewhere(shown, recording.recorded, rng) for _ in range(draws))]
     score, without, *others = recording.scores(np.stack(masks)[:, None])[:, text].tolist()
+    comparable = 0 < shown.sum() <= (recording.recorded & ~shown).sum()
     return {
         "removed_s": float(shown.sum() * FRAME),
         "score": score,
         "without": without,
         "without_elsewhere": float(np.mean(others)),
-        "faithful": bool(shown.any()) and is_faithful(score, without, others),
+        "faithful": bool(comparable) and is_faithful(score, without, others),
     }
 
 

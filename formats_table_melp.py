@@ -465,13 +465,13 @@ class _Hdf5:
         if not self.signals:
             raise FormatError("no ECG in it", "no dataset of samples", SHAPES)
         self.name = _pick(self.signals)
-        self.of_records = self.name is None and all(len(shape) == 2 for shape in self.signals.values())
-        if self.name is None and not self.of_records:
+        self.holds_records = self.name is None and all(len(shape) == 2 for shape in self.signals.values())
+        if self.name is None and not self.holds_records:
             raise _which_signal(self.signals)
 
     def keys(self) -> list[str] | None:
         """Identifiers of its records; None where they are numbered, or where there is one."""
-        if self.of_records:
+        if self.holds_records:
             return list(self.signals)
         shape = self.signals[self.name]
         if len(shape) < 3:
@@ -487,7 +487,7 @@ def read_hdf5(source: Source, request: Request) -> Recording:
     hdf5 = _Hdf5(source)
     with hdf5.file:
         name, keys = hdf5.name, hdf5.keys()
-        if hdf5.of_records:
+        if hdf5.holds_records:
             if request.record not in hdf5.signals:
                 raise FormatError(
                     "unknown record", f"it holds {len(keys)}", f"name one, as in FILE#{keys[0]}, or list them all"
@@ -664,7 +664,7 @@ def list_keys(source: Source, kind: str) -> list[str] | None:
     if kind == "hdf5":
         hdf5 = _Hdf5(source)
         with hdf5.file:
-            shape = (0, 0) if hdf5.of_records else hdf5.signals[hdf5.name]
+            shape = (0, 0) if hdf5.holds_records else hdf5.signals[hdf5.name]
             return hdf5.keys() or (_numbered(shape[0]) if len(shape) == 3 else None)
     if kind == "parquet":
         parquet = _Parquet(source)

@@ -294,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def git_oid(content: bytes) -> str:
-    """What the Hub calls a file's oid: of the content, or for a large file of its sha256."""
+    """Returns the Hub's oid of a file: of the content, or for a large file of its sha256."""
     if len(content) > LFS_BYTES:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -17,7 +17,7 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
 
 def run(folder: Path, monkeypatch, recording: str = "") -> tuple[str, list[str]]:
-    """What the notebook prints in a folder, with a model whose weights are drawn, and the kinds of its outputs."""
+    """Runs the notebook in a folder, with a model whose weights are drawn; returns its text and kinds of outputs."""
     tiny_model().save_pretrained(folder / "model")
     tiny_processor().save_pretrained(folder / "model")
     settings = {

@@ -17,6 +17,7 @@ from explain_melp import (
     enough_leads,
     is_faithful,
     local_level,
+    measure_faithfulness,
     query_attention,
     runs,
     shown_frames,
@@ -150,6 +151,26 @@ def test_the_rule_of_faithfulness():
     assert not is_faithful(0.9, 0.85, [0.9, 0.89])  # costs less than a tenth
     assert not is_faithful(0.9, 0.2, [0.9, 0.1])  # something elsewhere costs more
     assert not is_faithful(-0.1, -0.5, [-0.1])
+
+
+def test_without_as_much_elsewhere_nothing_is_faithful():
+    """The score is the share of the first 100 frames that is left: removing them costs all, anything else nothing."""
+
+    class Stub:
+        recorded = np.arange(250) < 180
+
+        @staticmethod
+        def scores(masks):
+            return torch.from_numpy(1.0 - masks[:, 0, :100].mean(axis=1, keepdims=True))
+
+    shown = np.arange(250) < 60
+    assert measure_faithfulness(Stub(), shown, 0)["without"] == pytest.approx(0.4)
+    few = Stub()
+    few.recorded = np.arange(250) < 100  # 40 frames are left
+    assert not measure_faithfulness(few, shown, 0)["faithful"]
+    enough = Stub()
+    enough.recorded = np.arange(250) >= 0
+    assert measure_faithfulness(enough, np.arange(250) < 100, 0)["faithful"], "150 frames elsewhere cost nothing"
 
 
 def test_a_beat_begins_before_its_p_wave():

@@ -1,4 +1,4 @@
-"""What our modules hand to flash attention's kernels, which need a GPU: reference kernels of their interface stand in.
+"""Arguments that our modules give flash attention's kernels. These need a GPU: reference kernels stand in.
 
 transformers' own path is run (masks, unpadding, causal flag); only the two functions of the package are replaced.
 """

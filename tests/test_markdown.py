@@ -17,7 +17,7 @@ def cells(line: str) -> list[str]:
 
 
 def shown(text: str) -> str:
-    """What a renderer shows of escaped text."""
+    """Returns the text that a renderer shows of escaped Markdown."""
     for entity, character in (("&lt;", "<"), ("&amp;", "&")):
         text = text.replace(entity, character)
     return re.sub(r"\\([\\`*|\[\]])", r"\1", text)

@@ -1,4 +1,4 @@
-"""What a user may name: folders, files and Hub ids with and without a revision."""
+"""Names that a user may give: folders, files and Hub ids with and without a revision."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What `pip install` gives: the wheel of a clean copy, in a virtual environment, beside packages of common names."""
+"""The wheel of a clean copy, installed in a virtual environment, beside packages of common names."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a visitor of the app may use up, and errors that they may read."""
+"""Limits of a request to the app, and errors that a visitor may read."""
 
 import re
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""What the app shows, as HTML: a paper, findings, quality, hits. Everything that comes from a file is escaped."""
+"""Writes the parts of the app's page as HTML: paper, findings, quality, hits. All text from a file is escaped."""
 
 import base64
 import json
@@ -169,12 +169,12 @@ def changes(compared: dict) -> str:
     )
 
 
-def hits(found: list[tuple[dict, EcgBlock | None]]) -> str:
+def hits(shown: list[tuple[dict, EcgBlock | None]]) -> str:
     """Returns hits as small ECGs, each with a button that opens it in Read."""
-    if not found:
+    if not shown:
         return '<p class="hint">Nothing found.</p>'
     said = ""
-    for number, (hit, block) in enumerate(found):
+    for number, (hit, block) in enumerate(shown):
         name = escape(hit["record"])
         picture = '<p class="hint">Its file is no longer readable.</p>'
         if block is not None:

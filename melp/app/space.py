@@ -1,4 +1,4 @@
-"""What makes a Hugging Face Space of a clone: the header of its README and its requirements."""
+"""Makes a Hugging Face Space of a clone: the header of its README and its requirements."""
 
 from pathlib import Path
 

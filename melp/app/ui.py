@@ -73,7 +73,7 @@ class App:
     def __init__(self, engine: Engine, uploads: Uploads):
         self.engine, self.uploads = engine, uploads
         self.kept = Kept(engine.limits.keep_minutes)
-        self.found: dict[str, list[dict]] = {}
+        self.last_hits: dict[str, list[dict]] = {}
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -225,7 +225,7 @@ class App:
 
     @staticmethod
     def guarded(function, outputs: int, place: int):
-        """What `function` returns, or its error at one place of the outputs."""
+        """Returns what `function` returns, or its error at one place of the outputs."""
         try:
             return function()
         except Exception as error:
@@ -269,9 +269,9 @@ class App:
 
     def _hits(self, session: str, query) -> str:
         hits = self.engine.search(query)
-        while len(self.found) > 1000:
-            del self.found[next(iter(self.found))]
-        self.found[session] = hits
+        while len(self.last_hits) > 1000:
+            del self.last_hits[next(iter(self.last_hits))]
+        self.last_hits[session] = hits
         shown = []
         with self.engine.reader.process() as process:
             for hit in hits:
@@ -281,7 +281,7 @@ class App:
 
     def page_open(self, request: gr.Request, event: gr.EventData):
         try:
-            hit = self.found[request.session_hash][int(event._data["number"])]
+            hit = self.last_hits[request.session_hash][int(event._data["number"])]
             return (*self.put(request.session_hash, [self.engine.open_hit(hit)]), gr.Tabs(selected="read"))
         except Exception as error:
             return (*self.failed(error), gr.skip())
@@ -310,7 +310,7 @@ class App:
     def page_left(self, request: gr.Request):
         """Forgets a visitor who closed the page."""
         self.kept.forget(request.session_hash)
-        self.found.pop(request.session_hash, None)
+        self.last_hits.pop(request.session_hash, None)
 
 
 def without_places(hit: dict) -> dict:

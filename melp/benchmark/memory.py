@@ -34,7 +34,7 @@ def measure_memory() -> list[dict]:
 
 
 def _python(*arguments: str) -> tuple[str, float]:
-    """What a Python process prints, and the largest memory that it had, in GB."""
+    """Runs a Python process; returns what it prints, and the largest memory that it had, in GB."""
     path = os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, *arguments],

@@ -44,7 +44,7 @@ MOST_LOCAL = 500  # labels of `--adapt`: with more, calibrate anew
 
 @dataclass(kw_only=True)
 class Options:
-    """What to calibrate on, and how; see `python -m melp.calibrate --help`."""
+    """The settings of a calibration; see `python -m melp.calibrate --help`."""
 
     model: str
     data: str

@@ -126,12 +126,7 @@ def prepare_inputs(
         lead_dropout: the probability that a lead is zeroed, in recordings that neither of the next two has taken.
         lead_subsets: the share of recordings of which one of `LEAD_SUBSETS`, or a random one, is kept.
         printed_layout: the share of recordings cut to what a 3x4 print shows, half of them with a rhythm strip of II.
-
-    Raises:
-        ValueError: where the two shares are more than all recordings.
     """
-    if lead_subsets + printed_layout > 1:
-        raise ValueError(f"lead_subsets ({lead_subsets:g}) and printed_layout ({printed_layout:g}) are more than 1.")
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     batch["input_values"] = scale_ecg(batch["input_values"], batch["lead_mask"], scaling)
     if batch["lead_mask"].ndim == 3:  # of samples

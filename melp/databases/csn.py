@@ -1,4 +1,4 @@
-"""Chapman-Shaoxing-Ningbo 1.0.0: 45,152 recordings, 12 leads, 10 s at 500 Hz, one a patient.
+"""Chapman-Shaoxing-Ningbo 1.0.0: 45,152 recordings, 12 leads, 10 s at 500 Hz, one per patient.
 
 Source: PhysioNet, doi:10.13026/wgex-er52; Zheng et al., Scientific Reports 10, 2898 (2020). Facts this module encodes:
 records are `WFDBRecords/NN/NNN/JSNNNNN.{hea,mat}`, with age, sex and SNOMED CT codes ("Dx:") in the header's comments;

@@ -27,7 +27,7 @@ TERRITORIES = {
 
 @dataclass
 class Measured:
-    """What one attribution of one text on one recording comes to.
+    """The figures of one attribution of one text on one recording.
 
     Attributes:
         deletion, insertion: (shares,) the score without the strongest cells, and with them alone.

@@ -99,7 +99,9 @@ def eval_results(results: dict) -> list[EvalResult]:
 
 
 def dataset_name(database: str) -> str:
-    return "synthetic recordings (simulated, not of patients)" if database == "synthetic" else database
+    """Returns a database's name, or the names of several that are joined by "and", in words."""
+    words = {"synthetic": "synthetic recordings (simulated, not of patients)"}
+    return " and ".join(words.get(name, name) for name in database.split(" and "))
 
 
 def results_table(evaluations: list[dict]) -> Markdown | str:
@@ -167,7 +169,7 @@ def _run_facts(run: Run | None) -> dict:
     return {
         "run": run,
         "data": _data(run),
-        "synthetic": run.data.get("database") == "synthetic",
+        "synthetic": set(run.data.get("database", "").split(" and ")) == {"synthetic"},
         "starts": [f"`{name}` {_start(run, name)}" for name in STARTS if run.recipe.get(name)],
         "settings": table(["setting", "value"], cells, numeric=False),
         "losses": ", ".join(f"{name} {value:.4g}" for name, value in run.last_losses.items()),

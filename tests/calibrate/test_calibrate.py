@@ -21,7 +21,7 @@ from signal_melp import LEADS
 
 @pytest.fixture(scope="module")
 def told(evaluated) -> np.ndarray:
-    """What the labels say of the recordings of all splits, one after the other: (recordings, findings)."""
+    """Returns the labels of the recordings of all splits, one after the other: (recordings, findings)."""
     splits = load_prepared(evaluated / "data")
     return {name: finding_targets(rows, findings_in(rows)) for name, rows in splits.items()}
 

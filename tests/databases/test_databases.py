@@ -695,7 +695,7 @@ def test_broken_records_cost_one_line_each(tmp_path):
 
 
 def test_reasons_group_by_their_rule(tmp_path, capsys):
-    """However each recording is broken, "rule: details": the table that is printed has a line a rule."""
+    """However each recording is broken, "rule: details": the table that is printed has a line per rule."""
     good, folder = some_ecg(), tmp_path / "raw/g1"
     for number in (1, 2):
         for how in ("gap", "short", "flat", "lead", "twice", "unit", "rate", "cut", "void", "headless", "lost"):

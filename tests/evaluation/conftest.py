@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: they leave out what takes most of the time and shows no more."""
+"""Fixtures of the tests of evaluation: they leave out what takes most of the time and shows no more."""
 
 import pytest
 

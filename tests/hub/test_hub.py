@@ -82,14 +82,14 @@ PULLER = """
 import json, sys, torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
 inputs = torch.load("inputs.pt", weights_only=True)
-found = {}
+similarities = {}
 for revision in sys.argv[1:]:
     where = {"revision": revision, "trust_remote_code": True}
     processor = AutoProcessor.from_pretrained("doctor/melp", **where)
     model = AutoModel.from_pretrained("doctor/melp", **where)
     texts = processor(text=inputs["reports"], return_tensors="pt")
     with torch.no_grad():
-        found[revision] = model(input_values=inputs["input_values"], **texts).logits_per_ecg
+        similarities[revision] = model(input_values=inputs["input_values"], **texts).logits_per_ecg
     assert AutoConfig.from_pretrained("doctor/melp", **where).to_dict() == model.config.to_dict()
     extractor = AutoFeatureExtractor.from_pretrained("doctor/melp", **where)
     assert extractor.to_dict() == processor.feature_extractor.to_dict()
@@ -100,7 +100,7 @@ for revision in sys.argv[1:]:
         expected = model.float().get_ecg_features(**ecg).pooler_output[0]
     torch.testing.assert_close(embedding, expected)
 assert not any(name == "modeling_melp" for name in sys.modules)
-torch.save(found, "found.pt")
+torch.save(similarities, "similarities.pt")
 """
 
 
@@ -234,7 +234,7 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
         cwd=tmp_path / "elsewhere",
         env=environment(server, tmp_path / "home", HF_TOKEN="hf_doctor"),
     )
-    pulled = torch.load(tmp_path / "elsewhere" / "found.pt", weights_only=True)
+    pulled = torch.load(tmp_path / "elsewhere" / "similarities.pt", weights_only=True)
     after = logits(folder, batch)
     assert not torch.equal(before, after)
     for revision, expected in zip(revisions, [after, after, after, before], strict=True):

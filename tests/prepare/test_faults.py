@@ -1,4 +1,4 @@
-"""What a run of `melp.prepare` meets: another run, a long recording, wrong gains, odd names, odd options."""
+"""Faults that a run of `melp.prepare` meets: another run, a long recording, wrong gains, odd names, odd options."""
 
 import json
 import os

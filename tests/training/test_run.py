@@ -1,4 +1,4 @@
-"""What a run does beside its steps: choosing a model, noticing that it is sick, logs, pictures, batches."""
+"""A run beside its steps: choosing a model, noticing that it is sick, logs, pictures, batches."""
 
 import dataclasses
 import json

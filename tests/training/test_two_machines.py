@@ -100,7 +100,7 @@ def machines():
 
 @pytest.fixture(scope="module")
 def one_process(corpus, language, tmp_path_factory):
-    """What makes recipes without randomness, and the run of one process with batches of 8."""
+    """Returns a maker of recipes without randomness, and the run of one process with batches of 8."""
     recipe = without_randomness(corpus, language, tmp_path_factory.mktemp("one"))
     return recipe, train(recipe("one"))
 

@@ -88,6 +88,8 @@ class EcgRecipe(Recipe):
     def __post_init__(self):
         super().__post_init__()
         self.pretraining_settings()
+        if "," in (self.data or ""):
+            raise ValueError(f"data is {self.data!r}; the ecg stage learns from one folder.")
 
     def pretraining_settings(self) -> Pretraining:
         """Returns `pretraining` with its defaults; raises ValueError naming what is wrong in it."""
@@ -134,6 +136,11 @@ class MelpRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.lead_subsets + self.printed_layout > 1:
+            raise ValueError(
+                f"lead_subsets ({self.lead_subsets:g}) and printed_layout ({self.printed_layout:g}) are shares of all "
+                "recordings: together at most 1."
+            )
         if self.data_weights is not None:
             weights, folders = self.data_weights.split(","), (self.data or "").split(",")
             try:
