@@ -1,14 +1,25 @@
-"""Layouts that published weights come in, made of the fixtures' tiny models."""
+"""The original's tiny models, with what it computed with them, and the layouts that published weights come in.
+
+`ENCODER` is here: the encoder without the tensors that no output depends on, and its outputs at one length. All of it,
+and a whole model, are in the folder that MELP_REFERENCE_DATA names; tests of these are skipped without it.
+"""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
-ENCODER, WHOLE = FIXTURES / "tiny_encoder", FIXTURES / "tiny_melp"
+REFERENCE = Path(os.environ.get("MELP_REFERENCE_DATA", Path(__file__).parents[2] / "shared/fixtures/reference"))
+ENCODER, WHOLE = FIXTURES / "tiny_encoder", REFERENCE / "tiny_melp"
+needs_reference = pytest.mark.skipif(
+    not WHOLE.is_dir(), reason=f"no reference models at {REFERENCE}; set MELP_REFERENCE_DATA to their folder"
+)
+TEXT = json.loads((FIXTURES / "text.json").read_text())  # the whole model's vocabulary and reports
 BACKBONE = {
     "encoder_embed_dim": 64,
     "encoder_attention_heads": 4,
@@ -40,12 +51,8 @@ def fairseq_checkpoint(path: Path, prefix: str = "", **settings) -> Path:
     return path
 
 
-def vocabulary() -> list[str]:
-    return json.loads((WHOLE / "text.json").read_text())["vocab"]
-
-
 def tokenizer_folder(folder: Path, words: list[str] | None = None) -> Path:
-    vocab = {token: index for index, token in enumerate(words or vocabulary()[:-1])}
+    vocab = {token: index for index, token in enumerate(words or TEXT["vocab"][:-1])}
     BertTokenizer(vocab=vocab, do_lower_case=True).save_pretrained(folder)
     return folder
 

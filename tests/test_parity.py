@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original import ENCODER, REFERENCE, TEXT, WHOLE, assert_equal, needs_reference
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
@@ -15,7 +16,6 @@ from melp.convert.rules import MODEL_RULES, map_state_dict
 from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
-FIXTURES = Path(__file__).parent / "fixtures"
 ECG_TENSORS = {
     "last_hidden_state": "transformer_layer_1",
     "token_embeds": "caption_tokens",
@@ -25,8 +25,8 @@ ECG_TENSORS = {
 }
 
 
-def tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
-    return load_file(FIXTURES / folder / f"{name}.safetensors")
+def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{name}.safetensors")
 
 
 def assert_near(ours: torch.Tensor, theirs: torch.Tensor, bound: float = 1e-5, exact: torch.Tensor | None = None):
@@ -55,9 +55,18 @@ def hooked(model, names: dict[str, str]) -> dict[str, torch.Tensor]:
     return recorded
 
 
-@pytest.mark.parametrize("length", [1000, 5000])
-def test_encoder_forward(attention, length):
-    model = convert(FIXTURES / "tiny_encoder").model
+@needs_reference
+@pytest.mark.parametrize("name", ["weights", "inputs", "outputs"])
+def test_the_encoder_here_is_the_reference(name):
+    whole, part = tensors(REFERENCE / "tiny_encoder", name), tensors(ENCODER, name)
+    assert_equal(part, {key: whole[key] for key in part})
+
+
+@pytest.mark.parametrize(
+    ("folder", "length"), [(ENCODER, 1000), pytest.param(REFERENCE / "tiny_encoder", 5000, marks=needs_reference)]
+)
+def test_encoder_forward(attention, folder, length):
+    model = convert(folder).model
     model.set_attn_implementation(attention)
     inner = hooked(
         model,
@@ -71,11 +80,11 @@ def test_encoder_forward(attention, length):
             "beat_pooler": "after_ln_contrast",
         },
     )
-    expected = tensors("tiny_encoder", "outputs")
+    expected = tensors(folder, "outputs")
 
     def forward(dtype) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            outputs = model.to(dtype)(tensors("tiny_encoder", "inputs")[f"ecg_{length}"].to(dtype))
+            outputs = model.to(dtype)(tensors(folder, "inputs")[f"ecg_{length}"].to(dtype))
         return {theirs: outputs[ours] for ours, theirs in ECG_TENSORS.items()} | inner
 
     computed, exact = forward(torch.float32), forward(torch.float64)
@@ -86,23 +95,23 @@ def test_encoder_forward(attention, length):
 
 def melp_inputs(padding: str) -> dict[str, torch.Tensor]:
     """The fixture's batch, made from its raw reports by our processor; `longest` or `max_length`."""
-    text = json.loads((FIXTURES / "tiny_melp" / "text.json").read_text())
-    vocab = {token: index for index, token in enumerate(text["vocab"])}
+    vocab = {token: index for index, token in enumerate(TEXT["vocab"])}
     tokenizer = BertTokenizer(vocab=vocab, do_lower_case=True, bos_token="[BOS]")
     processor = MelpProcessor(MelpFeatureExtractor(), tokenizer, sentence_split="original", max_text_length=64)
-    inputs = processor(text=text["reports"], padding=padding, return_tensors="pt")
-    return {"input_values": tensors("tiny_melp", "inputs")["ecg"], **inputs}
+    inputs = processor(text=TEXT["reports"], padding=padding, return_tensors="pt")
+    return {"input_values": tensors(WHOLE, "inputs")["ecg"], **inputs}
 
 
+@needs_reference
 @pytest.mark.parametrize("padding", ["max_length", "longest"])
 def test_model_forward_losses_and_gradients(attention, padding):
-    model = convert(FIXTURES / "tiny_melp").model
+    model = convert(WHOLE).model
     model.set_attn_implementation(attention)
     model.freeze_text_layers()
-    inputs, expected = melp_inputs(padding), tensors("tiny_melp", "outputs")
+    inputs, expected = melp_inputs(padding), tensors(WHOLE, "outputs")
     width = inputs["input_ids"].shape[1]
     assert (width < 63) == (padding == "longest")
-    assert torch.equal(inputs["input_ids"], tensors("tiny_melp", "inputs")["input_ids"][:, :width])
+    assert torch.equal(inputs["input_ids"], tensors(WHOLE, "inputs")["input_ids"][:, :width])
     outputs = model(**inputs)
 
     for ours, theirs in {
@@ -138,8 +147,8 @@ def test_model_forward_losses_and_gradients(attention, padding):
 
 
 def check_gradient_norms(ours: dict[str, torch.Tensor | None]):
-    norms = json.loads((FIXTURES / "tiny_melp" / "gradient_norms.json").read_text())
-    shapes = tensors("tiny_melp", "weights")
+    norms = json.loads((WHOLE / "gradient_norms.json").read_text())
+    shapes = tensors(WHOLE, "weights")
     compared = 0
     for name, norm in norms.items():
         # Stacked query, key and value gradients have one norm: that of ours together.
@@ -155,11 +164,12 @@ def check_gradient_norms(ours: dict[str, torch.Tensor | None]):
     assert compared > 100
 
 
+@needs_reference
 def test_text_tower_hidden_states_and_padding(attention):
     """[CLS] keeps its position, so every text state is the same however the batch was padded."""
-    model = convert(FIXTURES / "tiny_melp").model
+    model = convert(WHOLE).model
     model.set_attn_implementation(attention)
-    expected = tensors("tiny_melp", "outputs")
+    expected = tensors(WHOLE, "outputs")
     embeds = {}
     for padding in ("max_length", "longest"):
         inputs = melp_inputs(padding)
@@ -173,21 +183,23 @@ def test_text_tower_hidden_states_and_padding(attention):
     assert_near(embeds["longest"], embeds["max_length"], 1e-6)
 
 
+@needs_reference
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_ids(attention, use_cache):
-    model = convert(FIXTURES / "tiny_melp").model
+    model = convert(WHOLE).model
     model.set_attn_implementation(attention)
     calls = []
     model.ecg_model.register_forward_hook(lambda *_: calls.append(1))
     ids = model.generate(
-        tensors("tiny_melp", "inputs")["ecg"], max_length=20, min_length=5, do_sample=False, use_cache=use_cache
+        tensors(WHOLE, "inputs")["ecg"], max_length=20, min_length=5, do_sample=False, use_cache=use_cache
     )
-    assert torch.equal(ids, tensors("tiny_melp", "outputs")["generate_top_k_1_seq_len_20"])
+    assert torch.equal(ids, tensors(WHOLE, "outputs")["generate_top_k_1_seq_len_20"])
     assert len(calls) == 1, "the ECG is encoded once a generation"
 
 
+@needs_reference
 def test_every_key_is_mapped_or_dropped_by_name(tmp_path):
-    weights = tensors("tiny_melp", "weights")
+    weights = tensors(WHOLE, "weights")
     _, table = map_state_dict(weights, MODEL_RULES)
     assert {row.source for row in table} == set(weights)
     dropped = {row.source for row in table if row.target == "-"}
@@ -196,7 +208,7 @@ def test_every_key_is_mapped_or_dropped_by_name(tmp_path):
     with pytest.raises(ValueError, match="proj_x.weight"):
         map_state_dict({"proj_x.weight": torch.zeros(1)}, MODEL_RULES)
 
-    (tmp_path / "config.json").write_text((FIXTURES / "tiny_melp" / "config.json").read_text())
+    (tmp_path / "config.json").write_text((WHOLE / "config.json").read_text())
     del weights["proj_t.2.bias"]
     save_file(weights, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="text_projection.2.bias"):
@@ -204,7 +216,7 @@ def test_every_key_is_mapped_or_dropped_by_name(tmp_path):
 
 
 def test_command_writes_a_folder(tmp_path, capsys):
-    main([str(FIXTURES / "tiny_encoder"), "--output", str(tmp_path / "encoder")])
+    main([str(ENCODER), "--output", str(tmp_path / "encoder")])
     printed = capsys.readouterr().out
     assert "dropped: left over from self-supervised pre-training" in printed and "trust_remote_code" in printed
     assert MelpFeatureExtractor.from_pretrained(tmp_path / "encoder").scaling == "minmax"
@@ -213,22 +225,24 @@ def test_command_writes_a_folder(tmp_path, capsys):
         main([str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
 
 
+@needs_reference
 def test_command_writes_a_whole_model_with_its_tokenizer(tmp_path, capsys):
     source = tmp_path / "source"
-    shutil.copytree(FIXTURES / "tiny_melp", source)
+    source.mkdir()  # the reference's own may be read-only
+    for file in WHOLE.iterdir():
+        shutil.copyfile(file, source / file.name)
     main([str(source), "--output", str(tmp_path / "without")])
     assert "--tokenizer" in capsys.readouterr().out
-    vocab = json.loads((source / "text.json").read_text())["vocab"]
+    vocab = TEXT["vocab"]
     (source / "vocab.txt").write_text("\n".join(vocab) + "\n")
     main([str(source), "--output", str(tmp_path / "model")])
     model, processor = MelpModel.from_pretrained(tmp_path / "model"), MelpProcessor.from_pretrained(tmp_path / "model")
-    inputs = tensors("tiny_melp", "inputs")
-    report = json.loads((source / "text.json").read_text())["reports"][1]
-    ids = processor(text=report, return_tensors="pt")
+    inputs = tensors(WHOLE, "inputs")
+    ids = processor(text=TEXT["reports"][1], return_tensors="pt")
     assert torch.equal(ids["input_ids"][0], inputs["input_ids"][1, : ids["input_ids"].shape[1]])
     with torch.no_grad():
         embedding = model.get_text_features(ids["input_ids"]).pooler_output[0]
-    assert_near(embedding, tensors("tiny_melp", "outputs")["text_latent"][1])
+    assert_near(embedding, tensors(WHOLE, "outputs")["text_latent"][1])
     (source / "vocab.txt").write_text("\n".join(vocab[:100]) + "\n")
     with pytest.raises(SystemExit, match="101 tokens with"):
         main([str(source), "--output", str(tmp_path / "wrong")])

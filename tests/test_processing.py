@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from original import TEXT, WHOLE, needs_reference
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
@@ -30,7 +31,6 @@ from signal_melp import (
 )
 
 REPO = Path(__file__).resolve().parent.parent
-FIXTURE = REPO / "tests" / "fixtures" / "tiny_melp"
 USUAL_ORDER = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 
 
@@ -57,7 +57,7 @@ def extractor():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocab = json.loads((FIXTURE / "text.json").read_text())["vocab"]
+    vocab = TEXT["vocab"]
     return BertTokenizer(vocab={token: index for index, token in enumerate(vocab)}, bos_token="[BOS]")
 
 
@@ -691,11 +691,11 @@ def test_real_array_paths_agree(ecg_data):
 # Text
 
 
+@needs_reference
 def test_text_matches_the_original(extractor, tokenizer):
-    reports = json.loads((FIXTURE / "text.json").read_text())["reports"]
-    inputs, outputs = (load_file(FIXTURE / f"{name}.safetensors") for name in ("inputs", "outputs"))
+    inputs, outputs = (load_file(WHOLE / f"{name}.safetensors") for name in ("inputs", "outputs"))
     processor = MelpProcessor(extractor, tokenizer, sentence_split="original", max_text_length=64)
-    out = processor(text=reports, padding="max_length", return_tensors="pt")
+    out = processor(text=TEXT["reports"], padding="max_length", return_tensors="pt")
     torch.testing.assert_close(out.input_ids, inputs["input_ids"], rtol=0, atol=0)
     torch.testing.assert_close(out.attention_mask, inputs["attention_mask"], rtol=0, atol=0)
     torch.testing.assert_close(out.sentence_ids.amax(1) + 1, outputs["sent_lengths"], rtol=0, atol=0)

@@ -16,12 +16,13 @@ from original import (
     BACKBONE,
     ENCODER,
     FIXTURES,
+    TEXT,
     WHOLE,
     assert_equal,
     bert_folder,
     fairseq_checkpoint,
+    needs_reference,
     tokenizer_folder,
-    vocabulary,
     weights,
 )
 from safetensors.torch import load_file, save_file
@@ -220,6 +221,7 @@ def test_older_names_of_the_weight_norm(tmp_path):
     assert_encoder(MelpEcgModel.from_pretrained(run(source, "--output", tmp_path / "model")))
 
 
+@needs_reference
 def test_lightning_checkpoint(tmp_path, capsys):
     """Numpy numbers and a Namespace are read without unpickling code; heads and special tokens are asked for."""
     path, words = tmp_path / "epoch=3.ckpt", tokenizer_folder(tmp_path / "words")
@@ -239,9 +241,9 @@ def test_lightning_checkpoint(tmp_path, capsys):
         1,
         182,
     )
-    reports = json.loads((WHOLE / "text.json").read_text())["reports"]
+    texts = processor(text=TEXT["reports"], return_tensors="pt")
     with torch.no_grad():
-        outs = model(load_file(WHOLE / "inputs.safetensors")["ecg"], **processor(text=reports, return_tensors="pt"))
+        outs = model(load_file(WHOLE / "inputs.safetensors")["ecg"], **texts)
     for name, theirs in {"ecg_embeds": "ecg_latent", "text_embeds": "text_latent"}.items():
         torch.testing.assert_close(outs[name], outputs(WHOLE)[theirs], atol=1e-4, rtol=0)
     assert outs.caption_loss.item() == pytest.approx(outputs(WHOLE)["loss_caption_unweighted"].item(), rel=1e-4)
@@ -276,6 +278,7 @@ def test_fairseq_signals_at_its_own_depth_and_with_old_settings(tmp_path):
     assert (config.num_hidden_layers, config.num_attention_heads) == (12, 4)
 
 
+@needs_reference
 def test_bert_starts_the_text_tower(tmp_path, capsys):
     output = run(bert_folder(tmp_path / "bert"), "--output", tmp_path / "model")
     printed = capsys.readouterr().out
@@ -295,6 +298,7 @@ def test_bert_starts_the_text_tower(tmp_path, capsys):
     torch.testing.assert_close(states[real], outputs(WHOLE)["text_token_embs"][real], atol=1e-4, rtol=0)
 
 
+@needs_reference
 @pytest.mark.parametrize(("kind", "file"), [("published", "model.safetensors"), ("fairseq", "pytorch_model.bin")])
 def test_text_model_beside_an_ecg_encoder(tmp_path, capsys, kind, file):
     ecg = published_folder(tmp_path / "ecg") if kind == "published" else fairseq_checkpoint(tmp_path / "ecg.pt")
@@ -330,7 +334,7 @@ def test_hub_id_at_a_revision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["published", "whole"])
+@pytest.mark.parametrize("kind", ["published", pytest.param("whole", marks=needs_reference)])
 def test_there_and_back_again(tmp_path, kind, dtype):
     source = tmp_path / "source"
     if kind == "published":
@@ -426,7 +430,7 @@ class Bomb:
 
 def test_checkpoints_run_nothing(tmp_path):
     path, crater = tmp_path / "model.ckpt", tmp_path / "crater"
-    torch.save({"state_dict": weights(WHOLE), "callbacks": Bomb(crater)}, path)
+    torch.save({"state_dict": weights(), "callbacks": Bomb(crater)}, path)
     refused("mkdir.*can run code.*weights_only=False", path, "--output", tmp_path / "model")
     assert not crater.exists()
     path.write_bytes(path.read_bytes()[:5000])
@@ -570,11 +574,12 @@ def test_absurd_sizes_of_the_whole_model(message, fields):
         MelpConfig(**fields)
 
 
+@needs_reference
 def test_text_model_must_be_a_bert_beside_an_ecg_encoder(tmp_path):
     output = ["--output", tmp_path / "model"]
     refused("is a BERT, and goes with an ECG encoder", ENCODER, "--text-model", ENCODER, *output)
     refused("is a BERT, and goes with an ECG encoder", WHOLE, "--text-model", bert_folder(tmp_path / "bert"), *output)
-    tokenizer_folder(tmp_path / "other", vocabulary()[:100])
+    tokenizer_folder(tmp_path / "other", TEXT["vocab"][:100])
     refused("--tokenizer is for a model that reads text", ENCODER, "--tokenizer", tmp_path / "other", *output)
     refused("101 tokens with", tmp_path / "bert", "--tokenizer", tmp_path / "other", *output)
     BertModel(BertConfig.from_pretrained(tmp_path / "bert", hidden_size=32)).save_pretrained(tmp_path / "narrow")
@@ -593,6 +598,7 @@ def test_nothing_half_written_and_nothing_overwritten(tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["precious"]
 
 
+@needs_reference
 def test_sources_are_recognised_by_content(tmp_path):
     kinds = {
         read_source(source).kind

@@ -14,7 +14,7 @@ import yaml
 from hub_server import HubServer, Repository, environment
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
-from original import assert_equal, bert_folder, fairseq_checkpoint
+from original import assert_equal, bert_folder, fairseq_checkpoint, needs_reference
 from safetensors.torch import load_file, save_file
 from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
 from transformers.dynamic_module_utils import check_imports, get_imports
@@ -242,6 +242,7 @@ def test_push_and_pull_by_branch_tag_and_commit(server, hub, tmp_path):
 
 
 @pytest.mark.slow
+@needs_reference
 def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, tmp_path):
     """ID/FILE and ID, each at a revision that is no longer the newest."""
     sources = {"doctor/ecg-fm": [fairseq_checkpoint(tmp_path / "ecg-fm.pt")]}
