@@ -25,7 +25,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, metavar="DATA", help="prepared folder, ID or ID@REVISION")
     add("--split", default="validation", help="whose recordings to take, or all (validation)")
     add("--label-set", nargs="+", metavar="NAME", help="label sets to calibrate on (all of the folder)")
-    add("--coverage", type=float, default=0.9, metavar="X", help="of the verdicts, with and without a finding (0.9)")
+    add("--coverage", type=float, metavar="X", help="of the verdicts, with and without a finding (0.9)")
     add("--prompts", metavar="FILE", help="YAML or JSON of label set, label and prompts (our own)")
     add("--passport", action="store_true", help="also measure and calibrate with fewer leads, less time, and prints")
     add("--adapt", action="store_true", help="tune the model's findings.json again on local labels; see before, after")
@@ -35,6 +35,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="recordings encoded at once (64)")
     add("--num-workers", type=int, default=0, help="reading processes (0)")
     options = parser.parse_args(arguments)
+    if options.adapt and any((options.coverage, options.label_set, options.prompts)):
+        parser.error("--adapt keeps coverage, labels and prompts of findings.json: calibrate anew to change them")
+    options.coverage = 0.9 if options.coverage is None else options.coverage
     if not 0.5 <= options.coverage <= 0.99:
         parser.error(f"--coverage must be from 0.5 to 0.99, not {options.coverage:g}")
     if options.labels is not None and (not options.adapt or options.labels < 10):

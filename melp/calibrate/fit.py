@@ -1,7 +1,7 @@
 """Fits `findings.json`, and tunes it again on a few local labels."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,17 @@ import numpy as np
 from datasets import Dataset
 from sklearn.model_selection import GroupKFold
 
-from findings_melp import FINDINGS, LIMITS, WHOLE, embed_prompts, read_file, weights_mark
+from findings_melp import (
+    CONDITIONS,
+    FINDINGS,
+    LIMITS,
+    NUMBERS,
+    WHOLE,
+    check_weights,
+    embed_prompts,
+    read_file,
+    weights_mark,
+)
 from melp.calibrate.passport import passport_row, transforms
 from melp.data.prepared import about_prepared, get_split, load_prepared
 from melp.evaluation.calibration import (
@@ -28,7 +38,7 @@ from melp.evaluation.calibration import (
     worded,
 )
 from melp.evaluation.encoding import encode
-from melp.evaluation.finding_labels import finding_targets, findings_in
+from melp.evaluation.finding_labels import finding_targets, findings_in, rests_on, whole_recordings
 from melp.evaluation.metrics import interval, resample
 from melp.evaluation.models import Runtime, load_model
 from melp.evaluation.overlap import leaks_from_run, overlaps
@@ -40,6 +50,7 @@ from modeling_melp import MelpModel
 
 FOLDS = 5
 MOST_LOCAL = 500  # labels of `--adapt`: with more, calibrate anew
+PASSPORT_FIGURES = ("auroc", "low", "high", "positives")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +74,7 @@ class Calibration:
     """A model, labelled recordings, and the similarities of the two.
 
     Raises:
-        ValueError: where the model has no text tower, or the recordings no labels.
+        ValueError: where the model has no text tower, or no recording has all leads for 10 s.
     """
 
     def __init__(self, options: Options, runtime: Runtime):
@@ -72,14 +83,16 @@ class Calibration:
         self.model, self.processor = load_model(options.model, runtime.device)
         if not isinstance(self.model, MelpModel):
             raise ValueError(f"{options.model} has no text tower: findings need a whole MELP model.")
-        self.rows = get_split(load_prepared(options.data), options.split, options.data)
+        rows = get_split(load_prepared(options.data), options.split, options.data)
+        derive, where = self.processor.feature_extractor.derive_leads, f"{options.data} ({options.split})"
+        self.rows, self.notes = whole_recordings(rows, derive, where)
         self.patients = np.asarray(self.rows["patient"])
         self.file = Path(options.output or self.folder / FINDINGS)
 
     def warnings(self) -> list[str]:
-        """Names what makes the figures too good."""
+        """Names what makes the figures too good, and recordings that are not used."""
         notes = overlaps(self.options.model, [about_prepared(self.options.data)["database"]])
-        return notes + leaks_from_run(self.options.model, self.rows)
+        return self.notes + notes + leaks_from_run(self.options.model, self.rows)
 
     def similarities(self, texts: np.ndarray, rows: Dataset, name: str, transform=None) -> np.ndarray:
         """Returns (recordings, findings)."""
@@ -132,22 +145,25 @@ class Calibration:
         return np.flatnonzero(~np.isnan(column))
 
     def _add_passport(self, findings: dict[str, dict], targets: np.ndarray, texts: np.ndarray):
-        # No recording of less than 10 s, and none without all leads: what is taken away must have been there.
-        whole = [row for row, leads in enumerate(self.rows["leads"]) if len(set(leads)) == 12]
-        rows = self.rows.select(whole)
-        targets, patients, same = targets[whole], self.patients[whole], {}
-        extractor = self.processor.feature_extractor
-        for condition, transform in transforms(extractor.derive_leads).items():
-            key = "limb leads" if extractor.derive_leads and condition == "I, II" else condition
-            if key not in same:
-                same[key] = self.similarities(texts, rows, condition, transform)
+        for entry in findings.values():
+            entry["passport"] = {WHOLE: {key: entry[key] for key in PASSPORT_FIGURES}}
+        for condition, similarities in self._by_condition(texts, self.rows, CONDITIONS.keys() - {WHOLE}):
             for column, entry in enumerate(findings.values()):
                 chosen = self._labelled(targets[:, column])
-                parts = targets[chosen, column] > 0, same[key][chosen, column], patients[chosen]
-                if parts[0].any() and not parts[0].all():
-                    row = passport_row(*parts, self.options.coverage)
-                    own = {key: row[key] for key in ("auroc", "low", "high", "positives")}
-                    entry.setdefault("passport", {})[condition] = own if condition == WHOLE else row
+                parts = targets[chosen, column] > 0, similarities[chosen, column], self.patients[chosen]
+                entry["passport"][condition] = passport_row(*parts, self.options.coverage)
+
+    def _by_condition(
+        self, texts: np.ndarray, rows: Dataset, wanted: Collection[str]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields each condition with the similarities of recordings that are cut to it."""
+        derive, same = self.processor.feature_extractor.derive_leads, {}
+        for condition, transform in transforms(derive).items():
+            if condition in wanted:
+                key = "limb leads" if derive and condition == "I, II" else condition
+                if key not in same:
+                    same[key] = self.similarities(texts, rows, condition, transform)
+                yield condition, same[key]
 
     # -------------------------------------------------------------------------------------------------------- adapting
 
@@ -161,6 +177,10 @@ class Calibration:
         if not source.is_file():
             raise ValueError(f"{self.folder} has no {FINDINGS} to adapt: calibrate it first, without --adapt.")
         content = read_file(source)
+        check_weights(self.model, source)
+        about = about_prepared(self.options.data)
+        if rests_on(content.get("adapted", {}), [about["fingerprint"]], self.options.split):
+            raise ValueError(f"{source} was adapted on these recordings before: again would count their labels twice.")
         entries = content["findings"]
         targets = finding_targets(self.rows, entries)
         known = ~np.isnan(targets).all(axis=0)
@@ -171,6 +191,8 @@ class Calibration:
         local, rest = self._draw_local()
         if len(rest):
             parts = [(local, rest)]
+        elif len(set(self.patients)) < FOLDS:
+            raise ValueError(f"{self.options.data}: --adapt needs {FOLDS} patients to measure, better 50 and more.")
         else:
             folds = GroupKFold(FOLDS).split(local, groups=self.patients[local])
             parts = [(local[train], local[test]) for train, test in folds]
@@ -185,14 +207,39 @@ class Calibration:
             else f"measured in {FOLDS} folds over patients"
         )
         lines.insert(0, f"{len(local):,} local labels; {measured}. 95% intervals, bootstrap over patients.\n")
-        content["findings"] |= self._tuned(entries, targets, similarities, local)
-        about = about_prepared(self.options.data)
-        names = ("database", "fingerprint")
-        content["adapted"] = {name: about[name] for name in names} | {
+        tuned = self._tuned(entries, targets, similarities, local)
+        conditions = self._tune_passport(tuned, targets, local)
+        tuned = {name: entry for name, entry in tuned.items() if "local" in entry}
+        others = [name for name in content["findings"] if name not in tuned]
+        content["findings"] |= tuned
+        content["adapted"] = {name: about[name] for name in ("database", "fingerprint")} | {
             "split": self.options.split,
             "records": len(local),
+            "findings": list(tuned),
+            "passport": conditions,
         }
+        if conditions:
+            lines.append(
+                f"Passport: the curves for {'; '.join(conditions)} were tuned on the same recordings, cut; its AUROCs "
+                "are still those of the first calibration."
+            )
+        if others:
+            lines.append(f"No local label names them, so they stay as they were: {', '.join(others)}.")
         return content, lines
+
+    def _tune_passport(self, entries: dict[str, dict], targets: np.ndarray, chosen: np.ndarray) -> list[str]:
+        """Tunes the passport's curves of entries on the same recordings, cut; returns the conditions that have any."""
+        passports = {name: entry["passport"] for name, entry in entries.items() if "passport" in entry}
+        wanted = {key for passport in passports.values() for key, row in passport.items() if "slope" in row}
+        tuned = []
+        for condition, similarities in self._by_condition(self.texts(entries), self.rows.select(chosen), wanted):
+            tuned.append(condition)
+            for column, (name, entry) in enumerate(entries.items()):
+                row = passports.get(name, {}).get(condition, {})
+                if "slope" in row:
+                    known = targets[chosen, column], similarities[:, column], self.patients[chosen]
+                    entry["passport"] = entry["passport"] | {condition: tune(row, *known, entry["coverage"])}
+        return tuned
 
     def _draw_local(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the recordings to adapt on, whole patients as far as `--labels` goes, and the others."""
@@ -214,22 +261,23 @@ class Calibration:
         columns = enumerate(entries.items())
         patients = self.patients[chosen]
         return {
-            name: tune(entry, targets[chosen, column], similarities[chosen, column], patients)
+            name: tune(entry, targets[chosen, column], similarities[chosen, column], patients, entry["coverage"])
             for column, (name, entry) in columns
         }
 
 
-def tune(entry: dict, targets: np.ndarray, similarities: np.ndarray, patients: np.ndarray) -> dict:
-    """Returns a finding's entry, tuned on local recordings; what they are too few for is carried over.
+def tune(entry: dict, targets: np.ndarray, similarities: np.ndarray, patients: np.ndarray, coverage: float) -> dict:
+    """Returns a finding's entry, or a line of its passport, tuned on local recordings.
 
     The curve is corrected in slope and shift, the less the fewer they are; a limit is taken anew where as many
     patients as its coverage needs have (or lack) the finding, the thresholds where there are enough to calibrate.
+    What they are too few for is carried over.
     """
     known = ~np.isnan(targets)
     truth, similarities, patients = targets[known] > 0, similarities[known], patients[known]
     if not len(truth):
         return entry
-    old, coverage = Curve(entry["slope"], entry["intercept"]), entry["coverage"]
+    old = Curve(entry["slope"], entry["intercept"])
     curve = fit_curve(truth, similarities, prior=old)
     counts = {kind: len(np.unique(patients[truth == kind])) for kind in (True, False)}
     marks = {key: _similarity_at(old, entry[key]) for key in LIMITS}
@@ -237,23 +285,13 @@ def tune(entry: dict, targets: np.ndarray, similarities: np.ndarray, patients: n
         marks["absent_below"] = lower_limit(similarities[truth], patients[truth], coverage)
     if counts[False] >= least_count(coverage):
         marks["present_above"] = -lower_limit(-similarities[~truth], patients[~truth], coverage)
-    absent_below, present_above = worded(*(float(curve(marks[key])) for key in LIMITS))
-    thresholds = {name: float(curve(_similarity_at(old, value))) for name, value in entry["thresholds"].items()}
-    if min(counts.values()) >= MIN_PATIENTS:
-        thresholds = thresholds_for(truth, curve(similarities))
-    # What was calibrated for fewer leads is of the old curve: the figures of the passport stay, its curves go.
-    figures = ("auroc", "low", "high", "positives")
-    passport = {name: {key: row[key] for key in figures} for name, row in entry.get("passport", {}).items()}
-    return {
-        **entry,
-        "slope": curve.slope,
-        "intercept": curve.intercept,
-        "thresholds": thresholds,
-        "absent_below": absent_below,
-        "present_above": present_above,
-        "local": {"positives": int(truth.sum()), "negatives": int((~truth).sum())},
-        **({"passport": passport} if passport else {}),
-    }
+    limits = worded(*(float(curve(marks[key])) for key in LIMITS))
+    tuned = dict(zip((*NUMBERS, *LIMITS), (curve.slope, curve.intercept, *limits), strict=True))
+    if "thresholds" in entry:
+        carried = {name: float(curve(_similarity_at(old, value))) for name, value in entry["thresholds"].items()}
+        enough = min(counts.values()) >= MIN_PATIENTS
+        tuned["thresholds"] = thresholds_for(truth, curve(similarities)) if enough else carried
+    return entry | tuned | {"local": {"positives": int(truth.sum()), "negatives": int((~truth).sum())}}
 
 
 def _similarity_at(curve: Curve, probability: float) -> float:

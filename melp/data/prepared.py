@@ -52,7 +52,10 @@ def about_prepared(path: str | Path) -> dict:
     For a folder without that file the database is the folder's name, the fingerprint None.
     """
     file = prepared_folder(path) / ABOUT
-    return read_json(file) if file.is_file() else {"database": str(path), "fingerprint": None}
+    if file.is_file():
+        return read_json(file)
+    local = parse_source(str(path)).path  # whose parents are nobody's business: `findings.json` and cards are published
+    return {"database": str(path) if local is None else local.resolve().name, "fingerprint": None}
 
 
 def load_prepared(path: str | Path) -> DatasetDict:

@@ -5,12 +5,15 @@ of its first prompt; several labels that name it (AMI, ASMI, ALMI: anterior infa
 sets that have it, the one that labels the most recordings is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
-from melp.data.prepared import label_matrix, label_sets
+from findings_melp import LIMB, WHOLE, condition_of
+from melp.data.prepared import ALL, label_matrix, label_sets
+from melp.data.stored import STORED_RATE
 from melp.evaluation.correspondences import finding_of, labels_of
 from melp.evaluation.prompts import PROMPTS, load_yaml, prompts_elsewhere
 
@@ -72,3 +75,35 @@ def finding_targets(rows: Dataset, findings: dict[str, dict]) -> np.ndarray:
             matrix, labelled = matrices[best[1]]
             targets[labelled, column] = matrix[:, best[2]].any(axis=1)
     return targets
+
+
+def whole_recordings(rows: Dataset, derive: bool, where: str) -> tuple[Dataset, list[str]]:
+    """Returns the recordings that a calibration without a condition is of, all leads for 10 s, and a note of others.
+
+    What is told of fewer leads, or of less time, has curves of its own: the passport's.
+
+    Args:
+        derive: whether two limb leads give the others, as the processor takes them.
+        where: the data as errors name them.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    whole = []
+    for batch in rows.select_columns(["leads", "signal"]).with_format("arrow").iter(1000):
+        sizes = pc.binary_length(batch["signal"]).to_pylist()
+        for names, size in zip(batch["leads"].to_pylist(), sizes, strict=True):
+            leads = set(names) | (LIMB if derive and len(LIMB & set(names)) > 1 else set())
+            seconds = size / 2 / max(len(names), 1) / STORED_RATE  # int16
+            whole.append(condition_of({"seconds": seconds, "masked_leads": (), "nan_share": 0}, leads) == WHOLE)
+    if not any(whole):
+        raise ValueError(f"{where} has no recording of 12 leads and 10 s, which a calibration is of.")
+    left_out = whole.count(False)
+    notes = [f"Left out: {left_out:,} recordings of fewer than 12 leads, or less than 10 s."] if left_out else []
+    return rows.select(np.flatnonzero(whole)) if left_out else rows, notes
+
+
+def rests_on(data: Mapping, fingerprints: Collection[str | None], split: str) -> bool:
+    """Whether a part of `findings.json` (`data` or `adapted`) was made with recordings of a split of these folders."""
+    known = data.get("fingerprint") is not None and data["fingerprint"] in fingerprints
+    return known and (data["split"] == split or ALL in (data["split"], split))

@@ -92,7 +92,16 @@ def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_pa
     printed, adapted = capsys.readouterr().out, json.loads((model / "findings.json").read_text())
     assert "before | after" in printed and 'share of "cannot say"' in printed and "60 local labels" in printed
     assert adapted["adapted"]["records"] == 60 and adapted["findings"][name]["slope"] != entry["slope"]
-    assert "slope" not in adapted["findings"][name]["passport"]["limb leads"]
+    before, after = (content["findings"][name]["passport"], adapted["findings"][name]["passport"])
+    for condition in ("limb leads", "5 s"):
+        assert after[condition]["slope"] != before[condition]["slope"], "curves for less are tuned, too"
+        assert after[condition]["auroc"] == before[condition]["auroc"] and after[condition]["local"]
+    assert "Passport: the curves for limb leads" in printed and "3x4" in adapted["adapted"]["passport"]
+    assert read_findings(str(model))[name].under("I, II").slope == after["I, II"]["slope"]
+    with pytest.raises(SystemExit, match="adapted on these recordings before"):
+        main([str(model), "--data", data, "--split", "train", "--adapt", "--labels", "60"])
+    results, _ = evaluate(evaluated, "calibration", str(model), tmp_path / "all", "--split", "all", data="data")
+    assert "WARNING: the model was calibrated on some" in " ".join(results["notes"]), "all has train among it"
 
     loaded = MelpModel.from_pretrained(model)
     loaded.save_pretrained(tmp_path / "copy")
@@ -116,6 +125,27 @@ def test_what_cannot_be_is_refused(evaluated, model):
         main([str(evaluated / "encoder"), "--data", str(evaluated / "data")])
     with pytest.raises(SystemExit, match="is not calibrated"):
         evaluate(evaluated, "calibration", str(model), model / "out", data="data")
+    (model / "findings.json").write_text(json.dumps({"findings": {}, "weights": [0.5] * 16}))
+    with pytest.raises(SystemExit, match="made with other weights"):
+        main([str(model), "--data", str(evaluated / "data"), "--adapt"])
+    with pytest.raises(SystemExit):
+        main([str(model), "--data", str(evaluated / "data"), "--adapt", "--coverage", "0.8"])
+
+
+def test_what_the_adaptation_does_not_label_is_named(evaluated, knowing, model, capsys):
+    knowing(evaluated)
+    data = str(evaluated / "data")
+    main([str(model), "--data", data, "--split", "train"])
+    file = model / "findings.json"
+    content = json.loads(file.read_text())
+    first = next(iter(content["findings"]))
+    content["findings"]["a finding of elsewhere"] = content["findings"][first] | {"label_set": "x", "labels": ["y"]}
+    file.write_text(json.dumps(content))
+    main([str(model), "--data", data, "--split", "test", "--adapt"])
+    adapted = json.loads(file.read_text())
+    assert "stay as they were: a finding of elsewhere" in capsys.readouterr().out
+    assert adapted["findings"]["a finding of elsewhere"] == content["findings"]["a finding of elsewhere"]
+    assert first in adapted["adapted"]["findings"] and adapted["adapted"]["passport"] == []
 
 
 def test_limits_are_taken_anew_where_labels_are_enough():
@@ -124,14 +154,15 @@ def test_limits_are_taken_anew_where_labels_are_enough():
     generator = np.random.default_rng(0)
     targets = np.array([1.0] * 5 + [0.0] * 60)
     similarities = np.r_[np.full(5, 0.5), 0.2 + 0.02 * generator.normal(size=60)]
-    few = tune(entry, targets, similarities, np.arange(65))
+    few = tune(entry, targets, similarities, np.arange(65), 0.9)
     curve = lambda s, e: 1 / (1 + np.exp(-e["slope"] * s - e["intercept"]))  # noqa: E731
     carried = (np.log(0.2 / 0.8) + 12) / 40
     assert few["absent_below"] == pytest.approx(curve(carried, few)), "5 with it are too few: the old limit stays"
     assert few["local"] == {"positives": 5, "negatives": 60}
-    more = tune(entry, np.r_[np.ones(20), np.zeros(60)], np.r_[np.full(20, 0.25), np.full(60, 0.2)], np.arange(80))
+    targets, similarities = np.r_[np.ones(20), np.zeros(60)], np.r_[np.full(20, 0.25), np.full(60, 0.2)]
+    more = tune(entry, targets, similarities, np.arange(80), 0.9)
     assert more["absent_below"] == pytest.approx(min(0.5, curve(0.25, more)))
-    assert tune(entry, np.full(3, np.nan), np.zeros(3), np.arange(3)) == entry
+    assert tune(entry, np.full(3, np.nan), np.zeros(3), np.arange(3), 0.9) == entry
 
 
 def test_conditions_take_away_what_they_say():

@@ -28,7 +28,7 @@ def test_a_folder_saved_again_is_read(corpus, tmp_path):
     folder = changed(corpus, tmp_path / "again", {})
     assert not (folder / "melp.json").exists()
     assert len(load_prepared(folder)["train"]) == len(load_prepared(corpus)["train"])
-    assert about_prepared(folder)["fingerprint"] is None
+    assert about_prepared(folder) == {"database": folder.name, "fingerprint": None}, "no path: it is published"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from melp.evaluation import figures as draw
 from melp.evaluation.calibration import MEASURES, measures, verdict_arrays
 from melp.evaluation.classification import filled_split
 from melp.evaluation.encoding import encode
-from melp.evaluation.finding_labels import finding_targets
+from melp.evaluation.finding_labels import finding_targets, rests_on, whole_recordings
 from melp.evaluation.folders import load_folders
 from melp.evaluation.metrics import auroc, interval, resample
 from melp.evaluation.models import Runtime, load_models
@@ -21,7 +21,9 @@ def run(settings: Calibration, runtime: Runtime) -> Results:
     """Measures every finding that the data label; see `Calibration`."""
     rows = filled_split(load_folders(settings.data), settings.split, settings.where)
     models = load_models(settings, runtime, text=True, untrained=False)
+    rows, notes = whole_recordings(rows, models["model"][1].feature_extractor.derive_leads, settings.where)
     results = Results.start(settings, rows)
+    results.notes += notes
     for name, source in {"model": settings.model, **settings.comparison_models}.items():
         measured = _measure(settings, runtime, rows, name, source, models[name])
         _add(results, name, measured, settings)
@@ -57,7 +59,7 @@ def _measure(settings, runtime, rows, name: str, source: str, pair) -> dict:
         "probabilities": arrays[1],
         "values": statistic(np.ones((1, len(rows))))[0],
         "draws": resample(list(rows["patient"]), statistic, settings.samples, settings.seed),
-        "fitted_on": content.get("data", {}),
+        "rests_on": [content.get(part, {}) for part in ("data", "adapted")],
     }
 
 
@@ -104,9 +106,9 @@ def _add(results: Results, name: str, measured: dict, settings: Calibration):
             for row in lines
         ],
     )
-    fitted_on = measured["fitted_on"]
-    if fitted_on.get("fingerprint") in results.fingerprints["data"].values() and fitted_on["split"] == settings.split:
-        results.notes.append("WARNING: these are the recordings that the model was calibrated on: too good for use.")
+    folders = results.fingerprints["data"].values()
+    if any(rests_on(part, folders, settings.split) for part in measured["rests_on"]):
+        results.notes.append("WARNING: the model was calibrated on some or all of these recordings: too good for use.")
 
 
 def _add_pictures(results: Results, rows, measured: dict):
