@@ -33,6 +33,7 @@ from melp.evaluation.calibration import (
     least_count,
     lower_limit,
     measures,
+    passport_table,
     thresholds_for,
     verdict_arrays,
     worded,
@@ -344,13 +345,8 @@ def describe(content: dict) -> str:
         labels = f"{entry['label_set']}: {', '.join(entry['labels'])}"
         rows.append([name, labels, entry["positives"], entry["negatives"], area, *limits_shown])
     parts = [table(header, rows)]
-    conditions = list(dict.fromkeys(key for e in content["findings"].values() for key in e.get("passport", {})))
-    if conditions:
-        rows = []
-        for name, entry in content["findings"].items():
-            cells = [entry["passport"].get(condition) for condition in conditions]
-            rows.append([name, *(f"{c['auroc']:.2f} ({c['low']:.2f} to {c['high']:.2f})" if c else "" for c in cells)])
-        parts.append("Passport: AUROC from less\n\n" + table(["finding", *conditions], rows))
+    if passport := passport_table(content["findings"], intervals=True):
+        parts.append("Passport: AUROC from less\n\n" + passport)
     if content["refused"]:
         rows = [[name, reason] for name, reason in content["refused"].items()]
         parts.append("Not calibrated, and left out:\n\n" + table(["finding", "reason"], rows))

@@ -7,7 +7,8 @@
 In the template stand, between double braces: `figure RUN METRIC`, a figure with its interval; `value RUN METRIC`,
 without; `difference RUN METRIC`, a paired difference and whether it holds; `class RUN LABEL COLUMN`, a figure of a
 class; `table RUN TITLE`, a table as evaluate.py printed it; `records RUN` and `patients RUN`; `command RUN`, what made
-it. RUN is the name of a stored results.json.
+it. RUN is the name of a stored results.json. `passport FILE` is the table of a findings.json: AUROC with fewer leads,
+less time, and from prints; FILE is named as runs are: `../../findings` is the one of the root.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from melp.evaluation.calibration import passport_table
 from melp.evaluation.results import difference, with_bounds
 from melp.files import write_atomically
 
@@ -64,6 +66,8 @@ def _value(field: str, runs: Path) -> str:
                 return results["tables"][title]
             case ("records" | "patients", []):
                 return f"{results[kind]:,}"
+            case ("passport", []):
+                return passport_table(results["findings"])
             case ("command", []):
                 return results["command"]
     except (KeyError, StopIteration) as error:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from findings_melp import FINDINGS, check_weights, read_file, read_findings
+from melp.evaluation.calibration import passport_table
 from melp.evaluation.results import difference, with_bounds
 from melp.hub.runs import STARTS, Run, is_hub_id, read_results, read_run
 from melp.markdown import Markdown, escape, table
@@ -41,7 +43,8 @@ def make_card(
         template: an edited copy of `melp/hub/model_card.md`.
 
     Raises:
-        ValueError: naming a file of the run, a `results.json` or a template that cannot be read.
+        ValueError: naming a file of the run, a `results.json`, a `findings.json` or a template that cannot be read, or
+            a `findings.json` of other weights.
     """
     run = read_run(run_folder) if run_folder is not None else None
     evaluations = read_results([*sorted(run_folder.glob("*/results.json")), *results] if run else list(results))
@@ -66,6 +69,7 @@ def make_card(
             **_run_facts(run),
             results=results_table(evaluations),
             subgroups=subgroups_table(evaluations),
+            calibration=_calibration(model, folder),
             citation=CITATION.read_text().strip(),
         )
     except (OSError, UnicodeDecodeError) as error:
@@ -151,6 +155,22 @@ def _model_facts(model, folder: Path, repo_id: str | None) -> dict:
         "report_tokens": model.config.max_text_length - 1 if whole else None,
         "onnx": [f"`{path.name}`" for path in sorted((folder / "onnx").glob("*.onnx"))],
     }
+
+
+def _calibration(model, folder: Path) -> dict | None:
+    """Returns what the template needs to know of the model's `findings.json`, None where it has none."""
+    file = folder / FINDINGS
+    if not file.is_file() or model.config.model_type != "melp":
+        return None
+    check_weights(model, file)
+    count, content = len(read_findings(str(folder))), read_file(file)
+    rests_on = {}
+    for name in ("data", "adapted"):
+        if part := content.get(name):
+            where = f"{escape(dataset_name(part['database']))} ({escape(part['split'])})"
+            rests_on[name] = f"{part['records']:,} recordings of {where}"
+    coverage, passport = content.get("calibration", {}).get("coverage"), passport_table(content["findings"])
+    return {"count": count, "coverage": coverage, "passport": passport, **rests_on}
 
 
 def _run_facts(run: Run | None) -> dict:

@@ -78,3 +78,12 @@ def test_a_field_without_its_figure_is_an_error(tmp_path, field, message):
 def test_the_page_of_this_repository_is_up_to_date(monkeypatch):
     monkeypatch.chdir(REPO)
     main(["--check"])
+
+
+def test_a_page_shows_the_passport_of_a_model(tmp_path):
+    row = {"auroc": 0.91, "low": 0.8, "high": 0.95, "positives": 40}
+    content = {"findings": {"x": {"passport": {"12 leads": row, "I": row | {"low": 0.6}}}, "y": {}}}
+    (tmp_path / "findings.json").write_text(json.dumps(content))
+    assert fill("{{passport findings}}", tmp_path) == (
+        "| finding | positives | 12 leads | I |\n| --- | ---: | ---: | ---: |\n| x | 40 | 0.91 | (0.91) |"
+    )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
 from transformers.dynamic_module_utils import check_imports, get_imports
 
+from findings_melp import weights_mark
 from melp.convert.model import convert
 from melp.evaluation.models import load_model
 from melp.hub.model_card import make_card
@@ -432,6 +433,36 @@ def test_names_that_break_tables_do_not_break_the_card(tmp_path):
     text = str(make_card(model, tmp_path, results=[tmp_path])).split("---", 2)[2]
     (row,) = [line for line in text.splitlines() if line.startswith("| zero-shot")]
     assert row.count("|") - row.count(r"\|") == 8 and r"a\|b" in row and "<img" not in text
+
+
+def test_card_tells_what_a_calibration_gives_with_fewer_leads(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    assert "calibrat" not in str(make_card(model, tmp_path))
+    row = {"auroc": 0.912, "low": 0.85, "high": 0.95, "positives": 40}
+    entry = {"prompts": ["a|b."], "slope": 9.0, "intercept": -1.0, "absent_below": 0.1, "present_above": 0.6}
+    passport = {"12 leads": row, "I, II": row | {"auroc": 0.801, "low": 0.699}}
+    content = {
+        "findings": {"a|b": entry | {"coverage": 0.9, "passport": passport}, "c": entry | {"passport": {"I": row}}},
+        "data": {"database": "ptbxl", "fingerprint": "0", "split": "validation", "records": 1330, "patients": 1312},
+        "adapted": {"database": "synthetic", "fingerprint": "1", "split": "all", "records": 60},
+        "calibration": {"coverage": 0.9},
+        "weights": weights_mark(model),
+    }
+    (tmp_path / "findings.json").write_text(json.dumps(content))
+    text = str(make_card(model, tmp_path))
+    for expected in (
+        "for 2 findings, calibrated on 1,330 recordings of ptbxl (validation), tuned on 60 recordings of synthetic",
+        "90% or more are not called",
+        r"| finding | positives | 12 leads | I, II | I |",
+        r"| a\|b | 40 | 0.91 | (0.80) | - |",
+        "| c | 40 | - | - | 0.91 |",
+        "except for the findings that are calibrated",
+    ):
+        assert expected in text, text
+    (tmp_path / "findings.json").write_text(json.dumps(content | {"weights": [0.5] * 16}))
+    with pytest.raises(ValueError, match="made with other weights"):
+        make_card(model, tmp_path)
 
 
 def test_card_refuses_results_that_lack_something(tmp_path):
