@@ -64,6 +64,12 @@ def denying(name: str) -> frozenset[str]:
 
 
 @cache
+def unclear_beside(family: str) -> list[str]:
+    """Returns the findings beside which a family's words may be true though it has no finding: a slow fibrillation."""
+    return wordings()["general"][family].get("beside", [])
+
+
+@cache
 def plain_wordings(name: str) -> list[str]:
     """Returns a cart's words for a finding: the usual ones, but none that holds the name of another finding."""
     others = [other for other in FINDINGS if other not in name]
@@ -113,15 +119,20 @@ def _draw_statement(rng: np.random.Generator, texts: list[str]) -> str:
 
 
 def _where(levels: np.ndarray, threshold: float) -> str:
-    """Name of the region whose `levels` (12,) reach the threshold."""
+    """Name of the region whose `levels` (12,) reach the threshold, or come nearest to it."""
     high = {lead for lead, level in zip(LEADS, levels, strict=True) if level >= threshold}
-    inferior, anterior = len(high & {"II", "III", "aVF"}) > 1, len(high & {"V1", "V2", "V3", "V4"}) > 1
-    lateral = len(high & {"I", "aVL", "V5", "V6"}) > 1
-    if anterior and lateral:
-        return "diffuse" if inferior else "anterolateral"
-    if inferior and lateral:
+    regions = {
+        "inferior": {"II", "III", "aVF"},
+        "anterior": {"V1", "V2", "V3", "V4"},
+        "lateral": {"I", "aVL", "V5", "V6"},
+    }
+    reached = {name for name, leads in regions.items() if len(high & leads) > 1}
+    if {"anterior", "lateral"} <= reached:
+        return "diffuse" if "inferior" in reached else "anterolateral"
+    if {"inferior", "lateral"} <= reached:
         return "inferolateral"
-    return "inferior" if inferior else "anterior" if anterior else "lateral"
+    nearest = max(regions, key=lambda name: levels[[LEADS.index(lead) for lead in regions[name]]].mean())
+    return next((name for name in ("inferior", "anterior", "lateral") if name in reached), nearest)
 
 
 def _fill(name: str, wording: str, recording: Recording, truth: Truth, rng: np.random.Generator) -> str:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from melp.data.prepared import label_matrix, label_sets
 from melp.evaluation.correspondences import correspondences, labels_of
 from melp.synthetic.findings import FINDINGS, STATEMENTS
-from melp.synthetic.reports import denying, general_findings, short_wordings, wordings
+from melp.synthetic.reports import denying, general_findings, short_wordings, unclear_beside, wordings
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 NEGATED = "no "  # begins the name of a text that is true where a finding is absent
@@ -73,6 +73,9 @@ def label_targets(split: Dataset) -> np.ndarray:
             stated = np.any([columns[name] == PRESENT for name in members], axis=0)
             columns[family] = np.where(stated, PRESENT, columns[family])
         _leave_siblings(columns)
+    for family in general_findings():
+        beside = np.any([columns[name] == PRESENT for name in unclear_beside(family)], axis=0)
+        columns[family] = np.where((columns[family] == ABSENT) & beside, UNKNOWN, columns[family])
     for name in label_texts():
         if name.startswith(NEGATED):
             denied = name.removeprefix(NEGATED)
