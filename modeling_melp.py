@@ -208,6 +208,11 @@ class MelpConvLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.activation(self.norm(self.conv(hidden_states)))
 
+    def log_scale(self, convolved: torch.Tensor) -> torch.Tensor:
+        """Logarithm of what the group norm divides each channel by: (batch, channels)."""
+        variance = convolved.float().var(dim=2, correction=0)
+        return ((variance + self.norm.eps).log() / 2).to(convolved.dtype)
+
 
 class ScaleGradient(torch.autograd.Function):
     """Identity whose gradient is multiplied by a factor."""
@@ -223,31 +228,45 @@ class ScaleGradient(torch.autograd.Function):
 
 
 class MelpFeatureExtractorLayers(nn.Module):
-    """Four strided convolutions: (batch, leads, samples) -> (batch, frames, channels), 5000 samples -> 312 frames."""
+    """Strided convolutions: (batch, leads, samples) -> (batch, frames, channels), the paper's 5000 samples -> 312.
+
+    With `amplitude_embedding` the second value is the amplitude that the first block's group norm takes away: the
+    logarithm of what it divides each channel by, (batch, channels of the first block); otherwise it is None.
+    """
 
     def __init__(self, config: MelpEcgConfig):
         super().__init__()
-        self.gradient_scale = config.feature_gradient_scale
+        self.gradient_scale, self.keep_amplitude = config.feature_gradient_scale, config.amplitude_embedding
         self.layers = nn.ModuleList(MelpConvLayer(config, i) for i in range(len(config.conv_dim)))
 
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        hidden_states = input_values
-        for layer in self.layers:
+    def forward(self, input_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        first, *others = self.layers
+        convolved = first.conv(input_values)
+        amplitude = first.log_scale(convolved) if self.keep_amplitude else None
+        hidden_states = first.activation(first.norm(convolved))
+        for layer in others:
             hidden_states = layer(hidden_states)
         if self.gradient_scale != 1.0 and torch.is_grad_enabled() and not torch.compiler.is_exporting():
             hidden_states = ScaleGradient.apply(hidden_states, self.gradient_scale)
-        return hidden_states.transpose(1, 2)
+            amplitude = ScaleGradient.apply(amplitude, self.gradient_scale) if self.keep_amplitude else None
+        return hidden_states.transpose(1, 2), amplitude
 
 
 class MelpFeatureProjection(nn.Module):
+    """Frames as the transformer reads them; with `amplitude_embedding` each also tells how large the recording is."""
+
     def __init__(self, config: MelpEcgConfig):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.amplitude = nn.Linear(config.conv_dim[0], config.hidden_size) if config.amplitude_embedding else None
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.projection(self.layer_norm(hidden_states)))
+    def forward(self, hidden_states: torch.Tensor, amplitude: torch.Tensor | None = None) -> torch.Tensor:
+        hidden_states = self.projection(self.layer_norm(hidden_states))
+        if self.amplitude is not None:
+            hidden_states = hidden_states + self.amplitude(amplitude)[:, None]
+        return self.dropout(hidden_states)
 
 
 class MelpPositionalConvEmbedding(nn.Module):
@@ -499,8 +518,8 @@ class MelpEcgModel(MelpPreTrainedModel):
             )
         if lead_mask is not None:
             input_values = input_values * lead_mask[..., None]
-        hidden_states = self.feature_extractor(input_values.to(self.dtype))
-        hidden_states = self.encoder(self.feature_projection(hidden_states), **kwargs)
+        features, amplitude = self.feature_extractor(input_values.to(self.dtype))
+        hidden_states = self.encoder(self.feature_projection(features, amplitude), **kwargs)
         beat_states = self.beat_pooler(hidden_states)
         beat_embeds = self.beat_projection(beat_states)
         return MelpEcgModelOutput(

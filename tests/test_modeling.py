@@ -48,7 +48,7 @@ def test_paper_size_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = MelpModel(MelpConfig())
         assert round(model.ecg_model.num_parameters() / 1e6, 1) == 65.1
-        frames = model.ecg_model.feature_extractor(torch.zeros(1, 12, 5000))
+        frames, _ = model.ecg_model.feature_extractor(torch.zeros(1, 12, 5000))
         assert frames.shape == (1, 312, 256)
     root = json.loads((Path(__file__).parent.parent / "config.json").read_text())
     assert root["model_type"] == "melp" and root["ecg_config"]["num_beat_queries"] == 12

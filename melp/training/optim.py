@@ -1,6 +1,7 @@
 """How the learning rate moves, and which parameters decay: one rule for pretraining and for fine-tuning."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -27,12 +28,20 @@ def matrices(model: torch.nn.Module) -> set[str]:
     }
 
 
-def decay_groups(model: torch.nn.Module, weight_decay: float, matrices_only: bool) -> list[dict]:
-    """Returns AdamW's groups of the trained parameters: all with weight decay, or the matrices of weights only."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    decayed = matrices(model) if matrices_only else set(trained)
-    groups = [
-        {"params": [trained[name] for name in trained if name in decayed], "weight_decay": weight_decay},
-        {"params": [trained[name] for name in trained if name not in decayed], "weight_decay": 0.0},
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, matrices_only: bool, rate_of: Callable[[str], float]
+) -> list[dict]:
+    """Returns AdamW's groups of the trained parameters, by weight decay and share of the learning rate.
+
+    All have weight decay, or the matrices of weights only. `rate_of` names a parameter's share, a group's `rate`.
+    """
+    decayed = matrices(model) if matrices_only else None
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if decayed is None or name in decayed else 0.0
+            groups.setdefault((decay, rate_of(name)), []).append(parameter)
+    return [
+        {"params": groups[decay, rate], "weight_decay": decay, "rate": rate}
+        for decay, rate in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]

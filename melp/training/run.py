@@ -14,7 +14,7 @@ from melp.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from melp.training.cpu_kernels import use_cpu_kernels
 from melp.training.health import Collapse, StepGuard, write_skipped
 from melp.training.logs import RunLog
-from melp.training.optim import decay_groups, warmup_cosine
+from melp.training.optim import parameter_groups, warmup_cosine
 from melp.training.recipe import Recipe
 from melp.training.rng import preserve_rng
 from melp.training.run_folder import check_space, pin_sources, save_model, start_run
@@ -37,7 +37,9 @@ class Run:
         self.stage = stage_class(recipe.stage)(recipe, self.accelerator)
         if self.accelerator.device.type == "cpu":
             use_cpu_kernels(self.stage.model)
-        groups = decay_groups(self.stage.model, recipe.weight_decay, recipe.decay_matrices_only)
+        groups = parameter_groups(
+            self.stage.model, recipe.weight_decay, recipe.decay_matrices_only, self.stage.rate_of
+        )
         betas = (recipe.adam_beta1, recipe.adam_beta2)
         self.optimizer = self.stage.prepare(torch.optim.AdamW(groups, betas=betas, fused=True))
         set_seed(recipe.seed, device_specific=True)  # each process draws its own dropout and lead masks
@@ -96,7 +98,7 @@ class Run:
     def step(self, micro_batches: list[dict], guard: StepGuard) -> dict[str, torch.Tensor]:
         """Takes one optimizer step; returns the named losses and the norm of the gradient before clipping."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.progress.step)
+            group["lr"] = self.learning_rate(self.progress.step) * group["rate"]
         figures = self.stage.backward(micro_batches)
         grad_norm = sharding.clip_gradients(self.accelerator, self.stage.model, self.recipe.max_grad_norm)
         guard.check(self.progress.step, figures["loss"], grad_norm)

@@ -24,7 +24,7 @@ from melp.training.checkpoints import Progress
 from melp.training.embeddings import embedding_metrics, recall
 from melp.training.health import Collapse, GracefulStop, StepGuard
 from melp.training.logs import PACKAGES
-from melp.training.optim import decay_groups, warmup_cosine
+from melp.training.optim import parameter_groups, warmup_cosine
 from melp.training.stages.multiscale import MelpStage
 from train import main, train
 
@@ -268,12 +268,13 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(corpus, language, tmp_
 def test_decay_of_matrices_only_leaves_out_norms_biases_scales_and_embeddings(corpus, language, tmp_path):
     model = MelpStage(melp_recipe(corpus, language, tmp_path), Accelerator(cpu=True)).model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, free = ({names[id(p)] for p in group["params"]} for group in decay_groups(model, 0.2, True))
+    groups = parameter_groups(model, 0.2, True, lambda name: 1.0)
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in groups)
     assert {"lm_head.weight", "ecg_model.feature_extractor.layers.0.conv.weight"} <= decayed
     assert {"logit_scale", "ecg_model.beat_pooler.query", "text_model.embeddings.word_embeddings.weight"} <= free
     assert all(name in free for name in names.values() if name.endswith(".bias") and "layer.0." not in name)
     assert any(name.endswith("original1") for name in decayed) and any(name.endswith("original0") for name in free)
-    (group,) = decay_groups(model, 0.2, False)
+    (group,) = parameter_groups(model, 0.2, False, lambda name: 1.0)
     assert group["weight_decay"] == 0.2 and len(group["params"]) == len(decayed) + len(free)
 
 

@@ -180,6 +180,10 @@ class Stage:
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         return DataLoader(self.held_out, batch_sampler=mine, collate_fn=self.eval_collate)
 
+    def rate_of(self, parameter: str) -> float:
+        """Returns a parameter's share of the learning rate."""
+        return 1.0
+
     def after_step(self):
         """Does what follows each optimizer step."""
 

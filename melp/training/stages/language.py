@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,40 +22,44 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from configuration_melp import check_bert
+from configuration_melp import MelpConfig, check_bert
 from melp.data.prepared import get_split
 from melp.files import write_atomically
 from melp.models import load_whole, model_folder
 from melp.sources import fetch, parse_source
+from melp.training.label_texts import label_texts
 from melp.training.recipe import check_names
 from melp.training.stages.base import Stage
 from melp.training.stages.recipes import LanguageRecipe
+from melp.training.teacher import PHRASE_TOKENS, WORD, Teacher, draw_phrases, teaching_loss
 from processing_melp import with_bos
 
 PAPER_WIDTH = 768  # of both towers
 HELD_OUT_SHARE = 0.05  # of the documents, where a source has no validation split
 # What a token of a packed sequence is: [CLS] before a document, a word's first token, a later one of it, [SEP] after.
-FIRST, WORD, INSIDE, LAST, PADDING = range(5)
+FIRST, START, INSIDE, LAST, PADDING = range(5)
+PHRASES, PHRASES_PER_STEP, TEACHING_WEIGHT = 20_000, 128, 4.0  # of a teacher
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocab_size: int, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Makes a lower-casing BERT WordPiece tokenizer of the texts' most frequent words, with [BOS] as its last id.
 
-    Rarer words are spelled by characters. The library's own WordPiece trainer breaks ties differently in every run,
-    which would make no two trainings alike.
+    Where room is left, `words` follow in their order. Rarer words are spelled by characters. The library's own
+    WordPiece trainer breaks ties differently in every run, which would make no two trainings alike.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words = Counter()
+    counts = Counter()
     for text, count in Counter(texts).items():
         for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
-            words[word] += count
+            counts[word] += count
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special["mask_token"] = "[MASK]"
-    characters = sorted({character for word in words for character in word})
+    characters = sorted({character for word in (*counts, *words) for character in word})
     tokens = dict.fromkeys([*special.values(), *characters, *("##" + character for character in characters)])
-    for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0])):
+    frequent = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    for word in (*frequent, *words):
         if len(tokens) < vocab_size - 1:
             tokens.setdefault(word)
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -81,6 +86,25 @@ def load_bert(source: str, kind, **options) -> tuple[PreTrainedModel, PreTrained
     return model, tokenizer
 
 
+class Phrases:
+    """Phrases to learn from a teacher: token ids, and `targets` (phrases, width)."""
+
+    def __init__(self, encoded, targets: torch.Tensor):
+        self.ids, self.targets = encoded["input_ids"], targets
+
+    def inputs(self, chosen: torch.Tensor, tokenizer) -> dict[str, torch.Tensor]:
+        """Returns a BERT's inputs for [BOS] phrase [SEP] and [CLS], each token seeing those before it."""
+        begin, end, last = (tokenizer.convert_tokens_to_ids(token) for token in ("[BOS]", "[SEP]", "[CLS]"))
+        rows = [torch.tensor([begin, *self.ids[index][:PHRASE_TOKENS], end]) for index in chosen.tolist()]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        ids = F.pad(ids, (0, 1), value=last)
+        length = ids.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool).tril() & (ids != tokenizer.pad_token_id)[:, None]
+        position_ids = torch.arange(length)
+        position_ids[-1] = MelpConfig().max_text_length - 1
+        return {"input_ids": ids, "attention_mask": seen[:, None], "position_ids": position_ids[None]}
+
+
 class LanguageStage(Stage):
     """Masked-language pretraining of the text tower (paper, section 3.2); leaves a BERT folder.
 
@@ -90,6 +114,7 @@ class LanguageStage(Stage):
 
     def __init__(self, recipe: LanguageRecipe, accelerator: Accelerator):
         super().__init__(recipe, accelerator)
+        self.phrases: Phrases | None = None
         if recipe.text_model is not None:
             if recipe.config:
                 raise ValueError(
@@ -98,11 +123,15 @@ class LanguageStage(Stage):
             self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM, drawn=("cls.",))
         else:
             check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
-            self.tokenizer = train_tokenizer(self.rows["text"], recipe.vocab_size)
+            teacher = recipe.teacher and Teacher(recipe.teacher, BertConfig(**recipe.config).hidden_size)
+            words = teacher.words() if teacher else ()
+            self.tokenizer = train_tokenizer(self.rows["text"], recipe.vocab_size, words)
             sizes = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
             config = BertConfig(**(sizes | recipe.config))
             check_bert(config, "config.")
             self.model = BertForMaskedLM(config)
+            if teacher:
+                self._learn_from(teacher)
         self._check_length()
         self.num_documents = len(self.rows)
         self.rows = pack(self.rows, self.tokenizer, recipe.sequence_length)
@@ -112,7 +141,21 @@ class LanguageStage(Stage):
         self.mask = DataCollatorForLanguageModeling(
             self.tokenizer, whole_word_mask=recipe.whole_word_mask, mlm_probability=recipe.mlm_probability, **replaced
         )
-        self.eval_collate = self.collate
+        self.eval_collate = self._mask
+
+    def _learn_from(self, teacher: Teacher):
+        """Starts from the teacher's words, and prepares the phrases that each step learns a few of."""
+        if self.accelerator.num_processes > 1:
+            raise ValueError("A teacher is learned from in one process: start train.py without accelerate launch.")
+        embeddings, generator = self.model.get_input_embeddings(), torch.Generator().manual_seed(self.recipe.seed)
+        tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        with torch.no_grad():
+            embeddings.weight.copy_(teacher.word_embeddings(tokens, self.model.config.initializer_range))
+        sentences = {sentence.strip() for text in self.rows["text"] for sentence in text.split(". ")}
+        texts = sorted({text for texts in label_texts().values() for text in texts})
+        texts += sorted(sentences)[:: max(1, len(sentences) // len(texts))]  # as many again
+        phrases = draw_phrases(texts, [token for token in tokens if WORD.fullmatch(token)], PHRASES, generator)
+        self.phrases = Phrases(self.tokenizer(phrases, add_special_tokens=False), teacher.targets(phrases))
 
     def _check_length(self):
         positions, length = self.model.config.max_position_embeddings, self.recipe.sequence_length
@@ -137,6 +180,13 @@ class LanguageStage(Stage):
         return f"{self.num_documents:,} documents in {tokens}, {parameters}, a vocabulary of {len(self.tokenizer):,}"
 
     def collate(self, rows: list[dict]) -> dict:
+        """Returns masked sequences, and which of the teacher's phrases are learned beside them."""
+        batch = self._mask(rows)
+        if self.phrases is not None:
+            batch["phrases"] = torch.randint(len(self.phrases.targets), (PHRASES_PER_STEP,))
+        return batch
+
+    def _mask(self, rows: list[dict]) -> dict:
         """Returns masked `input_ids`, `labels`, `position_ids` and `documents` (0 for padding): (batch, tokens)."""
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
@@ -147,7 +197,7 @@ class LanguageStage(Stage):
         starts, place = marks == FIRST, torch.arange(length).expand_as(marks)
         # The collator takes tokens that touch for one word.
         offsets = torch.stack([(marks == INSIDE).long(), torch.ones_like(marks)], dim=-1)
-        special = (marks != WORD) & (marks != INSIDE)
+        special = (marks != START) & (marks != INSIDE)
         inputs, labels = self.mask.torch_mask_tokens(ids, special_tokens_mask=special, offset_mapping=offsets)
         return {
             "input_ids": inputs,
@@ -174,8 +224,24 @@ class LanguageStage(Stage):
         return (batch["labels"] != -100).sum()
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+        chosen = batch.pop("phrases", None)
         loss, count = self.loss_sum(batch, self.model)
-        return {"loss": loss / count.clamp(min=1)}
+        loss = loss / count.clamp(min=1)
+        if chosen is None:
+            return {"loss": loss}
+        taught = self.teaching_loss(chosen)
+        return {
+            "masked_loss": loss.detach(),
+            "teaching_loss": taught.detach(),
+            "loss": loss + TEACHING_WEIGHT * taught,
+        }
+
+    def teaching_loss(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Compares the states after some phrases with the teacher's embeddings, read as `MelpModel` reads a text."""
+        device = self.accelerator.device
+        inputs = {name: value.to(device) for name, value in self.phrases.inputs(chosen, self.tokenizer).items()}
+        states = self.unwrapped.base_model(**inputs).last_hidden_state[:, -1]
+        return teaching_loss(states, self.phrases.targets[chosen].to(device))
 
     def validate(self) -> dict[str, float]:
         """Measures loss and perplexity of the held-out documents' masked tokens, the same ones each time."""
@@ -230,7 +296,7 @@ class LanguageStage(Stage):
 
     def _whole_words(self, ids: list[int], marks: list[int]) -> list[int]:
         """Returns the places of the words of letters that are one token."""
-        whole = [i for i, mark in enumerate(marks) if mark == WORD and marks[i + 1] != INSIDE]
+        whole = [i for i, mark in enumerate(marks) if mark == START and marks[i + 1] != INSIDE]
         return [i for i in whole if self.tokenizer.convert_ids_to_tokens(ids[i]).isalpha()]
 
     @staticmethod
@@ -311,7 +377,7 @@ def pack(texts: Dataset, tokenizer, length: int) -> Dataset:
         encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)
         for index, tokens in enumerate(encoded["input_ids"]):
             words = encoded.word_ids(index)
-            kinds = [INSIDE if i and words[i] == words[i - 1] else WORD for i in range(len(words))]
+            kinds = [INSIDE if i and words[i] == words[i - 1] else START for i in range(len(words))]
             for first in range(0, len(tokens), length - 2):
                 piece = slice(first, first + length - 2)
                 if not ids or len(ids[-1]) + len(tokens[piece]) + 2 > length:

@@ -248,6 +248,10 @@ class MelpStage(JointStage):
         model = self.unwrapped
         return [model.logit_scale] + ([model.logit_bias] if self.recipe.contrastive == "sigmoid" else [])
 
+    def rate_of(self, parameter: str) -> float:
+        """Returns a parameter's share of the learning rate: a pretrained text tower can keep more of what it knows."""
+        return self.recipe.text_learning_rate if "text_model." in parameter else 1.0
+
     def after_step(self):
         self.unwrapped.clamp_logit_scale()
 

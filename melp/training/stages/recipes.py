@@ -23,6 +23,7 @@ class LanguageRecipe(Recipe):
 
     stage: Literal["language"] = "language"
     text_model: str | None = setting(TEXT_MODEL, None)
+    teacher: str | None = setting("sentence encoder (a BERT) whose words are learned: folder, ID or ID@REVISION", None)
     text: str | None = setting("text files (a document per line), datasets folders or Hub ids, by commas", None)
     text_column: str = setting("of the datasets in --text", "text")
     vocab_size: int = setting("of a tokenizer trained on the texts", 30522)
@@ -34,6 +35,8 @@ class LanguageRecipe(Recipe):
         super().__post_init__()
         if self.push_to_hub is not None:
             raise ValueError("push_to_hub is for MELP models; push the language stage's BERT with `hf upload`.")
+        if self.teacher is not None and self.text_model is not None:
+            raise ValueError("teacher is for a new tower, text_model for one to go on with: leave one of them out.")
 
     @classmethod
     def for_new_model(cls, values: dict, overrides: dict) -> dict:
@@ -117,6 +120,7 @@ class MelpRecipe(Recipe):
     data_weights: str | None = setting(
         "share of each folder in --data, by commas: 3, 1; without it, as many pairs as it has", None
     )
+    text_learning_rate: float = setting("of the text tower, as a share of learning_rate", 1.0)
     label_loss_weight: float = setting(
         "of the label loss: labels as short texts, of which it is known of which recordings they are true", 0.0
     )
@@ -136,6 +140,8 @@ class MelpRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.text_learning_rate <= 1:
+            raise ValueError(f"text_learning_rate is {self.text_learning_rate:g}; it must be a share, from 0 to 1.")
         if self.lead_subsets + self.printed_layout > 1:
             raise ValueError(
                 f"lead_subsets ({self.lead_subsets:g}) and printed_layout ({self.printed_layout:g}) are shares of all "

@@ -193,10 +193,9 @@ class EcgPretrainingModel(nn.Module):
     def forward(self, input_values: torch.Tensor) -> EcgPretrainingOutput:
         """Takes (batch, leads, samples), scaled, missing leads zero."""
         ecg_model, settings = self.ecg_model, self.settings
-        features = ecg_model.feature_extractor(input_values)
-        projection = ecg_model.feature_projection
-        normalised = projection.layer_norm(features)
-        hidden_states = projection.dropout(projection.projection(normalised))
+        features, amplitude = ecg_model.feature_extractor(input_values)
+        normalised = ecg_model.feature_projection.layer_norm(features)
+        hidden_states = ecg_model.feature_projection(features, amplitude)
         mask = sample_spans(
             *features.shape[:2], settings.mask_time_prob, settings.mask_time_length, device=features.device
         )
