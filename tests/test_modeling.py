@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import REPORTS, tiny_batch, tiny_config, tiny_model, tiny_processor
+from tiny import REPORTS, TINY_ECG, tiny_batch, tiny_config, tiny_model, tiny_processor
 
 from configuration_melp import MelpConfig, MelpEcgConfig
 from modeling_melp import MelpEcgModel, MelpModel
@@ -52,6 +52,15 @@ def test_paper_size_has_the_published_number_of_parameters():
         assert frames.shape == (1, 312, 256)
     root = json.loads((Path(__file__).parent.parent / "config.json").read_text())
     assert root["model_type"] == "melp" and root["ecg_config"]["num_beat_queries"] == 12
+
+
+def test_amplitude_reaches_the_transformer_only_by_its_embedding():
+    batch = tiny_batch()
+    for kept in (False, True):
+        model = tiny_model(ecg_config=TINY_ECG | {"amplitude_embedding": kept}).eval()
+        model.ecg_model.feature_extractor.layers[0].norm.eps = 0.0  # which alone would tell a little of the amplitude
+        small, large = (model.get_ecg_features(factor * batch["input_values"]).pooler_output for factor in (1.0, 3.0))
+        assert torch.allclose(small, large, atol=1e-5) is not kept
 
 
 def test_losses_and_embeddings_do_not_depend_on_padding():

@@ -71,7 +71,7 @@ def test_encoder_forward(attention, folder, length):
     inner = hooked(
         model,
         {
-            **{f"feature_extractor.layers.{i}": f"conv_layer_{i}" for i in range(4)},
+            **{f"feature_extractor.layers.{i}.activation": f"conv_layer_{i}" for i in range(4)},
             "feature_projection.layer_norm": "after_feature_layer_norm",
             "feature_projection": "after_post_extract_proj",
             "encoder.pos_conv_embed": "pos_conv_out",

@@ -41,6 +41,13 @@ def test_the_corpus_tells_all_of_its_findings(corpus):
         assert ("conduction disturbance" in present) or not present & {"right bundle branch block"}
 
 
+def test_a_slow_fibrillation_is_no_example_of_a_normal_rate():
+    codes = ["AFIB", "PSVT", "SBRAD", "SR", "STACH", "SVTAC"]
+    targets = label_targets(labelled(all=(codes, [["AFIB"], ["SBRAD"], ["SR"]])))
+    assert column(targets, "bradycardia") == [UNKNOWN, PRESENT, ABSENT]
+    assert column(targets, "tachycardia") == [UNKNOWN, ABSENT, ABSENT]
+
+
 def test_statements_of_ptbxl_are_read_with_what_they_leave_open():
     codes = ["1AVB", "AMI", "ASMI", "NORM", "PACE", "SR"]
     targets = label_targets(

@@ -92,7 +92,7 @@ class Phrases:
     def __init__(self, encoded, targets: torch.Tensor):
         self.ids, self.targets = encoded["input_ids"], targets
 
-    def inputs(self, chosen: torch.Tensor, tokenizer) -> dict[str, torch.Tensor]:
+    def inputs(self, chosen: torch.Tensor, tokenizer, max_text_length: int) -> dict[str, torch.Tensor]:
         """Returns a BERT's inputs for [BOS] phrase [SEP] and [CLS], each token seeing those before it."""
         begin, end, last = (tokenizer.convert_tokens_to_ids(token) for token in ("[BOS]", "[SEP]", "[CLS]"))
         rows = [torch.tensor([begin, *self.ids[index][:PHRASE_TOKENS], end]) for index in chosen.tolist()]
@@ -101,7 +101,7 @@ class Phrases:
         length = ids.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril() & (ids != tokenizer.pad_token_id)[:, None]
         position_ids = torch.arange(length)
-        position_ids[-1] = MelpConfig().max_text_length - 1
+        position_ids[-1] = max_text_length - 1
         return {"input_ids": ids, "attention_mask": seen[:, None], "position_ids": position_ids[None]}
 
 
@@ -238,8 +238,13 @@ class LanguageStage(Stage):
 
     def teaching_loss(self, chosen: torch.Tensor) -> torch.Tensor:
         """Compares the states after some phrases with the teacher's embeddings, read as `MelpModel` reads a text."""
-        device = self.accelerator.device
-        inputs = {name: value.to(device) for name, value in self.phrases.inputs(chosen, self.tokenizer).items()}
+        device, length = (
+            self.accelerator.device,
+            min(MelpConfig().max_text_length, self.model.config.max_position_embeddings),
+        )
+        inputs = {
+            name: value.to(device) for name, value in self.phrases.inputs(chosen, self.tokenizer, length).items()
+        }
         states = self.unwrapped.base_model(**inputs).last_hidden_state[:, -1]
         return teaching_loss(states, self.phrases.targets[chosen].to(device))
 
