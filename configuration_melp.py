@@ -77,8 +77,8 @@ class MelpEcgConfig(_CheckedConfig):
         scaling (`str`, defaults to `"minmax"`): how the processor scales a record: `"minmax"` (the original's
             whole-record [0, 1]) or `"millivolt"` (amplitude preserved).
         conv_dim, conv_kernel, conv_stride (`list[int]`): the convolutional feature extractor, one entry per block.
-        amplitude_embedding (`bool`, defaults to `False`): give the transformer the amplitude, which the group norm of
-            the first block takes away even where `scaling` keeps it. The paper's model has none.
+        amplitude_embedding (`bool`, defaults to `False`): tell frames and beats of the amplitude, which the group norm
+            of the first block takes away even where `scaling` keeps it. The paper's model has none.
         feature_gradient_scale (`float`, defaults to 0.1): factor on the gradient that leaves the transformer for the
             feature extractor.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps: the

@@ -490,6 +490,10 @@ class MelpEcgModel(MelpPreTrainedModel):
         self.token_pooler = MelpAttentionalPooler(config, config.num_token_queries, config.token_dim)
         self.beat_pooler = MelpAttentionalPooler(config, config.num_beat_queries, config.projection_dim)
         self.beat_projection = MelpBeatProjection(config.projection_dim, config.projection_dim, bias=False)
+        # The transformer's norms let little of the amplitude through: the beats are told of it once more.
+        self.beat_amplitude = (
+            nn.Linear(config.conv_dim[0], config.projection_dim) if config.amplitude_embedding else None
+        )
         self.post_init()
 
     @capture_outputs
@@ -521,6 +525,8 @@ class MelpEcgModel(MelpPreTrainedModel):
         features, amplitude = self.feature_extractor(input_values.to(self.dtype))
         hidden_states = self.encoder(self.feature_projection(features, amplitude), **kwargs)
         beat_states = self.beat_pooler(hidden_states)
+        if self.beat_amplitude is not None:
+            beat_states = beat_states + self.beat_amplitude(amplitude)[:, None]
         beat_embeds = self.beat_projection(beat_states)
         return MelpEcgModelOutput(
             last_hidden_state=hidden_states,

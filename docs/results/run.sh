@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes every result of docs/results.md again, after `bash recipes/small.sh PTBXL`.
 #   bash docs/results/run.sh            # simulated and real validation recordings: data/simulated, data/ptbxl
-#   bash docs/results/run.sh untouched  # data/fold10, georgia, ningbo, cpsc2018, code15, prepared beforehand: once, at the end
+#   bash docs/results/run.sh untouched  # data/fold10, georgia, ningbo, cpsc2018, code15, brugada, prepared beforehand: once, at the end
 set -euo pipefail
 simulated=runs/small-simulated/model
 
@@ -19,6 +19,8 @@ if [ "${1:-}" = untouched ]; then
         evaluate "$database" zero-shot --model . --data "data/$database" --split all --min-positives 2
     done
     evaluate cpsc2018 zero-shot --model . --data data/cpsc2018 --split all --min-positives 1
+    evaluate brugada zero-shot --model . --data data/brugada --split test --label-set brugada --min-positives 2 \
+        --prompts docs/results/brugada.yaml
 else
     for labels in superclass subclass form rhythm; do
         evaluate "simulated-$labels" zero-shot --model $simulated --data data/ptbxl --split all \

@@ -183,8 +183,9 @@ class EcgPretrainingModel(nn.Module):
         self.project_q = nn.Linear(settings.codevector_dim, settings.proj_codevector_dim)
         self.project_hid = nn.Linear(config.hidden_size, settings.proj_codevector_dim)
         # No loss of this stage reaches the poolers: without this, distributed training would wait for their gradient.
-        for pooler in (ecg_model.token_pooler, ecg_model.beat_pooler, ecg_model.beat_projection):
-            pooler.requires_grad_(False)
+        for name in ("token_pooler", "beat_pooler", "beat_projection", "beat_amplitude"):
+            if getattr(ecg_model, name) is not None:
+                getattr(ecg_model, name).requires_grad_(False)
 
     def set_attn_implementation(self, name: str):
         """Sets it as on a transformers model: counting operations needs the attention that shows them."""
