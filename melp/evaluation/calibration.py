@@ -180,7 +180,7 @@ def area_with_interval(targets: np.ndarray, scores: np.ndarray, patients: Sequen
 def passport_table(findings: dict[str, dict], intervals: bool = False) -> Markdown | str:
     """Returns the AUROC of each finding of a `findings.json` from fewer leads, less time and prints; "" without any.
 
-    In parentheses is what `predict.py` leaves out, being not surely above 0.7 with less than all; with intervals nothing.
+    In parentheses is what `predict.py` leaves out, being not surely above 0.7 with less than all; not with intervals.
     """
     passports = {name: entry["passport"] for name, entry in findings.items() if entry.get("passport")}
     conditions = list(dict.fromkeys(condition for passport in passports.values() for condition in passport))
