@@ -29,6 +29,7 @@ from melp.evaluation.calibration import (
     Curve,
     NotCalibrated,
     calibrate_finding,
+    centred,
     fit_curve,
     least_count,
     lower_limit,
@@ -286,7 +287,7 @@ def tune(entry: dict, targets: np.ndarray, similarities: np.ndarray, patients: n
         marks["absent_below"] = lower_limit(similarities[truth], patients[truth], coverage)
     if counts[False] >= least_count(coverage):
         marks["present_above"] = -lower_limit(-similarities[~truth], patients[~truth], coverage)
-    limits = worded(*(float(curve(marks[key])) for key in LIMITS))
+    limits = map(float, worded(*(curve(marks[key]) for key in LIMITS)))
     tuned = dict(zip((*NUMBERS, *LIMITS), (curve.slope, curve.intercept, *limits), strict=True))
     if "thresholds" in entry:
         carried = {name: float(curve(_similarity_at(old, value))) for name, value in entry["thresholds"].items()}
@@ -315,10 +316,11 @@ def _before_and_after(parts, states: dict[str, Callable], targets, similarities,
         arrays = targets[tested], *(np.concatenate(part) for part in (probabilities, absent, present))
 
         def statistic(weights, arrays=arrays):
-            return np.nanmean(measures(*arrays, weights), axis=2)
+            return measures(*arrays, weights)
 
-        values[state] = statistic(np.ones((1, len(tested))))[0]
-        draws[state] = resample(patients[tested], statistic, 500, seed)
+        measured = statistic(np.ones((1, len(tested))))
+        values[state] = np.nanmean(measured, axis=2)[0]
+        draws[state] = np.nanmean(centred(resample(patients[tested], statistic, 500, seed), measured), axis=2)
     rows = []
     for place, measure in enumerate(MEASURES):
         cells = []

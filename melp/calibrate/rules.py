@@ -13,11 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from melp.evaluation.calibration import MIN_PATIENTS, fit_curve, lower_limit, worded
+from melp.evaluation.calibration import COVERAGE, MIN_PATIENTS, fit_curve, least_count, lower_limit, worded
 from melp.evaluation.metrics import calibration_error
 from melp.markdown import table
-
-COVERAGE = 0.9
 
 
 def marginal(truth, scores, patients) -> tuple[float, float]:
@@ -84,7 +82,7 @@ def compare(predictions, repeats: int, seed: int) -> str:
             continue
         for _ in range(repeats):
             half = (random.permutation(len(patients)) < len(patients) // 2)[known]
-            if min(len(np.unique(known[half & (truth == kind)])) for kind in (True, False)) < 9:
+            if min(len(np.unique(known[half & (truth == kind)])) for kind in (True, False)) < least_count(COVERAGE):
                 continue
             chances = logistic(truth[half], scores[half])(scores)
             for name, rule in LIMITS.items():

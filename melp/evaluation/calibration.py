@@ -65,18 +65,20 @@ def fit_curve(targets: np.ndarray, similarities: np.ndarray, prior: Curve | None
 
 def _corrected(targets: np.ndarray, scores: np.ndarray, prior: Curve) -> Curve:
     """Returns the maximum a posteriori of the prior's logit, stretched by N(1, 0.25^2) and shifted by N(0, 1)."""
+    from scipy.optimize import minimize
+
     logits = prior.slope * scores + prior.intercept
     features = np.stack([logits, np.ones(len(logits))], axis=1)
-    mean, precision = np.array([1.0, 0.0]), np.diag([1 / 0.25**2, 1.0])
-    weights = mean
-    for _ in range(50):  # Newton's method: the posterior is log-concave
-        chance = 1 / (1 + np.exp(-np.clip(features @ weights, -700, 700)))
-        gradient = features.T @ (targets - chance) - precision @ (weights - mean)
-        curvature = features.T @ (features * (chance * (1 - chance))[:, None]) + precision
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights + step
-        if np.abs(step).max() < 1e-9:
-            break
+    mean, precision = np.array([1.0, 0.0]), np.array([1 / 0.25**2, 1.0])
+
+    def loss(weights):
+        corrected, change = features @ weights, weights - mean
+        chance = 1 / (1 + np.exp(-np.clip(corrected, -700, 700)))
+        value = np.logaddexp(0, corrected).sum() - targets @ corrected + 0.5 * precision @ change**2
+        return value, features.T @ (chance - targets) + precision * change
+
+    # Convex; plain Newton steps would overshoot where the prior is far off, and never come back.
+    weights = minimize(loss, mean, jac=True, method="L-BFGS-B").x
     stretch = max(weights[0], 0.05)  # a curve that falls would turn every verdict over
     return Curve(float(stretch * prior.slope), float(stretch * prior.intercept + weights[1]))
 
@@ -89,19 +91,28 @@ def least_count(coverage: float) -> int:
     return math.ceil(1 / (1 - coverage) - 1e-9) - 1
 
 
-def lower_limit(similarities: np.ndarray, patients: Sequence[str], coverage: float) -> float:
+def lower_limit(
+    similarities: np.ndarray, patients: Sequence[str], coverage: float, weights: np.ndarray | None = None, own=1.0
+):
     """Returns the similarity that a new patient's recording is below with a probability of at most 1 - coverage.
 
-    Recordings of one patient say less than those of several: each patient counts as one, divided among the recordings.
-    -inf where there are too few patients.
+    Recordings of one patient say less than those of several: each patient counts as one, divided among the recordings
+    (Lee, Barber, Willett, "Distribution-free inference with hierarchical data", 2023). -inf where there are too few
+    patients.
+
+    Args:
+        weights: of the recordings, where they are not exchangeable with the new ones: how much more often their like
+            is among those (Tibshirani et al., "Conformal prediction under covariate shift", 2019).
+        own: the same of the new recordings, (new,) as the limits then are; by default all weigh 1.
     """
     similarities = np.asarray(similarities, dtype=float)
     _, patient, counts = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
     order = np.argsort(similarities, kind="stable")
-    below = np.cumsum(1 / counts[patient][order])
-    allowed = (1 - coverage) * (len(counts) + 1) + 1e-9
-    inside = np.flatnonzero(below <= allowed)
-    return float(similarities[order][inside[-1]]) if len(inside) else -math.inf
+    shares = ((1.0 if weights is None else weights) / counts[patient])[order]
+    # The new one may be below all of them: its own weight stands there.
+    allowed = (1 - coverage) * (shares.sum() + own) - own + 1e-9
+    inside = np.searchsorted(np.cumsum(shares) - shares, allowed, side="right")
+    return np.r_[-np.inf, similarities[order]][inside]
 
 
 def limits(
@@ -111,16 +122,16 @@ def limits(
     targets, patients = np.asarray(targets, dtype=bool), np.asarray(patients)
     absent_below = lower_limit(similarities[targets], patients[targets], coverage)
     present_above = -lower_limit(-similarities[~targets], patients[~targets], coverage)
-    return worded(float(curve(absent_below)), float(curve(present_above)))
+    return worded(curve(absent_below), curve(present_above))
 
 
-def worded(absent_below: float, present_above: float) -> tuple[float, float]:
+def worded(absent_below, present_above):
     """Returns limits at which the words are true to the probability, too.
 
     Among those without a rare finding one in ten are more than all who have it: "present" is said of nobody who more
     likely lacks the finding, "absent" of nobody who more likely has it. Both coverages can only grow.
     """
-    return min(absent_below, 0.5), max(present_above, 0.5)
+    return np.minimum(absent_below, 0.5), np.maximum(present_above, 0.5)
 
 
 def thresholds_for(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -162,8 +173,8 @@ def calibrate_finding(
         **{key: area[key] for key in ("auroc", "low", "high")},
         "thresholds": thresholds_for(targets, curve(similarities)),
         "coverage": coverage,
-        "absent_below": absent_below,
-        "present_above": present_above,
+        "absent_below": float(absent_below),
+        "present_above": float(present_above),
     }
 
 
@@ -237,6 +248,22 @@ def measures(
         gap = labelled * (probabilities - truth)
         error = sum(np.abs(weights @ (gap * (bins == number))) for number in range(BINS)) / _or_nan(total)
     return np.stack([covered_with, covered_without, unsaid, error, brier], axis=1)
+
+
+def centred(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns draws of `measures` whose calibration errors lie around the measured ones.
+
+    A draw repeats recordings, so its bins are further from the curve than the sample's: an interval of plain draws
+    can lie above the figure it is of.
+
+    Args:
+        draws: (draws, measures, findings); values: (1, measures, findings).
+    """
+    draws, place = draws.copy(), list(MEASURES).index("ece")
+    with np.errstate(invalid="ignore"):
+        draws[:, place] += values[:, place] - draws[:, place].mean(axis=0)
+    draws[:, place] = np.maximum(draws[:, place], 0.0)
+    return draws
 
 
 def _or_nan(counts: np.ndarray) -> np.ndarray:

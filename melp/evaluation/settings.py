@@ -353,12 +353,23 @@ class Calibration(DataSettings):
     The model's folder holds findings.json (`python -m melp.calibrate`). Of each finding that the data label: the share
     of recordings with it that are not called absent, and of those without it that are not called present (both are
     to be the stated coverage or more), the share of "cannot say", the expected calibration error in ten bins, and the
-    Brier score. The recordings must not be those that it was calibrated on.
+    Brier score. The recordings must not be those that it was calibrated on; findings go by their names, so that
+    another database can be measured (`melp/evaluation/labels.yaml`).
     """
 
     task, next = "calibration", "zero-shot"
 
     min_positives: int = option("findings with fewer positives are marked, and left out of the means", 10)
+    weighted: str | None = option(
+        "what the model was calibrated on: also measure limits of its recordings weighted by likeness to --data",
+        None,
+        metavar="DATA",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weighted is not None:
+            parse_source(self.weighted)
 
 
 @dataclass(kw_only=True)

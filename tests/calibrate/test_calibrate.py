@@ -9,11 +9,11 @@ import pytest
 import torch
 from evaluating import evaluate
 
-from findings_melp import CONDITIONS, UNTOLD, WHOLE, read_findings
+from findings_melp import CONDITIONS, UNTOLD, WHOLE, read_findings, weights_mark
 from melp.calibrate.__main__ import main
 from melp.calibrate.fit import tune
 from melp.calibrate.passport import transforms
-from melp.data.prepared import load_prepared
+from melp.data.prepared import label_matrix, label_sets, load_prepared
 from melp.evaluation.finding_labels import finding_targets, findings_in
 from modeling_melp import MelpModel
 from signal_melp import LEADS
@@ -88,6 +88,15 @@ def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_pa
     assert results["metrics"]["coverage_with"]["value"] >= 0.75 and "WARNING" in " ".join(results["notes"])
     assert {row["label"] for row in results["classes"]} == set(findings) and len(predictions)
 
+    weighted = ["--split", "test", "--min-positives", "1", "--weighted"]
+    results, _ = evaluate(evaluated, "calibration", str(model), tmp_path / "w", *weighted, data, data="data")
+    figures = [results["metrics"][f"cannot_say{name}"]["value"] for name in ("", "_weighted")]
+    change = results["metrics"]["cannot_say_weighted_less_unweighted"]
+    assert change["value"] == pytest.approx(figures[1] - figures[0]) and change["low"] <= change["high"]
+    assert "recordings of the calibration say as much as" in " ".join(results["notes"])
+    with pytest.raises(SystemExit, match="is not what .* was calibrated on"):
+        evaluate(evaluated, "calibration", str(model), tmp_path / "w", *weighted, evaluated / "rhythm", data="data")
+
     main([str(model), "--data", data, "--split", "train", "--adapt", "--labels", "60"])
     printed, adapted = capsys.readouterr().out, json.loads((model / "findings.json").read_text())
     assert "before | after" in printed and 'share of "cannot say"' in printed and "60 local labels" in printed
@@ -146,6 +155,24 @@ def test_what_the_adaptation_does_not_label_is_named(evaluated, knowing, model, 
     assert "stay as they were: a finding of elsewhere" in capsys.readouterr().out
     assert adapted["findings"]["a finding of elsewhere"] == content["findings"]["a finding of elsewhere"]
     assert first in adapted["adapted"]["findings"] and adapted["adapted"]["passport"] == []
+
+
+def test_a_calibration_is_carried_to_a_database_of_other_labels(evaluated, model, tmp_path):
+    """PTB-XL's statements on one side, the Challenge's codes on the other: findings go by their names."""
+    entry = {"prompts": ["x."], "slope": 9.0, "intercept": -1.0, "coverage": 0.9}
+    entry |= {"absent_below": 0.3, "present_above": 0.6, "label_set": "challenge"}
+    findings = {"atrial fibrillation": entry | {"labels": ["AF"]}, "sinus rhythm": entry | {"labels": ["NSR"]}}
+    findings["left axis deviation"] = entry | {"labels": ["LAD"]}
+    content = {"findings": findings, "weights": weights_mark(MelpModel.from_pretrained(model).eval())}
+    (model / "findings.json").write_text(json.dumps(content))
+    for data, label_set, label in (("rhythm", "rhythm", "AFIB"), ("data", "findings", "atrial fibrillation")):
+        rows = load_prepared(evaluated / data)["test"]
+        expected = label_matrix(rows, label_set)[0][:, label_sets(rows)[label_set].index(label)].sum()
+        results, predictions = evaluate(evaluated, "calibration", str(model), tmp_path / data, data=data)
+        rows = {row["label"]: row for row in results["classes"]}
+        assert rows["atrial fibrillation"]["positives"] == expected > 0 and "sinus rhythm" in rows
+        assert ("left axis deviation" in rows) == (data == "data"), "PTB-XL's rhythm statements have none"
+        assert set(predictions["label"]) == set(rows) and not any("WARNING" in note for note in results["notes"])
 
 
 def test_limits_are_taken_anew_where_labels_are_enough():

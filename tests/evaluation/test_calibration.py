@@ -47,6 +47,21 @@ def test_a_few_recordings_correct_a_curve_and_no_more():
     assert fit_curve(~targets, similarities, prior=Curve(20.0, -9.0)).slope > 0, "it never falls"
 
 
+@pytest.mark.parametrize("shift", [-8.0, 8.0])
+@pytest.mark.parametrize("count", [30, 3000])
+def test_a_curve_that_is_far_off_is_corrected_too(shift, count):
+    """Carried from simulated to real ECGs, a curve can be sure of the wrong thing."""
+    targets, similarities = drawn(count)
+    alone = fit_curve(targets, similarities)
+    prior = Curve(alone.slope, alone.intercept + shift)
+    curve = fit_curve(targets, similarities, prior=prior)
+
+    def brier(one):
+        return np.mean((one(similarities) - targets) ** 2)
+
+    assert 0.05 * prior.slope <= curve.slope < 2 * prior.slope and brier(curve) < 0.7 * brier(prior)
+
+
 @pytest.mark.parametrize("count, coverage", [(9, 0.9), (19, 0.9), (60, 0.8)])
 def test_limits_cover_new_patients_as_stated(count, coverage):
     generator = np.random.default_rng(0)

@@ -3,16 +3,18 @@
 import numpy as np
 
 from findings_melp import FINDINGS, check_weights, embed_prompts, read_file
+from melp.data.prepared import about_prepared, get_split, load_prepared
 from melp.evaluation import figures as draw
-from melp.evaluation.calibration import MEASURES, measures, verdict_arrays
+from melp.evaluation.calibration import MEASURES, centred, measures, verdict_arrays
 from melp.evaluation.classification import filled_split
 from melp.evaluation.encoding import encode
 from melp.evaluation.finding_labels import finding_targets, rests_on, whole_recordings
 from melp.evaluation.folders import load_folders
 from melp.evaluation.metrics import auroc, interval, resample
 from melp.evaluation.models import Runtime, load_models
-from melp.evaluation.results import Results, key_of, prediction_table, with_bounds
+from melp.evaluation.results import Results, difference, key_of, prediction_table, with_bounds
 from melp.evaluation.settings import Calibration
+from melp.evaluation.shift import effective_count, likelihood_ratios, weighted_limits
 from melp.markdown import table
 from melp.models import model_folder
 
@@ -29,6 +31,8 @@ def run(settings: Calibration, runtime: Runtime) -> Results:
         _add(results, name, measured, settings)
         if name == "model":
             _add_pictures(results, rows, measured)
+            if settings.weighted is not None:
+                _add_weighted(results, settings, runtime, rows, models[name], measured)
     return results
 
 
@@ -47,18 +51,22 @@ def _measure(settings, runtime, rows, name: str, source: str, pair) -> dict:
     entries = {key: entry for (key, entry), known in zip(entries.items(), there, strict=True) if known}
     targets = targets[:, there]
     texts = embed_prompts(*pair, [entry["prompts"] for entry in entries.values()]).cpu().numpy()
-    similarities = encode(*pair, rows, runtime, f"{settings.split} ({name})")["rhythm"] @ texts.T
-    arrays = targets, *verdict_arrays(entries, similarities)
+    embeddings = encode(*pair, rows, runtime, f"{settings.split} ({name})")["rhythm"]
+    arrays = targets, *verdict_arrays(entries, embeddings @ texts.T)
 
     def statistic(weights):
         return measures(*arrays, weights)
 
+    values = statistic(np.ones((1, len(rows))))
     return {
         "entries": entries,
         "targets": targets,
         "probabilities": arrays[1],
-        "values": statistic(np.ones((1, len(rows))))[0],
-        "draws": resample(list(rows["patient"]), statistic, settings.samples, settings.seed),
+        "embeddings": embeddings,
+        "texts": texts,
+        "values": values[0],
+        "draws": centred(resample(list(rows["patient"]), statistic, settings.samples, settings.seed), values),
+        "calibrated_on": content.get("data", {}),
         "rests_on": [content.get(part, {}) for part in ("data", "adapted")],
     }
 
@@ -90,8 +98,7 @@ def _add(results: Results, name: str, measured: dict, settings: Calibration):
     if len(enough):
         for place, measure in enumerate(MEASURES):
             draws = np.nanmean(measured["draws"][:, place, enough], axis=1)
-            bounds = dict(zip(("low", "high"), map(float, interval(draws)), strict=True))
-            results.add(measure + suffix, {"value": float(np.nanmean(measured["values"][place, enough]))} | bounds)
+            results.add(measure + suffix, _figure(float(np.nanmean(measured["values"][place, enough])), draws))
         shown = [[about, with_bounds(results.metrics[measure + suffix])] for measure, about in MEASURES.items()]
         results.tables[f"Means over {len(enough)} findings{title}"] = table(["", "mean"], shown)
     header = ["finding", "positives", "stated", *MEASURES.values(), "AUROC", "note"]
@@ -118,3 +125,53 @@ def _add_pictures(results: Results, rows, measured: dict):
     known = ~np.isnan(targets)
     results.figures["reliability"] = lambda: draw.reliability_diagram(targets[known] > 0, probabilities[known])
     results.figures["coverage"] = lambda: draw.coverage([row for row in results.classes if not row["note"]])
+
+
+def _add_weighted(results: Results, settings: Calibration, runtime: Runtime, rows, pair, measured: dict):
+    """Adds limits of the same recordings, weighted by likeness (`melp.evaluation.shift`), beside those of the file."""
+    about = measured["calibrated_on"]
+    if about.get("fingerprint") is None or about_prepared(settings.weighted)["fingerprint"] != about["fingerprint"]:
+        raise ValueError(f"--weighted {settings.weighted} is not what {settings.model} was calibrated on.")
+    old = get_split(load_prepared(settings.weighted), about["split"], settings.weighted)
+    old, _ = whole_recordings(old, pair[1].feature_extractor.derive_leads, settings.weighted)
+    embeddings = encode(*pair, old, runtime, "calibration")["rhythm"]
+    patients, entries, targets = np.asarray(old["patient"]), measured["entries"], measured["targets"]
+    is_new = np.repeat([False, True], [len(old), len(rows)])
+    everyone = [*(f"old:{name}" for name in patients), *(f"new:{name}" for name in rows["patient"])]
+    ratios = likelihood_ratios(np.r_[embeddings, measured["embeddings"]], everyone, is_new, settings.seed)
+    weights, own = ratios[~is_new], ratios[is_new]
+    old_targets, similarities = finding_targets(old, entries), embeddings @ measured["texts"].T
+    below, above = np.full((2, *targets.shape), np.nan)
+    for column, entry in enumerate(entries.values()):
+        parts = old_targets[:, column], similarities[:, column], patients, weights, own
+        below[:, column], above[:, column] = weighted_limits(entry, *parts)
+    enough = np.flatnonzero(np.nansum(targets, axis=0) >= settings.min_positives)
+
+    def statistic(draws):
+        return measures(targets, measured["probabilities"], below, above, draws)
+
+    value = statistic(np.ones((1, len(rows))))[0]
+    draws = resample(list(rows["patient"]), statistic, settings.samples, settings.seed)
+    lines = []
+    for place, measure in enumerate(MEASURES):
+        if measure not in ("coverage_with", "coverage_without", "cannot_say") or not len(enough):
+            continue
+        old_draws = np.nanmean(measured["draws"][:, place, enough], axis=1)
+        new_draws = np.nanmean(draws[:, place, enough], axis=1)
+        mean = float(np.nanmean(value[place, enough]))
+        results.add(f"{measure}_weighted", _figure(mean, new_draws))
+        change = _figure(mean - results.metrics[measure]["value"], new_draws - old_draws)
+        results.add(f"{measure}_weighted_less_unweighted", change | {"holds": change["low"] > 0 or change["high"] < 0})
+        figures = (results.metrics[name] for name in (measure, f"{measure}_weighted"))
+        change = difference(results.metrics[f"{measure}_weighted_less_unweighted"])
+        lines.append([MEASURES[measure], *map(with_bounds, figures), change])
+    results.tables["Limits weighted by likeness"] = table(["", "as calibrated", "weighted", "difference"], lines)
+    apart = auroc(is_new[:, None], ratios[:, None])[0]
+    results.notes.append(
+        f"Weighted, the {len(old):,} recordings of the calibration say as much as {effective_count(weights):,.0f}; "
+        f"the AUROC at which a classifier tells the two sets apart is {apart:.2f}."
+    )
+
+
+def _figure(value: float, draws: np.ndarray) -> dict:
+    return {"value": value} | dict(zip(("low", "high"), map(float, interval(draws)), strict=True))
