@@ -444,6 +444,11 @@ def elsewhere(shown: np.ndarray, recorded: np.ndarray, rng: np.random.Generator)
     return drawn
 
 
+def can_compare(shown: np.ndarray, recorded: np.ndarray) -> bool:
+    """Returns whether something is shown, and as much of the recording (frames,) is left to be removed instead."""
+    return bool(0 < shown.sum() <= (recorded & ~shown).sum())
+
+
 def is_faithful(score: float, without: float, without_elsewhere: Sequence[float]) -> bool:
     """Returns whether removing it costs a tenth of the score or more, and more than each removal elsewhere."""
     return score > 0 and score - without >= LEAST_FALL * score and without < min(without_elsewhere)
@@ -459,13 +464,12 @@ def measure_faithfulness(
     rng = np.random.default_rng(seed)
     masks = [np.zeros_like(shown), shown, *(elsewhere(shown, recording.recorded, rng) for _ in range(draws))]
     score, without, *others = recording.scores(np.stack(masks)[:, None])[:, text].tolist()
-    comparable = 0 < shown.sum() <= (recording.recorded & ~shown).sum()
     return {
         "removed_s": float(shown.sum() * FRAME),
         "score": score,
         "without": without,
         "without_elsewhere": float(np.mean(others)),
-        "faithful": bool(comparable) and is_faithful(score, without, others),
+        "faithful": can_compare(shown, recording.recorded) and is_faithful(score, without, others),
     }
 
 

@@ -9,6 +9,7 @@ import re
 import struct
 import warnings
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -289,51 +290,74 @@ class _MferState:
     person: dict[int, bytes] = field(default_factory=dict)
 
 
+@dataclass
+class _MferFrame:
+    """Samples as they stand in the file: `count` sequences of a block per channel, from byte `position` on."""
+
+    position: int
+    count: int
+    channels: list[Channel]  # without samples, of the type that they have
+    blocks: list[int]  # samples of each
+
+    @property
+    def stops(self) -> list[int]:
+        """The byte of a sequence at which each channel's block ends."""
+        sizes = (block * one.samples.dtype.itemsize for block, one in zip(self.blocks, self.channels, strict=True))
+        return list(accumulate(sizes))
+
+    def length(self, channel: int) -> int:
+        return self.count * self.blocks[channel]
+
+
 def read_mfer(source: Source, request: Request) -> Recording:
-    """Reads an ISO 22077 file; frames that follow each other with the same definitions are one recording."""
+    """Reads the part asked for of an ISO 22077 file; frames that follow each other with one layout are a recording."""
     state, frames, total = _MferState(), [], 0
-    for tag, channel, value in _mfer_items(source.all(), 0):
-        if tag == 0x3F:
-            for inner, _, content in _mfer_items(value, 1):
-                state.each.setdefault(channel, {}).update(_mfer_definition(inner, content, state.order))
-        elif tag == 0x1E:
+    for tag, channel, position, size in _mfer_items(source, 0):
+        if tag == 0x1E:
             if state.waveform in _MFER_RHYTHMS:
-                frames.append(_mfer_frame(state, value))
-                total += len(frames[-1][0].samples)
+                frames.append(_mfer_frame(state, position, size))
+                total += frames[-1].length(0)
+            continue
+        value = source.read(position, size)
+        if tag == 0x3F:
+            for inner, _, *where in _mfer_items(Source(data=value), 1):
+                content = value[where[0] : where[0] + where[1]]
+                state.each.setdefault(channel, {}).update(_mfer_definition(inner, content, state.order))
         elif tag == 0x07 and value and int.from_bytes(value, state.order) != total:
             raise FormatError("gap", "its frames do not follow each other")
         else:
             _mfer_header(state, tag, value)
     if not frames:
         raise FormatError("no ECG in it", "no frame of a rhythm")
-    return Recording(_mfer_channels(frames, request), "MFER", [], *_mfer_patient(state))
+    return Recording(_mfer_channels(source, frames, request), "MFER", [], *_mfer_patient(state))
 
 
-def _mfer_items(data: bytes, depth: int):
-    """(tag, channel, content) of each definition up to the end mark."""
+def _mfer_items(source: Source, depth: int):
+    """(tag, channel, byte, size) of each definition up to the end mark."""
     position = 0
-    while position < len(data):
-        tag, position = data[position], position + 1
+    while position < source.size:
+        data = source.read(position, min(16, source.size - position))  # tag, channel and size have room in it
+        tag, step = data[0], 1
         if tag == 0x80:
             return
         if tag == 0:  # a filler
+            position += 1
             continue
         channel = None
         if tag == 0x3F:
             if depth:
                 raise FormatError("damaged", "a channel's definitions within a channel's")
             channel, more = 0, True
-            while more and position < len(data):
-                channel, more = channel << 7 | data[position] & 0x7F, data[position] > 0x7F
-                position += 1
+            while more and step < len(data):
+                channel, more = channel << 7 | data[step] & 0x7F, data[step] > 0x7F
+                step += 1
             if channel >= MAX_CHANNELS:
                 raise FormatError("damaged", f"it defines channel {brief(channel)}")
-        size, position = _mfer_size(data, position)
-        if position + size > len(data):
-            raise FormatError(
-                "empty or cut off", f"{size} bytes of tag {tag:#x} stated, {len(data) - position} are there"
-            )
-        yield tag, channel, data[position : position + size]
+        size, step = _mfer_size(data, step)
+        position += step
+        if position + size > source.size:
+            raise FormatError(CUT, f"{size} bytes of tag {tag:#x} stated, {source.size - position} are there")
+        yield tag, channel, position, size
         position += size
 
 
@@ -392,34 +416,27 @@ def _mfer_header(state: _MferState, tag: int, value: bytes):
         state.common |= _mfer_definition(tag, value, state.order)
 
 
-def _mfer_frame(state: _MferState, data: bytes) -> list[Channel]:
-    """The channels of one frame: sequences of blocks, a block per channel."""
+def _mfer_frame(state: _MferState, position: int, size: int) -> _MferFrame:
+    """Lays out a frame of samples: sequences of blocks, a block per channel."""
     common = {name: value for name, value in state.common.items() if name != "lead"}
     definitions = [common | state.each.get(channel, {}) for channel in range(state.channels)]
     if state.channels == 1 and "lead" in state.common:
         definitions[0] = {"lead": state.common["lead"]} | definitions[0]
     order = {"big": ">", "little": "<"}[state.order]
-    types = [np.dtype(order + _MFER_TYPES[own.get("type") or 0]) for own in definitions]
-    blocks = [own.get("block") or 1 for own in definitions]
-    size = sum(block * kind.itemsize for block, kind in zip(blocks, types, strict=True))
-    sequences = {own.get("sequences") for own in definitions}
-    count = sequences.pop() or len(data) // size
-    if sequences or count * size != len(data) or not count:
-        raise FormatError(CUT, f"{len(data)} bytes of samples for {count} sequences of {size}")
-    rows = np.frombuffer(data, dtype=np.uint8).reshape(count, size)
-    channels, start = [], 0
-    for own, block, kind in zip(definitions, blocks, types, strict=True):
-        stop = start + block * kind.itemsize
-        samples = np.ascontiguousarray(rows[:, start:stop]).view(kind).ravel()
-        channels.append(_mfer_channel(own, kind, samples))
-        start = stop
-    return channels
+    channels = [_mfer_channel(own, np.dtype(order + _MFER_TYPES[own.get("type") or 0])) for own in definitions]
+    frame = _MferFrame(position, 0, channels, [own.get("block") or 1 for own in definitions])
+    sequences, row = {own.get("sequences") for own in definitions}, frame.stops[-1]
+    frame.count = sequences.pop() or size // row
+    if sequences or frame.count * row != size or not frame.count:
+        raise FormatError(CUT, f"{size} bytes of samples for {frame.count} sequences of {row}")
+    return frame
 
 
 _MFER_UNITS = ("V", "mmHg", "Pa", "cmH2O", "mmHg/s", "dyne", "N", "%", "degC")
 
 
-def _mfer_channel(own: dict, kind: np.dtype, samples: np.ndarray) -> Channel:
+def _mfer_channel(own: dict, kind: np.dtype) -> Channel:
+    """What is said of a channel, without its samples."""
     name = None if own.get("lead") is None else coded_lead(own["lead"])
     rate, unit, scale = None, None, 1.0
     if own.get("interval"):
@@ -439,26 +456,48 @@ def _mfer_channel(own: dict, kind: np.dtype, samples: np.ndarray) -> Channel:
         if len(missing) != kind.itemsize:
             raise FormatError("damaged", "its null value is of another type than its samples")
         missing = np.frombuffer(missing, dtype=kind)[0].item()
-    return Channel(name, samples, rate, unit, scale, 0.0, missing)
+    return Channel(name, np.empty(0, dtype=kind), rate, unit, scale, 0.0, missing)
 
 
-def _mfer_channels(frames: list[list[Channel]], request: Request) -> list[Channel]:
+def _mfer_channels(source: Source, frames: list[_MferFrame], request: Request) -> list[Channel]:
+    """The channels with the samples asked for; of each frame only the sequences that hold these are read."""
+
     def layout(frame):
-        return [(one.name, one.rate, one.unit, one.scale, one.missing, one.samples.dtype) for one in frame]
+        return [(one.name, one.rate, one.unit, one.scale, one.missing, one.samples.dtype) for one in frame.channels]
 
     if any(layout(frame) != layout(frames[0]) for frame in frames):
         raise FormatError("not recorded at once", "its frames define leads, rate or scale anew")
-    channels = []
-    for pieces in zip(*frames, strict=True):
-        channel = pieces[0]
-        samples = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else channel.samples
-        if channel.rate:
-            first, last = request.span(len(samples), channel.rate)
-            samples = samples[first:last]
-        elif not request.is_whole:
+    channels, spans = frames[0].channels, []
+    for k, channel in enumerate(channels):
+        length = sum(frame.length(k) for frame in frames)
+        if not channel.rate and not request.is_whole:
             raise FormatError("not stated", "the sampling interval, which start= and seconds= need", "read it whole")
-        channel.samples = samples
-        channels.append(channel)
+        spans.append(request.span(length, channel.rate) if channel.rate else (0, length))
+    pieces: list[list[np.ndarray]] = [[] for _ in channels]
+    for frame in frames:
+        parts = [(max(first, 0), min(last, frame.length(k))) for k, (first, last) in enumerate(spans)]
+        spans = [(first - frame.length(k), last - frame.length(k)) for k, (first, last) in enumerate(spans)]
+        there = [k for k, (first, last) in enumerate(parts) if first < last]
+        if not there:
+            continue
+        begin = min(parts[k][0] // frame.blocks[k] for k in there)
+        end = max(-(-parts[k][1] // frame.blocks[k]) for k in there)
+        edges = [0, *frame.stops]
+        where, rows = frame.position + begin * edges[-1], None
+        if end - begin > 1:
+            data = source.read(where, (end - begin) * edges[-1])
+            rows = np.frombuffer(data, dtype=np.uint8).reshape(end - begin, edges[-1])
+        for k in there:
+            first, last = (index - begin * frame.blocks[k] for index in parts[k])
+            kind = channels[k].samples.dtype
+            if rows is None:  # one block, which may be the whole recording
+                size = kind.itemsize
+                stored = np.frombuffer(source.read(where + edges[k] + first * size, (last - first) * size), dtype=kind)
+            else:
+                stored = np.ascontiguousarray(rows[:, edges[k] : edges[k + 1]]).view(kind).ravel()[first:last]
+            pieces[k].append(stored)
+    for channel, parts in zip(channels, pieces, strict=True):
+        channel.samples = np.concatenate([channel.samples, *parts]) if len(parts) != 1 else parts[0]
     return channels
 
 
@@ -500,9 +539,8 @@ def read_dicom(source: Source, request: Request) -> Recording:
     # pydicom would warn and log what it doubts, quoting what identifies a patient
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
-        data = source.all()
-        syntax = _transfer_syntax(data)
-        dataset = pydicom.dcmread(io.BytesIO(data))
+        syntax = _transfer_syntax(source.head(2**16))
+        dataset = pydicom.dcmread(source.path if source.is_plain else io.BytesIO(source.all()))
         _refuse_cut(dataset)
         groups = dataset.get("WaveformSequence") or []
         if not groups:
@@ -520,8 +558,8 @@ def read_dicom(source: Source, request: Request) -> Recording:
 
 
 def _transfer_syntax(data: bytes) -> bytes:
-    """Of the file's meta information, before pydicom inflates whatever a deflated file holds."""
-    where = data.find(b"\x02\x00\x10\x00UI", 132, 2**16)
+    """Of the meta information at a file's beginning, before pydicom inflates whatever a deflated file holds."""
+    where = data.find(b"\x02\x00\x10\x00UI", 132)
     if where < 0:
         raise FormatError("damaged", "its meta information states no transfer syntax")
     size = int.from_bytes(data[where + 6 : where + 8], "little")
@@ -604,9 +642,11 @@ def _dicom_name(channel) -> str:
 
 def _dicom_channel(definition, samples: np.ndarray, rate: float, missing: int | None) -> Channel:
     name = _dicom_name(definition) or None
-    skew = definition.get("ChannelSampleSkew")
-    if skew is not None and abs(number(skew, f"the skew of {name}")) >= 1:
-        raise FormatError("unsupported", f"lead {name} is skewed by {skew} samples")
+    # By samples, or by seconds; the offset is by seconds.
+    for keyword, factor in (("ChannelSampleSkew", 1.0), ("ChannelTimeSkew", rate), ("ChannelOffset", rate)):
+        skew = factor * number(definition.get(keyword) or 0, f"the skew of {name}")
+        if abs(skew) >= 1:
+            raise FormatError("unsupported", f"lead {name} is skewed by {skew:g} samples")
     sensitivity = definition.get("ChannelSensitivity")
     if sensitivity is None:
         return Channel(name, samples, rate, None, missing=missing)

@@ -100,7 +100,8 @@ READERS: dict[str, Callable[[Source, Request], Recording]] = {
 }
 STACKS = ("hdf5", "parquet", "npy", "npz")  # which may hold several records
 STACK_BEGINNINGS = (b"\x89HDF", b"MATLAB 7", b"PAR1", b"\x93NUMPY", b"PK\x03\x04")
-IN_PARTS = ("edf", "ishne", "hdf5", "npy", "parquet")  # of which a part is read without the rest, as of WFDB
+# Of which a part is read without the rest, as of WFDB; of a table, what stands before it is passed over.
+IN_PARTS = ("edf", "ishne", "mfer", "hdf5", "npy", "npz", "parquet", "table")
 LONG = 3600.0  # seconds, 90 MB at 500 Hz: of longer recordings only what is used is read
 UNKNOWN = "unknown format"  # the rule by which what is no ECG file is refused
 OTHERWISE = "pass an array, sampling_rate= and leads="  # a remedy
@@ -191,10 +192,11 @@ def _read_source(source: Source, kind: str | None, request: Request) -> Recordin
     if source.size == 0:
         raise FormatError(CUT, "no bytes")
     if kind is None:
-        begins = source.head(12)
-        if begins.startswith(b"MATLAB"):
+        begins = source.head(6)
+        if begins == b"MATLAB":
             raise FormatError("no header", "a MATLAB file needs a WFDB header beside it", OTHERWISE)
-        details = f"it begins with {begins!r}, and no header (.hea) is beside it"
+        shown = "text" if begins.isascii() and begins.decode().isprintable() else begins.hex(" ")  # text may be a name
+        details = f"it begins with {shown}, and no header (.hea) is beside it"
         raise FormatError(UNKNOWN, details, f"see docs/formats.md, or {OTHERWISE}")
     if request.record is not None and kind not in STACKS:
         raise FormatError("unknown record", f"it holds one, none called {brief(request.record)}")

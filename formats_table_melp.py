@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -22,6 +23,7 @@ try:
         MAX_INFLATION,
         Channel,
         FormatError,
+        LongRecording,
         Recording,
         Request,
         Source,
@@ -38,6 +40,7 @@ except ImportError:
         MAX_INFLATION,
         Channel,
         FormatError,
+        LongRecording,
         Recording,
         Request,
         Source,
@@ -50,6 +53,7 @@ RATE_NAMES = ("sampling_rate", "sample_rate", "sampling_frequency", "fs", "frequ
 UNIT_NAMES = ("unit", "units")
 LEAD_NAMES = ("leads", "lead_names", "sig_name", "channels", "channel_names")
 ID_NAMES = ("exam_id", "record", "record_id", "records", "ecg_id", "study_id", "id", "ids")
+SAID = {*RATE_NAMES, *UNIT_NAMES, *LEAD_NAMES, *ID_NAMES}
 SIGNAL_NAMES = ("tracings", "ecg", "signal", "signals", "data", "x")
 _CLOCK = re.compile(
     r"|sample|samples|index|n|t|time|elapsed time|seconds|unnamed: 0|(?:time|t)[ _(\[]*(?:s|ms|sec)[)\]]*"
@@ -149,6 +153,8 @@ def read_table(source: Source, request: Request) -> Recording:
         rate = request.sampling_rate
         if rate is None and not request.is_whole:
             raise _no_rate()
+        if heads and rate is not None:
+            _check_clock(heads[0][0], [_cells(row, delimiter)[0] for row in opening], rate)
         first = round(request.start * rate) if request.start else 0
         count = None if request.seconds is None else round(request.seconds * rate)
 
@@ -156,7 +162,10 @@ def read_table(source: Source, request: Request) -> Recording:
             yield from opening
             yield from lines
 
-        values = _table_values(rows(), delimiter, len(names), kept, first, count)
+        longest = request.longest * rate if request.longest and rate else None
+        values, total = _table_values(rows(), delimiter, len(names), kept, first, count, longest)
+    if longest is not None and total > longest:
+        raise LongRecording(request.longest, total / rate)
     if not len(values):
         raise (
             FormatError("wrong argument", "start= is past its end")
@@ -170,6 +179,19 @@ def read_table(source: Source, request: Request) -> Recording:
 def _is_clock(name: str, column: int) -> bool:
     """Whether a column counts samples or time; without a name it does so only where it is the first."""
     return bool(_CLOCK.fullmatch(name.lower())) and bool(name or column == 0)
+
+
+def _check_clock(name: str, times: list[str], rate: float):
+    """Raises FormatError where a first column of seconds or milliseconds contradicts the rate; its digits are few."""
+    match = re.fullmatch(r"(?:seconds|(?:elapsed )?(?:time|t)[ _(\[]*(s|ms|sec)[)\]]*)", name.lower())
+    try:
+        values = [float(time) for time in times]
+    except ValueError:  # decimal commas, or a time of day
+        return
+    if match and len(values) > 2 and values[-1] > values[0]:
+        stated = (1000 if match[1] == "ms" else 1) * (len(values) - 1) / (values[-1] - values[0])
+        if stated > 20 and not 0.8 < stated / rate < 1.25:  # below, it counts samples, whatever its name
+            raise FormatError("contradiction", f"sampling_rate={rate:g}, but its column of time says {stated:.4g} Hz")
 
 
 def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], list[str | None]]:
@@ -188,14 +210,22 @@ def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], lis
     return names, units
 
 
-def _table_values(lines, delimiter: str, width: int, kept: list[int], first: int, count: int | None) -> np.ndarray:
-    """(samples, columns) float32 of the rows from `first`; empty cells are missing."""
-    blocks, block, total = [], [], 0
+def _table_values(
+    lines, delimiter: str, width: int, kept: list[int], first: int, count: int | None, longest: float | None
+) -> tuple[np.ndarray, int]:
+    """(samples, columns) float32 of `count` rows from `first`, and how many there are; empty cells are missing.
+
+    Of more than `longest` rows the first ones are enough, the others are only counted.
+    """
+    blocks, block, total, rows = [], [], 0, 0
     for index, line in enumerate(lines):
         if index < first:
             continue
         if count is not None and index >= first + count:
             break
+        rows += 1
+        if longest is not None and rows > longest:
+            continue
         cells = line.split(delimiter) if delimiter != " " else line.split()
         if len(cells) != width:
             raise FormatError(
@@ -207,7 +237,8 @@ def _table_values(lines, delimiter: str, width: int, kept: list[int], first: int
             total, block = total + 1000, []
     if block:
         blocks.append(_floats(block, total, delimiter))
-    return np.concatenate(blocks) if blocks else np.empty((0, len(kept)), dtype=np.float32)
+    values = np.concatenate(blocks) if blocks else np.empty((0, len(kept)), dtype=np.float32)
+    return values, rows
 
 
 def _floats(block: list[list[str]], total: int, delimiter: str) -> np.ndarray:
@@ -389,19 +420,62 @@ def read_npy(source: Source, request: Request) -> Recording:
     return _array_recording(_NpyArray(source), None, {}, request, "NumPy .npy")
 
 
-def _npz_members(source: Source) -> dict[str, _NpyArray]:
-    members = {}
+class _Member:
+    """The bytes of a file in a .zip, as a `Source` has them: what stands before those asked for is passed over."""
+
+    def __init__(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file):
+        self.archive, self.entry, self.file, self.size = archive, entry, file, entry.file_size
+
+    def head(self, count: int) -> bytes:
+        return self.read(0, min(count, self.size))
+
+    def read(self, offset: int, count: int) -> bytes:
+        if offset + count == self.size:  # to its end, perhaps all of it: the checksum of all is compared
+            with self.archive.open(self.entry) as file:
+                data = self._read(file, offset, count + 1)
+        else:
+            if self.file.tell() > offset:
+                self.file.seek(0)
+            data = self._read(self.file, offset - self.file.tell(), count)
+        if len(data) != count:
+            raise FormatError(CUT, f"{count} bytes of {self.entry.filename} stated, {len(data)} are there")
+        return data
+
+    @staticmethod
+    def _read(file, ahead: int, count: int) -> bytes:
+        while ahead and (passed := file.read(min(ahead, 2**16))):  # `seek` would take 16 MB at a time
+            ahead -= len(passed)
+        return file.read(count)
+
+
+@contextmanager
+def _npz(source: Source):
+    """Gives the signal of an .npz file, the names of its records, and what the other arrays say."""
     try:
-        with zipfile.ZipFile(io.BytesIO(source.all())) as archive:
+        file = source.path if source.is_plain else io.BytesIO(source.all())
+        with zipfile.ZipFile(file) as archive, ExitStack() as opened:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+            if not entries:
+                raise FormatError("unknown format", "a .zip file without .npy arrays", "unpack it first")
             _bounded(sum(entry.file_size for entry in entries), source)
+            members = {}
             for entry in entries[:MAX_CHANNELS]:
-                with archive.open(entry) as file:
-                    data = file.read(entry.file_size + 1)
                 try:
-                    members[entry.filename[:-4]] = _NpyArray(Source(data=data))
+                    member = _Member(archive, entry, opened.enter_context(archive.open(entry)))
+                    members[entry.filename[:-4]] = _NpyArray(member)
                 except FormatError as error:
                     raise FormatError(error.rule, f"{entry.filename}: {error.details}", error.remedy) from None
+            candidates = _signals({name: (array.shape, array.dtype.kind) for name, array in members.items()})
+            name = _pick(candidates)
+            if name is None:
+                raise _which_signal(candidates)
+            small = {key: array for key, array in members.items() if len(array.shape) < 2 and key.lower() in SAID}
+            said = {
+                key: array._read(0, int(np.prod(array.shape))).reshape(array.shape) for key, array in small.items()
+            }
+            ids = _first(said, ID_NAMES)
+            keys = _identifiers(ids, candidates[name][0]) if len(candidates[name]) == 3 and ids is not None else None
+            yield members[name], keys, said
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -412,28 +486,12 @@ def _npz_members(source: Source) -> dict[str, _NpyArray]:
         OSError,
     ) as error:
         raise FormatError("damaged", f"no valid .npz ({type(error).__name__})", "save it again") from None
-    if not members:
-        raise FormatError("unknown format", "a .zip file without .npy arrays", "unpack it first")
-    return members
-
-
-def _npz(source: Source):
-    members = _npz_members(source)
-    candidates = _signals({name: (array.shape, array.dtype.kind) for name, array in members.items()})
-    name = _pick(candidates)
-    if name is None:
-        raise _which_signal(candidates)
-    small = {key: array for key, array in members.items() if len(array.shape) < 2}
-    said = {key: array._read(0, int(np.prod(array.shape))).reshape(array.shape) for key, array in small.items()}
-    ids = _first(said, ID_NAMES)
-    keys = _identifiers(ids, candidates[name][0]) if len(candidates[name]) == 3 and ids is not None else None
-    return members[name], keys, said
 
 
 def read_npz(source: Source, request: Request) -> Recording:
-    """Reads the signal of an .npz file, with rate, leads and unit where arrays beside it say them."""
-    array, keys, said = _npz(source)
-    return _array_recording(array, keys, said, request, "NumPy .npz")
+    """Reads the part asked for of the signal of an .npz file, with rate, leads and unit where arrays beside it say."""
+    with _npz(source) as (array, keys, said):
+        return _array_recording(array, keys, said, request, "NumPy .npz")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -670,12 +728,10 @@ def list_keys(source: Source, kind: str) -> list[str] | None:
         parquet = _Parquet(source)
         return (parquet.keys() or _numbered(parquet.rows)) if parquet.lists else None
     if kind == "npz":
-        array, keys, _ = _npz(source)
-    elif kind == "npy":
-        array, keys = _NpyArray(source), None
-    else:
-        return None
-    return (keys or _numbered(array.shape[0])) if len(array.shape) == 3 else None
+        with _npz(source) as (array, keys, _):
+            return (keys or _numbered(array.shape[0])) if len(array.shape) == 3 else None
+    shape = _NpyArray(source).shape if kind == "npy" else ()
+    return _numbered(shape[0]) if len(shape) == 3 else None
 
 
 def _numbered(count: int) -> list[str]:

@@ -120,7 +120,7 @@ def parse_header(data: bytes, stem: str) -> Header:
         raise FormatError(CUT, "its header")
     fields = text_of(lines[0]).split()
     if len(fields) < 2:
-        raise FormatError("wrong header", f"it begins with {brief(fields)}, not with a name and the number of signals")
+        raise FormatError("wrong header", "its first line is not a name and the number of signals")
     count = whole(fields[1], "the header's number of signals", 0, MAX_CHANNELS)
     segments = _segment_count(fields[0], lines[1:], count, stem)
     header = Header(DEFAULT_RATE, None, [], [])

@@ -186,6 +186,15 @@ def _integers(text: str, what: str) -> np.ndarray:
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
 
 
+_PER_YEAR = {"": 1, "YEAR": 1, "MONTH": 12, "WEEK": 52.18, "DAY": 365.25}
+
+
+def _years(age: str, unit: str = "") -> float | None:
+    """An age in years, of digits and a unit ("YEARS", "MONTHS"); None where one of them is something else."""
+    per_year = _PER_YEAR.get(unit.strip().upper().removesuffix("S"))
+    return float(age) / per_year if per_year and re.fullmatch(r"\d{1,5}", age.strip()) else None
+
+
 def _base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
@@ -331,10 +340,8 @@ def _muse(root: Element, request: Request) -> Recording:
 
 def _muse_patient(root: Element) -> tuple[dict, dict]:
     person, test = root.find("PatientDemographics"), root.find("TestDemographics")
-    unit = {"": 1, "YEARS": 1, "MONTHS": 12, "WEEKS": 52.18, "DAYS": 365.25}.get(_text(person, "AgeUnits").upper())
-    age = _text(person, "PatientAge")
     facts = facts_of(
-        age=float(age) / unit if unit and re.fullmatch(r"\d{1,3}", age) else None,
+        age=_years(_text(person, "PatientAge"), _text(person, "AgeUnits")),
         sex=sex_of(_text(person, "Gender")),
         device=_text(test, "AcquisitionDevice"),
         site=_text(test, "SiteName") or _text(test, "Site"),
@@ -512,7 +519,8 @@ def _mortara(root: Element) -> Recording:
     if source is not None:
         facts["device"] = f"{source.get('MANUFACTURER', '')} {source.get('MODEL', '')}"
     if subject is not None:
-        facts |= {"age": subject.get("AGE"), "sex": sex_of(subject.get("GENDER"))}
+        units = next((value for key, value in subject.attrib.items() if key.startswith("AGE_UNIT")), "")
+        facts |= {"age": _years(subject.get("AGE", ""), units), "sex": sex_of(subject.get("GENDER"))}
         identifiers |= {"patient_id": subject.get("ID"), "birth_date": subject.get("DOB")}
         identifiers["name"] = f"{subject.get('FIRST_NAME', '')} {subject.get('LAST_NAME', '')}"
     return Recording(channels, "Mortara XML", [], facts_of(**facts), facts_of(**identifiers))
@@ -536,7 +544,7 @@ def _cardiosoft(root: Element) -> Recording:
         channels.append(Channel(name, samples, rate, unit, scale))
     person = root.find(".//PatientInfo")
     facts = facts_of(
-        age=_text(person, "Age"),
+        age=_years(_text(person, "Age"), _attribute(person, "Age", "units")),
         sex=sex_of(_text(person, "Gender")),
         device=f"{_text(root, './/DeviceInfo/Desc')} {_text(root, './/DeviceInfo/SoftwareVer')}",
     )

@@ -109,7 +109,8 @@ def ishne(data: np.ndarray, *, stated=None, crc=None, codes=None, resolution=250
 
 
 def mfer(data: np.ndarray, *, tags=b"", little=True, codes=None, frames=1, interval=b"\x01\xfd\x02\x00", between=b"",
-         resolution=b"\x00\xf9\x19\x00") -> bytes:  # fmt: skip
+         resolution=b"\x00\xf9\x19\x00", block=None) -> bytes:  # fmt: skip
+    """Frames of sequences of a `block` of samples per channel; by default a frame is one sequence."""
     order, kind = ("little", "<i2") if little else ("big", ">i2")
     if not little:
         interval = interval and interval[:2] + interval[:1:-1]
@@ -125,12 +126,15 @@ def mfer(data: np.ndarray, *, tags=b"", little=True, codes=None, frames=1, inter
     out = b"\x40\x20MFR Standard 12 leads ECG".ljust(34) + tag(1, bytes([little])) + tag(8, word(1, 2))
     out += (tag(0x0B, interval) if interval else b"") + (tag(0x0C, resolution) if resolution else b"")
     pieces = np.split(data, frames, axis=1)
-    out += tag(4, word(pieces[0].shape[1])) + tag(5, word(len(data))) + tag(6, word(1))
+    length = pieces[0].shape[1]
+    block = block or length
+    out += tag(4, word(block)) + tag(5, word(len(data))) + tag(6, word(length // block))
     for channel, code in enumerate(codes or [CODES[lead] for lead in USUAL_ORDER[: len(data)]]):
         out += b"\x3f" + bytes([channel, 4]) + tag(9, word(code, 2))
     out += tags
     for index, piece in enumerate(pieces):
-        out += (between if index else b"") + tag(0x1E, piece.astype(kind).tobytes())
+        sequences = piece.reshape(len(data), length // block, block).transpose(1, 0, 2)
+        out += (between if index else b"") + tag(0x1E, sequences.astype(kind).tobytes())
     return out + b"\x80\x00"
 
 
@@ -340,7 +344,7 @@ def schiller(data: np.ndarray, *, scale="2.5", units="uV", kind="COMMASEPARATE",
 
 
 def dicom(data: np.ndarray, *, groups=None, sensitivity="2.5", unit="uV", kind="SS", padding=None, bits=16, skew=None,
-          scheme="SCPECG", code="5.6.3-9-{}", baseline=None, syntax=None, change=None) -> bytes:  # fmt: skip
+          late=None, scheme="SCPECG", code="5.6.3-9-{}", baseline=None, syntax=None, change=None):  # fmt: skip
     """A derived median first, then the rhythm, or the groups of rows that `groups` lists."""
     import io
 
@@ -360,6 +364,8 @@ def dicom(data: np.ndarray, *, groups=None, sensitivity="2.5", unit="uV", kind="
             one.ChannelSensitivityUnitsSequence = Sequence([measure])
         if skew is not None:
             one.ChannelSampleSkew = skew
+        if late is not None:
+            one.ChannelTimeSkew = late
         one.WaveformBitsStored = bits
         return one
 

@@ -161,7 +161,9 @@ def test_crc():
 def test_mfer_in_both_byte_orders_and_several_frames():
     for changes in ({}, {"little": False}, {"frames": 5}, {"interval": b"\x00\x02\x05\x00"}):
         assert check(ecg_files.mfer(DATA, **changes)).sampling_rate == 500
-    check(ecg_files.mfer(DATA, frames=5), DATA[:, 750:1750], start=1.5, seconds=2)
+    for changes in ({}, {"frames": 5}, {"frames": 5, "block": 100}, {"block": 1}, {"block": 1250}):
+        check(ecg_files.mfer(DATA, **changes))
+        check(ecg_files.mfer(DATA, **changes), DATA[:, 750:1750], start=1.5, seconds=2)
     assert read_ecg(ecg_files.mfer(DATA[:3], codes=[1, 2, 11])).ignored_leads == ["lead code 11"]
     null = ecg_files.mfer(DATA, tags=b"\x12\x02" + struct.pack("<h", int(DATA[0, 0])))
     assert np.isnan(read_ecg(null).signal[0, 0, 0])
@@ -345,6 +347,7 @@ def test_dicom_that_lacks_a_sensitivity_needs_a_unit():
         ({"kind": "AB"}, "samples in 'AB': mu-law, A-law or unknown"),
         ({"bits": 8}, "samples of 8 bits are said to be SS"),
         ({"skew": "3"}, "lead I is skewed by 3 samples"),
+        ({"late": "0.01"}, "lead I is skewed by 5 samples"),
         ({"syntax": "1.2.840.10008.1.2.1.99"}, "unsupported: deflated DICOM"),
         ({"change": lambda dataset: delattr(dataset, "WaveformSequence")}, "no ECG in it: a DICOM object without"),
         ({"change": lambda dataset: dataset.WaveformSequence.pop()}, "no group of original samples"),

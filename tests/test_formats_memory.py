@@ -31,14 +31,14 @@ LIMITS = {
     "EDF": (3.5, True),
     "BDF": (3.5, True),
     "ISHNE": (3.5, True),
-    "MFER": (3.5, False),
+    "MFER": (3.5, True),
     "DICOM": (3.5, False),
     "SCP-ECG": (12, False),
     **dict.fromkeys(XML, (5, False)),
     "CSV": (2, True),
     "Parquet": (2.5, True),
     ".npy": (3.5, True),
-    ".npz": (3.5, False),
+    ".npz": (3.5, True),
     "HDF5": (3.5, True),
     "EDF.gz": (12, False),  # of the compressed file; all of it is decompressed
 }

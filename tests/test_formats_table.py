@@ -1,6 +1,7 @@
 """CSV, TSV, Parquet, NumPy and HDF5: layouts, stacks, what has to be said, and every refusal."""
 
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from ecg_files import STEP, USUAL_ORDER, counts
 
-from formats_melp import list_records, read_ecg
+from formats_melp import list_records, read_ecg, reads_parts
 
 DATA = counts()
 MV = (DATA * STEP).astype(np.float32)
@@ -188,6 +189,57 @@ def test_npz_says_what_it_holds(compress):
     check(npz(ecg=MV, mask=MV, **said))
     refused(npz(ecg=np.array([None])), "a pickled array")
     refused(npz(text=np.array("x")), "unclear signal|no ECG")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_part_of_an_npz_is_read_without_the_rest(tmp_path, compress):
+    generator = np.random.default_rng(0)
+    for signal in (generator.integers(-2000, 2000, (12, 300_000), np.int16), None):
+        signal = generator.integers(-2000, 2000, (300_000, 12), np.int16) if signal is None else signal
+        file = tmp_path / "long.npz"
+        file.write_bytes(npz(compress, ecg=signal, fs=500, leads=np.array(LEADS["leads"]), time=np.arange(3e5)))
+        said = {"unit": "uV", "start": 590, "seconds": 10}
+        read_ecg(file, **said)
+        tracemalloc.start()
+        try:
+            block = read_ecg(file, **said)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        expected = signal[:, -5000:] if signal.shape[0] == 12 else signal[-5000:].T
+        np.testing.assert_allclose(block.signal[0], expected / 1000, atol=1e-6)
+        assert peak < 3e6 < signal.nbytes, "7.2 MB of samples"
+
+
+def test_a_table_longer_than_asked_for_is_counted_and_not_kept(tmp_path):
+    rows = [",".join(LEADS["leads"]), *(",".join(f"{value:.3f}" for value in row) for row in MV.T)]
+    file = tmp_path / "day.csv"
+    file.write_text("\n".join([rows[0], *rows[1:] * 4]))
+    with pytest.raises(ValueError, match="it lasts") as caught:
+        read_ecg(file, unit="mV", sampling_rate=500, longest=15)
+    assert caught.value.__cause__.seconds == pytest.approx(4 * MV.shape[1] / 500)
+    part = read_ecg(file, unit="mV", sampling_rate=500, start=5, seconds=5, longest=15)
+    np.testing.assert_allclose(part.signal[0], MV, atol=1e-3)
+    assert reads_parts(file)
+
+
+@pytest.mark.parametrize(("name", "step"), [("time (s)", 0.002), ("Time_ms", 2.0), ("seconds", 0.002)])
+def test_a_column_of_time_that_contradicts_the_rate_is_refused(name, step):
+    rows = [",".join([name, *USUAL_ORDER])]
+    rows += [",".join(f"{value:.3f}" for value in (number * step, *row)) for number, row in enumerate(MV.T[:1000])]
+    table = "\n".join(rows).encode()
+    check(table, MV[:, :1000], atol=1e-3, **SAID)
+    refused(
+        table, "contradiction: sampling_rate=250, but its column of time says 500 Hz", **SAID | {"sampling_rate": 250}
+    )
+    check(table.replace(name.encode(), b"sample"), MV[:, :1000], atol=1e-3, **SAID | {"sampling_rate": 250})
+
+
+def test_text_that_is_no_ecg_is_not_quoted():
+    with pytest.raises(ValueError, match="unknown format: it begins with text") as caught:
+        read_ecg(b"Erika Mustermann, born 1964\n")
+    assert "Erik" not in str(caught.value)
+    refused(b"\x7fELF\x02\x01", "it begins with 7f 45 4c 46 02 01")
 
 
 def test_npz_that_is_damaged_or_hostile(tmp_path):

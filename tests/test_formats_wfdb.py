@@ -69,7 +69,7 @@ def test_spellings_of_a_record_line(tmp_path, line, rate):
         ("x 9999999 500 5000", "number of signals is '9999999'"),
         ("x 11 500 5000", "it says 11 signals and lists 12"),
         ("x 0 500 5000", "lists no signals"),
-        ("x", "it begins with"),
+        ("x", "its first line is not a name and the number of signals"),
         ("x/3 12 500 5000", "it says '3' segments and lists 12"),
         ("made 12 500 2501", "holds 2500 of 2501 frames"),
     ],

@@ -214,6 +214,17 @@ def test_mortara_that_is_refused(changes, message):
     refused(ecg_files.mortara(DATA, **changes), message)
 
 
+def test_ages_of_other_units_are_not_taken_for_years():
+    data = ecg_files.mortara(DATA)
+    assert read_ecg(data).facts["age"] == 51
+    assert read_ecg(data.replace(b'AGE="51"', b'AGE="6" AGE_UNITS="MONTHS"')).facts["age"] == 0.5
+    assert "age" not in read_ecg(data.replace(b'AGE="51"', b'AGE="6" AGE_UNITS="FORTNIGHTS"')).facts
+    person = b'<PatientInfo><Age units="%s">26</Age></PatientInfo></CardiologyXML>'
+    for units, age in ((b"YEARS", 26), (b"WEEKS", 26 / 52.18)):
+        data = ecg_files.cardiosoft(DATA).replace(b"</CardiologyXML>", person % units)
+        assert read_ecg(data).facts["age"] == pytest.approx(age)
+
+
 def test_mortara_at_1000_hz():
     assert check(ecg_files.mortara(DATA, SAMPLE_FREQ="1000")).sampling_rate == 1000
 

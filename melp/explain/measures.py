@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from explain_melp import CELL, FRAME, Recording, attribute, by_cell, elsewhere, is_faithful, shown_frames
+from explain_melp import CELL, FRAME, Recording, attribute, by_cell, can_compare, elsewhere, is_faithful, shown_frames
 from melp.synthetic.places import Place
 from signal_melp import LEADS
 
@@ -96,7 +96,7 @@ def measure(
         removed_s=float(shown.sum() * FRAME),
         without=without,
         without_elsewhere=float(rest.mean()),
-        faithful=bool(shown.any()) and is_faithful(score, without, rest.tolist()),
+        faithful=can_compare(shown, recording.recorded) and is_faithful(score, without, rest.tolist()),
         truth=dict.fromkeys(LOCATED) if place is None else locate(weights, recording.recorded, place),
     )
 

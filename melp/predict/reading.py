@@ -149,7 +149,7 @@ class Recordings(Dataset):
             if isinstance(error.__cause__, LongRecording):
                 return Item(path, long=error.__cause__.seconds)
             raise
-        if block.seconds > limit:  # a table, whose rate was not known before
+        if block.seconds > limit:  # its file does not state the rate, which is known since
             return Item(path, long=block.seconds)
         parts = self.cut(path, block, Windows(self.extractor, self.reading.stride, block.seconds))
         parts[-1].is_last = True

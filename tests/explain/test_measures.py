@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from explain_melp import FRAME, Recording
+from explain_melp import FRAME, Recording, can_compare
 from melp.explain.measures import RANDOM, attributions, locate, measure
 from melp.synthetic.places import Place
 from modeling_melp import MelpEcgModelOutput
@@ -57,6 +57,12 @@ def test_a_right_attribution_has_the_better_curves_and_is_faithful():
     assert wrong.deletion.mean() > right.deletion.mean() and not wrong.faithful
     assert right.without < 0.1 and right.without_elsewhere == pytest.approx(right.score, abs=0.02)
     assert right.blank < 0.05 and right.truth["pointing"] is None
+
+
+def test_without_as_much_elsewhere_nothing_is_compared():
+    shown = np.arange(250) < 100
+    assert can_compare(shown, RECORDED) and not can_compare(shown, np.arange(250) < 199)
+    assert not can_compare(shown & False, RECORDED)
 
 
 def test_random_is_measured_beside_the_methods():

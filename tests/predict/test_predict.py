@@ -219,6 +219,23 @@ def test_a_long_recording_is_predicted_in_pieces(models, tmp_path, monkeypatch, 
     assert set(whole["sampling_rate"]) == {rate} and rejected_of(tmp_path / "pieces") == {}
 
 
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_a_long_table_is_predicted_in_pieces(models, tmp_path, monkeypatch, suffix):
+    signal = np.random.default_rng(0).standard_normal((500 * 60, 2)).cumsum(0).astype(np.float32) / 50
+    file = tmp_path / f"day.{suffix}"
+    if suffix == "csv":
+        np.savetxt(file, signal, delimiter=",", header="I,II", comments="", fmt="%.4f")
+    else:
+        np.savez_compressed(file, ecg=signal, leads=["I", "II"])
+    said = ("--unit", "mV", "--sampling-rate", 500, "--model", models / "tower", "--stride", 10, "--embeddings")
+    for name, piece in (("whole", 256), ("pieces", 2)):
+        monkeypatch.setattr(reading_module, "PIECE", piece)
+        run(file, *said, "--output", tmp_path / name)
+    whole, pieces = rows_of(tmp_path / "whole"), rows_of(tmp_path / "pieces")
+    assert "read in 3 pieces" in pieces["done"].iloc[0] and len(pieces) == len(whole) == 6
+    np.testing.assert_allclose(np.stack(whole["embedding"]), np.stack(pieces["embedding"]), atol=2e-4)
+
+
 def test_a_part_of_a_long_recording(models, ecgs, tmp_path, monkeypatch):
     monkeypatch.setattr(reading_module, "PIECE", 2)
     arguments = ("--model", models / "tower", "--stride", 2, "--start", 3, "--seconds", 19, "--embeddings")
