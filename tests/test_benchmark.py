@@ -26,7 +26,10 @@ def test_the_command_prints_and_writes_a_case(tmp_path, capsys):
     assert "| encode | cpu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("task, dtype", [("encode", "bfloat16"), ("train", "float32"), ("train", "bfloat16")])
+@pytest.mark.parametrize(
+    "task, dtype",
+    [("encode", "bfloat16"), *(pytest.param("train", d, marks=pytest.mark.slow) for d in ("float32", "bfloat16"))],
+)
 def test_a_case_has_the_named_fields(task, dtype, tmp_path):
     tiny_config().save_pretrained(tmp_path)
     (case,) = model.measure_model(task, dtype, options(config=tmp_path, batch_size=2))

@@ -67,6 +67,7 @@ def test_every_folder_opens_for_classification(folders, name):
         assert torch.equal(model.ecg_model(ecg).probe_embeds, tower(ecg).probe_embeds)
 
 
+@pytest.mark.slow
 def test_trainer_fits_a_classifier(tmp_path):
     """A finding that a mean shift of one lead gives away: Trainer's loss falls and its predictions rank it."""
     generator = torch.Generator().manual_seed(0)
@@ -94,6 +95,7 @@ def test_trainer_fits_a_classifier(tmp_path):
         np.testing.assert_allclose(again(ecgs).logits.numpy(), predicted.predictions, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_trainer_fits_pairs_and_says_what_to_do_with_a_last_one(tmp_path):
     batch = tiny_batch("max_length")
     rows = [{name: value[index] for name, value in batch.items()} for index in range(3)]

@@ -22,7 +22,7 @@ from melp.hub.model_card import make_card
 CPU = Runtime(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
+@pytest.mark.parametrize("task", ["zero-shot", pytest.param("linear-probe", marks=pytest.mark.slow)])
 def test_saved_predictions_give_the_reported_figures(evaluated, zero_shot_output, tmp_path, task):
     output = zero_shot_output
     if task == "linear-probe":

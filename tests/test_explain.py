@@ -237,7 +237,7 @@ def test_mistakes_are_named(model, processor):
 
 def test_prompts_of_a_finding_are_one_text(model, processor):
     inputs = inputs_of(processor, spikes())
-    (one,) = model.explain(**inputs, texts=["rhythm"], groups=[0, 0])
+    (one,) = model.explain(**inputs, texts=["rhythm"], groups=[0, 0], method="gradient")
     features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
     text = torch.nn.functional.normalize(features.mean(dim=0), dim=0)
     ecg = model.get_ecg_features(inputs["input_values"], inputs["lead_mask"]).pooler_output[0]

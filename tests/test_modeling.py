@@ -169,6 +169,7 @@ def test_ecg_tower_compiles_without_graph_breaks():
     assert model.beat_pooler.query.grad is not None
 
 
+@pytest.mark.slow
 def test_ecg_tower_exports():
     model, ecg = tiny_model().ecg_model, tiny_batch()["input_values"]
     program = torch.export.export(model, (ecg,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
@@ -318,6 +319,7 @@ def test_saved_folders_load_in_a_fresh_process(tmp_path):
         assert entry["difference"] < 0.02 and entry["logits"] < 0.05 and entry["again"]
 
 
+@pytest.mark.slow
 def test_encoder_folder_loads_alone(tmp_path):
     model, ecg = tiny_model().ecg_model, tiny_batch()["input_values"]
     with torch.no_grad():

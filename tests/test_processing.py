@@ -837,6 +837,7 @@ REMOTE = """
 """
 
 
+@pytest.mark.slow
 def test_remote_code_in_a_fresh_process(tokenizer, tmp_path):
     """Saved with its code, loaded elsewhere by the Auto classes, without the optional packages."""
     extractor = MelpFeatureExtractor(scaling="millivolt")

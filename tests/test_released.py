@@ -13,6 +13,8 @@ import torch
 from hub_server import HubServer, environment
 from transformers import AutoModel, AutoProcessor
 
+import evaluate
+import predict
 from melp.prepare.folder import prepare
 from signal_melp import LEADS
 
@@ -57,19 +59,9 @@ def fold9(ecg_data, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("label_set", ["superclass", "subclass", "form", "rhythm"])
 def test_its_figures_on_real_recordings_are_those_of_the_page(fold9, tmp_path, label_set):
     stored = json.loads((REPO / "docs" / "results" / f"released-{label_set}.json").read_text())
-    command = [
-        sys.executable,
-        "evaluate.py",
-        "zero-shot",
-        "--model",
-        ".",
-        "--data",
-        str(fold9),
-        "--split",
-        "validation",
-    ]
-    command += ["--label-set", label_set, "--min-positives", "5", "--samples", "20", "--cache", "none"]
-    subprocess.run([*command, "--output", str(tmp_path)], cwd=REPO, check=True, capture_output=True)
+    arguments = ["--model", str(REPO), "--data", str(fold9), "--split", "validation", "--label-set", label_set]
+    arguments += ["--min-positives", "5", "--samples", "20", "--cache", "none", "--output", str(tmp_path)]
+    evaluate.main(["zero-shot", *arguments])
     figure = json.loads((tmp_path / "results.json").read_text())["metrics"]["macro_auroc"]["value"]
     assert figure == pytest.approx(stored["metrics"]["macro_auroc"]["value"], abs=0.005)
 
@@ -78,13 +70,12 @@ def test_its_figures_on_real_recordings_are_those_of_the_page(fold9, tmp_path, l
 def test_a_fresh_clone_says_what_a_real_recording_shows(ecg_data, tmp_path):
     """A normal ECG of PTB-XL by predict.py, without naming a model: normal before infarction."""
     record = ecg_data / "ptbxl" / "records500" / "00000" / "00001_hr"
-    command = [sys.executable, "predict.py", str(record), "--output", str(tmp_path), "--format", "jsonl"]
-    done = subprocess.run([*command, "--draft"], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    predict.main([str(record), "--output", str(tmp_path), "--format", "jsonl", "--draft", "--num-workers", "0"])
     (written,) = [path for path in tmp_path.rglob("*.jsonl") if path.stat().st_size]
     assert "normal" in written.read_text()
 
 
+@pytest.mark.slow
 def test_the_root_goes_to_the_hub_as_a_model(tmp_path):
     """A push of the clone's root: the model and its card, and nothing else of the repository."""
     with HubServer({"hf_doctor": "doctor"}) as server:

@@ -88,7 +88,7 @@ def test_frozen_text_layers_and_nothing_else_stay(run, language):
             assert same == name.startswith("bert.encoder.layer.0."), name
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
     """Bit-equal weights after stopping at step 3 of 6, in the middle of an epoch."""
     output = tmp_path / "run"
@@ -194,6 +194,7 @@ def test_accumulation_on_two_processes(deterministic, tmp_path):
     assert_same(weights(one), weights(Path(fields.output)))
 
 
+@pytest.mark.slow
 def test_beat_loss_can_stay_with_each_process(deterministic, tmp_path):
     recipe, one = deterministic
     fields = recipe("apart", batch_size=4, local_loss_gather=False, max_steps=1)
@@ -313,6 +314,7 @@ def test_sigterm_saves_and_resume_goes_on(corpus, language, tmp_path):
     assert log(output)[-1]["step"] == step + 2 and (output / "model" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_can_go_on_from_a_model(run, corpus, tmp_path):
     arguments = ["--model", str(run / "model"), "--data", str(corpus), "--output", str(tmp_path / "on")]
     main([str(REPO / "recipes" / "demo.yaml"), *arguments, "--max-steps", "2", "--batch-size", "8"])

@@ -73,6 +73,7 @@ def test_answers_are_those_of_the_pipelines(client, root, files):
     np.testing.assert_allclose(client.predict(upload(files["wfdb"]), api_name="/embed"), embedding, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_evidence_says_where_and_whether_it_is_faithful(client, files):
     evidence = client.predict(upload(files["xml"]), "atrial fibrillation", api_name="/evidence")
     assert evidence["text"] == "atrial fibrillation" and isinstance(evidence["faithfulness"]["faithful"], bool)
@@ -195,6 +196,7 @@ def test_a_client_gets_none_but_uploaded_files(served, root, path):
             pass
 
 
+@pytest.mark.slow
 def test_ten_at_once_upload_the_same_file(served, files):
     """Nobody's answer deletes the file of another."""
     answers = []

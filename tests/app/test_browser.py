@@ -10,7 +10,7 @@ from melp.app.screenshots import find_chromium  # noqa: E402
 from melp.notice import NOTICE  # noqa: E402
 
 CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 PATIENCE = 60_000  # ms: the machine may be busy
 AF = "Atrial fibrillation (simulated)"
 

@@ -333,7 +333,7 @@ def test_hub_id_at_a_revision(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("kind", ["published", pytest.param("whole", marks=needs_reference)])
 def test_there_and_back_again(tmp_path, kind, dtype):
     source = tmp_path / "source"

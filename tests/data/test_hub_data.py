@@ -15,6 +15,7 @@ from tiny import tiny_model, tiny_processor
 from melp.prepare import plan
 from melp.prepare.folder import prepare
 
+pytestmark = pytest.mark.slow
 REPO = Path(__file__).resolve().parent.parent.parent
 ECGS = "doctor/ecgs"
 

@@ -185,6 +185,7 @@ def test_ptbxl_holds_what_its_tables_say_at_both_rates(ptbxl_root, tmp_path):
         np.testing.assert_allclose(by_id[162]["mv"][lead.replace("AV", "aV")], samples, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_ptbxl_with_the_published_tables(ptbxl_root, ecg_data, tmp_path):
     splits = ecg_data / "splits"
@@ -240,10 +241,10 @@ def test_ptbxl_rows_without_statements_are_kept_without_labels(tmp_path):
 
 
 @pytest.mark.real_data
-def test_ptbxl_statements_in_the_words_of_the_corpus(ptbxl_root):
+def test_ptbxl_statements_in_the_words_of_the_corpus(ecg_data):
     """Two recordings of the same statements are reported in different words, each of them the corpus's."""
-    plan = ptbxl.plan(ptbxl_root, reports="wordings").to_pylist()
-    assert ptbxl.plan(ptbxl_root, reports="wordings").to_pylist() == plan, "drawn the same again"
+    plan, again = (ptbxl.plan(ecg_data / "ptbxl", reports="wordings").to_pylist() for _ in range(2))
+    assert plan == again, "drawn the same again"
     said = {row["report"] for row in plan if row["all"] == ["NORM", "SR"]}
     words = short_wordings()
     expected = {f"{one}. {other}." for one in words["sinus rhythm"] for other in words["normal ecg"]}
@@ -268,7 +269,7 @@ SIZES = {
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("database", SIZES)
+@pytest.mark.parametrize("database", [pytest.param("ptbxl", marks=pytest.mark.slow), "cpsc2018", "csn"])
 def test_published_tables_are_read_whole_and_by_name(ecg_data, database):
     frame, names = published.read_tables(ecg_data / "splits", database)
     for label_set, sizes in SIZES[database].items():
@@ -283,6 +284,7 @@ def test_published_tables_are_read_whole_and_by_name(ecg_data, database):
                 assert set(classes) == set(ast.literal_eval(text))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_csn_fixed_repairs_what_substring_matching_broke(ecg_data, tmp_path):
     """Headers made from the acronyms that the published tables list for each of their recordings."""

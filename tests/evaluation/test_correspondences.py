@@ -23,6 +23,7 @@ def published_classes(ecg_data) -> dict[str, list[str]]:
     return classes | {"csn-fixed": classes["csn"]}
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_every_label_of_the_benchmark_has_a_group_and_prompts(ecg_data):
     sets = published_classes(ecg_data)

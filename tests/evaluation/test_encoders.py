@@ -135,7 +135,8 @@ def onnx_file(path: Path):
     torch.onnx.export(Pooled(), (torch.zeros(3, 12, 500),), path, dynamic_shapes=batch, verbose=False)
 
 
-@pytest.mark.parametrize("example", [pytest.param("OnnxAt100Hz", marks=pytest.mark.slow), "TorchEightLeads"])
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["OnnxAt100Hz", "TorchEightLeads"])
 def test_examples_are_probed_on_the_same_patients(evaluated, tmp_path, monkeypatch, example):
     if example == "OnnxAt100Hz":
         pytest.importorskip("onnxruntime")

@@ -42,7 +42,8 @@ def variant(evaluated, tmp_path):
 # -------------------------------------------------------------------------------------------------- pictures that fail
 
 
-@pytest.mark.parametrize("task", ["zero-shot", pytest.param("linear-probe", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
 @pytest.mark.parametrize("copies", [1, 12])
 def test_one_recording_and_identical_ones_have_figures_but_no_map(
     pictures, evaluated, variant, tmp_path, task, copies
@@ -95,6 +96,7 @@ def test_zero_shot_without_validation_recordings_has_no_thresholds(evaluated, va
     assert "macro_auroc" in results["metrics"] and all(row["threshold"] is None for row in results["classes"])
 
 
+@pytest.mark.slow
 def test_the_split_that_chooses_does_not_measure_in_silence(evaluated, tmp_path):
     results = evaluate(evaluated, evaluated / "data", "zero-shot", tmp_path / "out", "--split", "validation")
     assert "macro_auroc" in results["metrics"] and "macro_f1" not in results["metrics"]

@@ -59,6 +59,7 @@ def test_each_sentence_of_a_report_gets_its_evidence(folder, tmp_path, capsys):
             assert sheet.read_bytes().startswith(magic)
 
 
+@pytest.mark.slow
 def test_the_draft_is_explained_by_default_and_findings_by_their_prompts(folder, capsys):
     explain(folder)
     assert "draft, to be checked:" in capsys.readouterr().out
@@ -107,6 +108,7 @@ def test_a_recording_is_explained_from_python(folder, simulated):
     assert explain_recording(tiny_model(), processor, inputs, []) == []
 
 
+@pytest.mark.slow
 def test_of_a_print_only_what_the_model_read_is_shown(folder, simulated, tmp_path):
     explain(folder, "--report", "a.", "--method", "masking", "--layout", "3x4+II", "--output", str(tmp_path))
     (file,) = tmp_path.glob("*.json")

@@ -6,6 +6,7 @@ import torch
 from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
 
 from melp.export.__main__ import main
+from melp.export.onnx import EcgTower, TextTower
 from modeling_melp import MelpModel
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -34,6 +35,23 @@ def run(path, outputs, **feed) -> list[np.ndarray]:
     return open_session(path).run(outputs, {name: value.numpy() for name, value in feed.items()})
 
 
+@torch.no_grad()
+def test_the_towers_give_the_embeddings_of_the_model():
+    """What is exported, before it is."""
+    model, batch = tiny_model(), tiny_batch()
+    ecg, text = EcgTower(model), TextTower(model)
+    outputs = model.ecg_model(batch["input_values"])
+    for computed in (ecg, EcgTower(model.ecg_model)):
+        embeds, probe = computed(batch["input_values"])
+        torch.testing.assert_close(embeds, model.get_ecg_features(batch["input_values"]).pooler_output)
+        torch.testing.assert_close(probe, outputs.probe_embeds)
+    (embeds,) = text(batch["input_ids"], batch["attention_mask"])
+    expected = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
+    torch.testing.assert_close(embeds, expected)
+    assert (len(ecg.outputs), len(text.outputs)) == (2, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_ecg_tower_at_other_batch_sizes(folder, exported, count):
     ecg = tiny_batch(samples=5000)["input_values"][:count]
@@ -45,6 +63,7 @@ def test_the_ecg_tower_at_other_batch_sizes(folder, exported, count):
         np.testing.assert_allclose(one, other.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [REPORTS[:1], REPORTS[:3], ["sinus rhythm."] * 4])
 def test_the_text_tower_at_other_lengths(folder, exported, texts):
     inputs = tiny_processor()(text=texts, return_tensors="pt")
@@ -55,6 +74,7 @@ def test_the_text_tower_at_other_lengths(folder, exported, texts):
     np.testing.assert_allclose(computed, expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_bits_are_smaller_and_close(exported):
     for name in ("ecg_model", "text_model"):
         small, whole = exported[0] / f"{name}_int8.onnx", exported[0] / f"{name}.onnx"
@@ -66,6 +86,7 @@ def test_eight_bits_are_smaller_and_close(exported):
     assert (small * whole).sum(-1).min() > 0.99 and not np.array_equal(small, whole)
 
 
+@pytest.mark.slow
 def test_what_is_printed(exported):
     printed = exported[1]
     assert "16 simulated recordings and 6 texts" in printed

@@ -1,5 +1,7 @@
-"""Pushing to and pulling from a server that speaks the Hub's endpoints, each side in a process of its own."""
+"""Pushing to a server that speaks the Hub's endpoints, and pulling from it in a process of its own."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import pytest
 import torch
 import yaml
 from hub_server import HubServer, Repository, environment
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants, hf_api
 from huggingface_hub.repocard import metadata_load
 from original import assert_equal, bert_folder, fairseq_checkpoint, needs_reference
 from safetensors.torch import load_file, save_file
@@ -20,8 +22,10 @@ from tiny import REPORTS, tiny_batch, tiny_model, tiny_processor
 from transformers.dynamic_module_utils import check_imports, get_imports
 
 from findings_melp import weights_mark
+from melp.convert.__main__ import main as convert_main
 from melp.convert.model import convert
 from melp.evaluation.models import load_model
+from melp.hub.__main__ import main
 from melp.hub.model_card import make_card
 from melp.hub.push import export
 from melp.prepare.folder import prepare
@@ -49,34 +53,6 @@ JUNK = [
     "predictions.parquet",
     "notes_melp.txt",
 ]
-
-# Calls hub.main, or convert.main, once a line of its standard input.
-PUSHER = """
-import contextlib, io, json, os, sys
-from melp.convert import __main__ as convert
-from melp.hub import __main__ as hub
-from huggingface_hub import ModelCard
-for line in sys.stdin:
-    job = json.loads(line)
-    os.environ.pop("HF_TOKEN", None)
-    if job["token"]:
-        os.environ["HF_TOKEN"] = job["token"]
-    printed, error = io.StringIO(), None
-    try:
-        with contextlib.redirect_stdout(printed):
-            command, *arguments = job["arguments"]
-            if command == "validate":
-                ModelCard.load(*arguments).validate()
-            elif command == "convert":
-                convert.main(arguments)
-            else:
-                hub.main(job["arguments"])
-    except SystemExit as stopped:
-        error = str(stopped.code)
-    except ValueError as refused:
-        error = str(refused)
-    print(json.dumps({"printed": printed.getvalue(), "error": error}), flush=True)
-"""
 
 # Somewhere else: no repository on the path, an empty cache.
 PULLER = """
@@ -113,26 +89,29 @@ def server():
 
 @pytest.fixture(scope="module")
 def hub(server, tmp_path_factory):
-    """`hub(*arguments, token=...)` runs `python -m melp.hub` elsewhere; gives what it printed and its error."""
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPO)]))
-    process = subprocess.Popen(
-        [sys.executable, "-c", PUSHER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(server, tmp_path_factory.mktemp("pusher"), PYTHONPATH=path),
-    )
+    """`hub(*arguments, token=...)` runs `python -m melp.hub` as a user of `server`; gives its words and its error."""
+    home, url = tmp_path_factory.mktemp("pusher"), server.url
+    places = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"}
+    places |= {"HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_DISABLE_XET": True}
+    commands = {"validate": lambda paths: ModelCard.load(*paths).validate(), "convert": convert_main}
 
     def call(*arguments, token: str | None = "hf_doctor") -> tuple[str, str | None]:
-        job = {"arguments": [str(argument) for argument in arguments], "token": token}
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        return answer["printed"], answer["error"]
+        printed, error = io.StringIO(), None
+        command, *rest = map(str, arguments)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            for name, value in places.items():
+                patch.setattr(constants, name, value)
+            patch.setattr(hf_api.api, "endpoint", url)
+            patch.setenv("HF_TOKEN", token) if token else patch.delenv("HF_TOKEN", raising=False)
+            try:
+                commands[command](rest) if command in commands else main([command, *rest])
+            except SystemExit as stopped:
+                error = str(stopped.code)
+            except ValueError as refused:
+                error = str(refused)
+        return printed.getvalue(), error
 
-    yield call
-    process.stdin.close()
-    process.wait(timeout=30)
+    return call
 
 
 RESULTS = {

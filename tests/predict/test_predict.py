@@ -196,8 +196,8 @@ def test_windows_are_rows(models, ecgs, tmp_path):
     assert end["start"] == 15 and end["similarities"][0] == pytest.approx(rows["similarities"].iloc[2][0], abs=1e-5)
 
 
-@pytest.mark.parametrize("rate", [500, 257])
-@pytest.mark.parametrize("stride", [10, 2.5, 1.3])
+@pytest.mark.parametrize("rate", [pytest.param(500, marks=pytest.mark.slow), 257])
+@pytest.mark.parametrize("stride", [10, 2.5, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_a_long_recording_is_predicted_in_pieces(models, tmp_path, monkeypatch, rate, stride):
     """As if it had been read whole, whose rows the same command wrote before."""
     import wfdb

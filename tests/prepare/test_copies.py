@@ -70,7 +70,7 @@ def test_copies_come_into_one_split_where_patients_are_unknown(challenge, tmp_pa
     assert f"as patients are unknown: {moved} recordings" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("after", range(1, 12, 2))
+@pytest.mark.parametrize("after", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 7, 9, 11))])
 def test_a_run_that_is_killed_while_it_moves_copies_goes_on(challenge, tmp_path, monkeypatch, after):
     monkeypatch.setattr(planning, "SHARD_RECORDS", 7)
     whole = prepare("georgia", tmp_path / "whole", root=challenge)

@@ -123,6 +123,7 @@ def test_an_interrupted_run_goes_on_without_redoing_or_doubling(tmp_path, monkey
         prepare("synthetic", tmp_path / "resumed", records=51)
 
 
+@pytest.mark.slow
 def test_processes_write_what_one_writes(tmp_path, monkeypatch):
     one = load_from_disk(str(prepare("synthetic", tmp_path / "one", records=30)))
     two = load_from_disk(str(prepare("synthetic", tmp_path / "two", records=30, workers=2)))
@@ -278,6 +279,7 @@ print(json.dumps([scope["millivolts"].tolist(), scope["row"]["record"], names]))
 """
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_without_this_code(tmp_path):
     """By `load_from_disk`, by `load_dataset`, and its samples by the lines that the card gives."""
     folder = prepare("synthetic", tmp_path / "corpus", records=30)

@@ -13,7 +13,7 @@ from melp.synthetic import corpus as synthetic
 from melp.synthetic.findings import FINDINGS, TEXTBOOK
 from melp.synthetic.heart import LEADS, SAMPLES, contiguous
 
-RECORDS = 1500
+RECORDS, FULL_RECORDS = 600, 1500
 
 # What a report may say for a finding, written down apart from the module's wordings.
 SAID = {
@@ -58,7 +58,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def full():
-    return [synthetic.read(item) for item in synthetic.plan(records=RECORDS, seed=3, variety="full").to_pylist()]
+    return [synthetic.read(item) for item in synthetic.plan(records=FULL_RECORDS, seed=3, variety="full").to_pylist()]
 
 
 def having(records, present, absent=()):
@@ -137,7 +137,7 @@ def test_patient_keeps_chronic_findings(records):
     for record in records:
         by_patient.setdefault(record.patient, []).append(chronic & set(record.labels["findings"]))
     several = [findings for findings in by_patient.values() if len(findings) > 1]
-    assert len(several) > 100
+    assert len(several) > RECORDS / 15
     assert all(findings.count(findings[0]) == len(findings) for findings in several)
 
 
@@ -149,8 +149,8 @@ def test_plan_rejects_bad_numbers():
 def test_every_finding_occurs(records):
     counts = Counter(name for record in records for name in record.labels["findings"])
     assert set(counts) == set(TEXTBOOK) == set(SAID)
-    assert min(counts.values()) >= 0.02 * RECORDS
-    assert max(counts.values()) < 0.7 * RECORDS
+    assert min(counts.values()) >= 0.01 * RECORDS
+    assert max(counts.values()) < 0.75 * RECORDS
 
 
 def test_labels_agree_with_intervals(records):
@@ -196,6 +196,7 @@ def test_detector_finds_the_stated_rate(records):
     assert np.mean(np.array(errors) < 0.05) > 0.9
 
 
+@pytest.mark.slow
 def test_fibrillation_is_irregular_and_tachycardia_regular(records):
     def variation(record):
         intervals = np.diff(detected(record))
@@ -213,6 +214,7 @@ def test_fibrillation_is_irregular_and_tachycardia_regular(records):
     assert np.median(reentry) < 0.03
 
 
+@pytest.mark.slow
 def test_first_degree_block_moves_the_p_wave(records):
     def distance(record):
         # the P wave's peak lies in the window that ends where the QRS begins
@@ -237,6 +239,7 @@ def test_pacing_spikes_are_in_the_signal(records):
     assert np.median(paced) > 1.5 * np.median(blocked)  # spikes of 0.5 mV or more against a QRS of 2 mV
 
 
+@pytest.mark.slow
 def test_forms_have_their_signs(records):
     def peak(record, name):
         # QRS of the median beat: its largest deflection, with its sign
@@ -295,12 +298,14 @@ def test_prompts_cover_the_findings():
         assert all(re.search(SAID.get(name, ""), prompt) and prompt.endswith(".") for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_every_finding_of_the_full_variety_occurs(full):
     counts = Counter(name for record in full for name in record.labels["findings"])
     assert set(counts) == set(FINDINGS)
-    assert counts["normal ecg"] > 0.2 * RECORDS
+    assert counts["normal ecg"] > 0.2 * FULL_RECORDS
 
 
+@pytest.mark.slow
 def test_statements_follow_from_findings(full):
     for record in full:
         labels = record.labels

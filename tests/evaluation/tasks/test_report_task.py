@@ -13,6 +13,7 @@ from melp.evaluation.tasks import report
 from melp.evaluation.tasks.report import draft_reports
 
 
+@pytest.mark.slow
 def test_bertscore_is_the_library_s_and_an_empty_draft_has_none(tmp_path):
     bert_score = pytest.importorskip("bert_score")
     tokenizer, folder = tiny_processor().tokenizer, str(tmp_path / "bert")
