@@ -1,5 +1,6 @@
 """Many recordings at once: a table, and files to take away."""
 
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from melp.predict.output import write_csv, write_parquet
 from melp.predict.pictures import draw_prediction
 from melp.predict.reading import Reading
 
-SHOW_EVERY = 5  # recordings
+SHOW_EVERY = 1.0  # s; a batch whose page was closed ends when it would show something
 
 
 def run_batch(
@@ -21,7 +22,7 @@ def run_batch(
     """Yields recordings done and of how many, the table so far, and at the end CSV, Parquet and the zip of PDFs."""
     rows, rejected, reports = [], [], []
     total, calibrated = engine.count(folder), engine.predictor.calibration is None
-    packed = uploads.new_download("reports.zip") if pdf else None
+    packed, shown = uploads.new_download("reports.zip") if pdf else None, time.monotonic()
     for done, one in enumerate(engine.read(folder, Reading()), start=1):
         if isinstance(one, Recording):
             rows.append(one.row)
@@ -29,7 +30,8 @@ def run_batch(
                 reports.append(_report(engine, one, packed.parent, done))
         else:
             rejected.append(one)
-        if done % SHOW_EVERY == 0:
+        if time.monotonic() - shown >= SHOW_EVERY:
+            shown = time.monotonic()
             yield done, total, pages.batch_table(rows, rejected, calibrated), None
     table = pages.batch_table(rows, rejected, calibrated)
     yield total, total, table, _write(engine, uploads, rows, reports, packed) if rows else (None, None, None)

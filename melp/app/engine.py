@@ -200,7 +200,10 @@ class Engine:
     # --------------------------------------------------------------------------------------------- compare and search
 
     def compare(self, first: Recording, second: Recording) -> dict:
-        """Returns by how much findings changed, and by how much the second is to be moved so that beats align."""
+        """Returns by how much findings changed, and by how much the second is to be moved so that first beats align.
+
+        Where no beat was detected in one of the two, that is None.
+        """
         rows, change = [], "probability"
         before = {row["label"]: row for row in self.answer(first)["findings"]}
         for row in self.answer(second)["findings"]:
@@ -214,7 +217,7 @@ class Engine:
             row["change"] = row["second"][change] - row["first"][change]
         rows.sort(key=lambda row: -abs(row["change"]))
         beats = [find_beats_of(recording) for recording in (first, second)]
-        shift = align(first, second)
+        shift = align((first, second), beats) if all(beats) else None
         return {
             "notice": NOTICE,
             "records": [first.name, second.name],
@@ -285,21 +288,22 @@ def find_beats_of(recording: Recording) -> list[float]:
     return find_beats(signal, block.sampling_rate, present)
 
 
-def align(first: Recording, second: Recording, rate: float = 100.0, reach: float = 1.0) -> float:
-    """Returns by how many seconds the second is to be moved so that its first beats lie below those of the first.
+def align(recordings: tuple[Recording, Recording], beats: list[list[float]], rate: float = 100.0) -> float:
+    """Returns by how many seconds the second of two recordings is to be moved, so that their first beats coincide.
 
-    How steep both are is correlated over 3 s, `rate` times a second, for shifts of up to `reach` seconds.
+    A beat is marked somewhere in its complex, elsewhere in a wide one: the two complexes are matched by how steep they
+    are, `rate` times a second, up to 0.1 s about the marks. What lies within 0.15 s of the beginning may be cut off.
     """
-    slopes = [slopes_of(recording, rate) for recording in (first, second)]
-    shifts = sorted(np.arange(-reach, reach + 0.5 / rate, 1 / rate), key=abs)
+    at = [next((beat for beat in marked if beat > 0.15), marked[0]) for marked in beats]
+    slopes = [np.pad(slopes_of(recording, rate), round(rate)) for recording in recordings]
+    (one, other), around = (round((beat + 1) * rate) for beat in at), round(0.15 * rate)
+    window = slopes[0][one - around : one + around + 1]
 
-    def likeness(shift: float) -> float:
-        lag = round(shift * rate)
-        one, other = slopes[0][max(0, lag) :], slopes[1][max(0, -lag) :]
-        length = min(len(one), len(other), round(3 * rate))
-        return float(one[:length] @ other[:length]) / max(1, length)
+    def likeness(lag: int) -> float:
+        return float(window @ slopes[1][other + lag - around : other + lag + around + 1])
 
-    return round(float(max(shifts, key=likeness)), 2)
+    lag = max(sorted(range(-round(0.1 * rate), round(0.1 * rate) + 1), key=abs), key=likeness)
+    return round((one - other - lag) / rate, 2)
 
 
 def slopes_of(recording: Recording, rate: float) -> np.ndarray:

@@ -4,15 +4,16 @@ from functools import lru_cache
 
 from signal_melp import EcgBlock
 
-# Names for a visitor -> recordings of the simulator's world 0, in which the finding is true by construction.
+# Findings -> recordings of the simulator's world 0 in which they are true by construction. A change of the simulator
+# makes others of these: a test says so.
 EXAMPLES = {
     "Normal": "synthetic-0000029-0",
     "Atrial fibrillation": "synthetic-0000000-0",
-    "Left bundle branch block": "synthetic-0000010-0",
-    "Inferior infarction": "synthetic-0000052-0",
-    "Ventricular bigeminy": "synthetic-0000009-3",
+    "Left bundle branch block": "synthetic-0000055-0",
+    "Inferior infarction": "synthetic-0000060-0",
+    "Ventricular bigeminy": "synthetic-0000080-0",
 }
-PATIENT = ("synthetic-0000052-1", "synthetic-0000052-0")  # two recordings of one, for Compare
+PATIENT = ("synthetic-0000029-0", "synthetic-0000029-1")  # of one, normal and then with bigeminy, for Compare
 RECORDS = 200  # of the world that are planned; only those above are drawn
 
 

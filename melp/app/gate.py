@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
-from melp.app.limits import MB, Limits
+from melp.app.limits import MB, Limits, explained
 from melp.app.uploads import Uploads
 
 # Left out, for example: proxy=, file=https://..., deep links, streams, run history, and developers' tools.
@@ -27,6 +27,8 @@ HEADERS = (
 
 class Gate:
     """ASGI middleware: refuses other routes, files outside the folder of this app, and uploads that are too large.
+
+    An error that Gradio does not catch ends here: the server would print it with what the request held.
 
     Every upload gets a folder with an unguessable name: Gradio's own, named by content, would let one visitor's answer
     delete another's file.
@@ -50,7 +52,22 @@ class Gate:
         elif path.rstrip("/") == "/gradio_api/upload" and scope["method"] == "POST":
             await self._upload(scope, receive, send)
         else:
-            await self.app(scope, receive, _with_headers(send))
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope, receive, send):
+        begun = False
+
+        async def sending(message):
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, _with_headers(sending))
+        except Exception as error:
+            text = explained(error)
+            if not begun:
+                await _answer(send, 500, text)
 
     def _is_ours(self, path: str) -> bool:
         """Whether a path of `file=` lies in this app's folder, after all that it may be encoded in."""

@@ -1,9 +1,14 @@
 """Limits of a request to the app, and errors that a visitor may read."""
 
+import logging
 import re
+import traceback
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+LOG = logging.getLogger("melp.app")
 MB = 2**20
+UNEXPECTED = "something went wrong here; the log says where, not with what."
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,15 @@ class Limits:
 
 class Refusal(ValueError):
     """Why something is not done; its text is for the visitor and quotes nothing from inside a file."""
+
+
+def explained(error: Exception) -> str:
+    """Returns what a visitor is told of an error; the log has the place of an unexpected one, nothing of a file."""
+    if isinstance(error, Refusal):
+        return str(error)
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(places[-4:])))
+    return UNEXPECTED
 
 
 _QUOTED = re.compile(r"b?'[^']*'|b?\"[^\"]*\"")

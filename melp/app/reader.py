@@ -1,18 +1,20 @@
 """Reads uploaded files in a process of its own, which may take so much time and memory and which nobody hears.
 
 What a hostile or damaged file does to a parser ends with the process: its time, its memory, and whatever a library
-would print or log of the file's content.
+would print or log of the file's content. A process reads for one request only; the next ones wait ready.
 """
 
 import contextlib
 import logging
 import multiprocessing
 import os
+import queue
 import sys
 import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from melp.app.limits import MB, Limits, Refusal, without_quotations
 from melp.predict.paths import list_recordings
 from melp.predict.reading import Item, Reading, Recordings
 
+READY = 3  # processes that wait for a request: two questions and a batch are answered at a time
 MAX_RATIO = 200  # of a zip file's content and itself; ECGs as text shrink 30 times at most
 TOO_SLOW = "it took longer than {:g} s to read; take a shorter part of it"
 TOO_LARGE = "it is damaged, or larger than the memory that reading one file may take"
@@ -128,7 +131,7 @@ def _serve(connection, memory: float):
 
 
 class Reader:
-    """Starts reading processes, quickly: each is forked from one that has imported all they need.
+    """Keeps reading processes ready, each forked from one that has imported all they need.
 
     Attributes:
         extractor: of the model, which is loaded meanwhile; it has to be set before anything is read.
@@ -138,15 +141,25 @@ class Reader:
         self.extractor, self.limits = None, limits
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context = multiprocessing.get_context(kind)
-        self._starting = threading.Lock()
+        self._starting, self._ready = threading.Lock(), queue.SimpleQueue()
+        self._keeper = ThreadPoolExecutor(1, "melp-reader")  # starts and ends processes while nobody waits for it
 
     def start(self):
-        """Starts what the processes are forked from; it imports while the model is loaded."""
-        if self._context.get_start_method() != "forkserver":
-            return
+        """Starts what the processes are forked from, which imports while the model is loaded, and the first ones."""
+        if self._context.get_start_method() == "forkserver":
+            self._start_server()
+        self._keeper.submit(self._fill)
+
+    def close(self):
+        """Ends all processes that wait."""
+        self._keeper.shutdown(cancel_futures=True)
+        while not self._ready.empty():
+            self._ready.get().stop()
+
+    def _start_server(self):
         from multiprocessing import forkserver
 
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload(["melp.app.warm"])
         before = os.environ.get("PYTHONPATH")
         # It is a new Python, which would not find this package where only the script's own folder leads to it.
         root = str(Path(__file__).resolve().parent.parent.parent)
@@ -159,6 +172,23 @@ class Reader:
             else:
                 os.environ["PYTHONPATH"] = before
 
+    def _fill(self):
+        while self._ready.qsize() < READY:
+            self._ready.put(_Worker(self))
+
+    def take(self) -> "_Worker":
+        """Returns a process that nobody has asked anything."""
+        with contextlib.suppress(queue.Empty):
+            while not (worker := self._ready.get_nowait()).is_alive:
+                worker.stop()  # ended by the system, as where memory is short
+            return worker
+        return _Worker(self)
+
+    def end(self, worker: "_Worker"):
+        """Ends a process and starts the next one, after the answer: each takes some 30 ms."""
+        self._keeper.submit(worker.stop)
+        self._keeper.submit(self._fill)
+
     @contextlib.contextmanager
     def process(self) -> Iterator["_Process"]:
         """Yields a process that lists and reads, one thing after the other."""
@@ -169,36 +199,48 @@ class Reader:
             process.stop()
 
 
-class _Process:
-    def __init__(self, reader: Reader):
-        self.reader, self._process = reader, None
+class _Worker:
+    """A process and the way to it."""
 
-    def _begin(self):
-        with self.reader._starting:
-            self._connection, other = self.reader._context.Pipe()
-            memory = self.reader.limits.memory_mb * MB
-            self._process = self.reader._context.Process(target=_serve, args=(other, memory), daemon=True)
+    def __init__(self, reader: Reader):
+        with reader._starting:
+            self.connection, other = reader._context.Pipe()
+            memory = reader.limits.memory_mb * MB
+            self._process = reader._context.Process(target=_serve, args=(other, memory), daemon=True)
             self._process.start()
             other.close()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
     def stop(self):
-        if self._process is not None:
-            self._connection.close()
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-            self._process = None
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+
+class _Process:
+    """What a request reads with: one process, and another in its place where a file has ended it."""
+
+    def __init__(self, reader: Reader):
+        self.reader, self._worker = reader, None
+
+    def stop(self):
+        if self._worker is not None:
+            self.reader.end(self._worker)
+            self._worker = None
 
     def _ask(self, name: str, *arguments):
         """The answer; None where the process ended, and a TimeoutError where it did not answer in time."""
-        if self._process is None:
-            self._begin()
+        self._worker = self._worker or self.reader.take()
         try:
-            self._connection.send((name, arguments))
-            if not self._connection.poll(self.reader.limits.seconds):
+            self._worker.connection.send((name, arguments))
+            if not self._worker.connection.poll(self.reader.limits.seconds):
                 self.stop()
                 raise TimeoutError
-            return self._connection.recv()
+            return self._worker.connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.stop()
             return None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from melp.app.engine import Engine, Settings
+from melp.app.kept import MOST
 from melp.app.reader import Reader
 from melp.app.uploads import Uploads
 
@@ -38,6 +39,8 @@ def serving(
     os.environ.update(
         GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads.root), GRADIO_RUN_HISTORY="False",
         HF_HUB_DISABLE_TELEMETRY="1", GRADIO_SHARE="False", GRADIO_MCP_SERVER="False",
+        # Else every answer adds to a table of the last 10,000 requests, and sums it up for a page that is not served.
+        GRADIO_ANALYTICS_MAX_EVENTS="1", GRADIO_ANALYTICS_CACHE_FREQUENCY=str(10**9),
     )  # fmt: skip
     from starlette.middleware import Middleware
 
@@ -55,13 +58,14 @@ def serving(
             prevent_thread_lock=True, quiet=quiet, show_error=True, max_file_size=int(limits.file_mb * 2**20),
             allowed_paths=[], run_history=False, footer_links=["api"], theme=ui.theme(), css=ui.static("page.css"),
             app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None}, head=ui.head(), ssr_mode=False,
-            pwa=False, mcp_server=False, enable_monitoring=False, strict_cors=True,
+            pwa=False, mcp_server=False, enable_monitoring=False, strict_cors=True, state_session_capacity=MOST,
         )  # fmt: skip
         uploads.start()
         yield Served(url, app, page)
     finally:
         if page is not None:
             page.close(verbose=False)
+        reader.close()
         uploads.close()
 
 

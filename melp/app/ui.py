@@ -1,10 +1,6 @@
 """The page and the interface for clients, in Gradio: what is asked goes to the engine, what it answers to the page."""
 
-import functools
-import logging
-import traceback
 from importlib import resources
-from pathlib import Path
 
 import gradio as gr
 
@@ -12,12 +8,11 @@ from melp.app import pages
 from melp.app.engine import Engine
 from melp.app.examples import EXAMPLES, PATIENT
 from melp.app.kept import Kept, Recording
-from melp.app.limits import Refusal
+from melp.app.limits import Refusal, explained
 from melp.app.uploads import Uploads
 from melp.notice import NOTICE
 from melp.predict.reading import Reading
 
-LOG = logging.getLogger("melp.app")
 CLICKS = """
 element.addEventListener("click", (event) => {
   const evidence = event.target.closest("[data-evidence]"), open = event.target.closest("[data-open]");
@@ -25,33 +20,10 @@ element.addEventListener("click", (event) => {
   if (open) trigger("open", { number: Number(open.dataset.open) });
 });
 """
-UNEXPECTED = "something went wrong here; the log says where, not with what."
 
 
 def static(name: str) -> str:
     return resources.files("melp.app").joinpath("static", name).read_text(encoding="utf-8")
-
-
-def explained(error: Exception) -> str:
-    """Returns what a visitor is told of an error; the log has the place of an unexpected one, nothing of a file."""
-    if isinstance(error, Refusal):
-        return str(error)
-    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    LOG.error("%s at %s", type(error).__name__, " < ".join(reversed(places[-4:])))
-    return UNEXPECTED
-
-
-def answering(function):
-    """Turns errors into the message that a client gets."""
-
-    @functools.wraps(function)
-    def call(*arguments, **options):
-        try:
-            return function(*arguments, **options)
-        except Exception as error:
-            raise gr.Error(explained(error), print_exception=False) from None
-
-    return call
 
 
 def reading_of(rate, unit, leads) -> Reading:
@@ -99,6 +71,10 @@ class App:
             raise Refusal("these are several recordings: this takes one, batch takes any number.")
         return recordings[0]
 
+    def meant(self, files, request: gr.Request) -> Recording:
+        """Returns the recording of uploaded files or, without any, the one that this client read last."""
+        return self.one(files) if files or not request.session_hash else self.current(request.session_hash, 0)
+
     def current(self, session: str, number) -> Recording:
         kept = self.kept.get(session)
         if not kept:
@@ -107,45 +83,48 @@ class App:
 
     # -------------------------------------------------------------------------------------------- for clients, as JSON
 
-    @answering
+    # A gr.Request is Gradio's to give; without files a client asks about the recording that it read last.
+
     def api_read(
-        self, files: list, sampling_rate: float = 0, unit: str = "", leads: str = "", identifiers: bool = False
+        self,
+        files: list,
+        request: gr.Request,
+        sampling_rate: float = 0,
+        unit: str = "",
+        leads: str = "",
+        identifiers: bool = False,
     ) -> dict:
         """Reads one recording: findings as in the zero-shot pipeline, and quality. WFDB: header and data together."""
-        return self.engine.answer(self.one(files, reading_of(sampling_rate, unit, leads)), identifiers)
+        recording = self.one(files, reading_of(sampling_rate, unit, leads))
+        if request.session_hash:
+            self.kept.put(request.session_hash, [recording])
+        return self.engine.answer(recording, identifiers)
 
-    @answering
-    def api_ask(self, files: list, words: str) -> list:
+    def api_ask(self, files: list, words: str, request: gr.Request) -> list:
         """Says how well findings in words (commas between them) describe a recording, best first."""
-        return self.engine.ask(self.one(files), words)
+        return self.engine.ask(self.meant(files, request), words)
 
-    @answering
-    def api_report(self, files: list) -> dict:
+    def api_report(self, files: list, request: gr.Request) -> dict:
         """Drafts a report, as the ecg-to-text pipeline does."""
-        return self.engine.draft(self.one(files))
+        return self.engine.draft(self.meant(files, request))
 
-    @answering
-    def api_embed(self, files: list) -> list:
+    def api_embed(self, files: list, request: gr.Request) -> list:
         """Returns the L2-normalised embedding, as the feature-extraction pipeline does."""
-        return [float(x) for x in self.one(files).row["embedding"]]
+        return [float(x) for x in self.meant(files, request).row["embedding"]]
 
-    @answering
-    def api_evidence(self, files: list, text: str) -> dict:
+    def api_evidence(self, files: list, text: str, request: gr.Request) -> dict:
         """Says where a recording bears out a finding or a sentence, and whether that is faithful."""
-        return self.engine.evidence(self.one(files), text)
+        return self.engine.evidence(self.meant(files, request), text)
 
-    @answering
     def api_compare(self, first: list, second: list) -> dict:
         """Says by how much findings changed between two recordings."""
         return self.engine.compare(self.one(first), self.one(second))
 
-    @answering
     def api_search(self, words: str = "", files: list | None = None, count: int = 10) -> list:
         """Finds the nearest recordings of the index to words or to a recording, each patient once."""
         query = self.one(files) if files else words
         return [without_places(hit) for hit in self.engine.search(query, count)]
 
-    @answering
     def api_batch(self, files: list) -> dict:
         """Reads any number of recordings, files or zip files: an answer each, and why others were rejected."""
         rows, rejected = [], []
@@ -256,9 +235,12 @@ class App:
     def _compared(self, first: Recording, second: Recording):
         compared = self.engine.compare(first, second)
         traces = [pages.trace_of(first.block, f"First: {first.name}")]
-        traces.append(pages.trace_of(second.block, f"Second: {second.name}", compared["shift_s"]))
+        shift = compared["shift_s"]
+        traces.append(pages.trace_of(second.block, f"Second: {second.name}", shift or 0.0))
         paper = pages.paper(traces, "Two ECGs, aligned by beat", ("6x2", "3x4", "12x1"), "compared", apart=True)
-        said = f"The second is moved by {compared['shift_s']:+.2f} s, so that the first beats lie above each other."
+        said = "No beats were detected in one of the two: they are not aligned."
+        if shift is not None:
+            said = f"The second is moved by {shift:+.2f} s, so that the first beats lie above each other."
         return f'{paper}<p class="hint">{said}</p>', pages.changes(compared)
 
     def page_search(self, words, request: gr.Request):
@@ -321,11 +303,28 @@ def without_places(hit: dict) -> dict:
 # ----------------------------------------------------------------------------------------------------------- the page
 
 
+class Page(gr.Blocks):
+    """Gradio's page, which prints no error: with a traceback goes what the request held, a file's name for one."""
+
+    async def process_api(self, block_fn, inputs, *arguments, **options):
+        try:
+            if options.get("iterator") is None and len(inputs) < len(block_fn.inputs):
+                raise Refusal(
+                    f"/{block_fn.api_name} takes {len(block_fn.inputs)} values, not {len(inputs)}: ?view=api."
+                )
+            return await super().process_api(block_fn, inputs, *arguments, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            raise gr.Error(explained(error), print_exception=False) from None
+
+
 def build(app: App) -> gr.Blocks:
     """Returns the page; `launch` shows it."""
     quick = {"concurrency_id": "quick", "concurrency_limit": 2}
     private = {"api_visibility": "private", "preprocess": False, "show_progress": "minimal"}
-    with gr.Blocks(title="MELP", analytics_enabled=False) as page:
+    with Page(title="MELP", analytics_enabled=False) as page:
         gr.HTML(f'<p id="notice" role="note">{NOTICE}</p>')
         gr.HTML('<h1 style="font-size:24px;margin:0">MELP reads ECGs</h1>', elem_classes="melp")
         with gr.Tabs(selected="read") as tabs:

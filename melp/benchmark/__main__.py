@@ -98,6 +98,7 @@ def remark(case: dict) -> str | None:
         return (
             f"{case['way']}, {case['batch_size']} at once: p50 {case['p50_seconds']:.2f} s, "
             f"p95 {case['p95_seconds']:.2f} s"
+            + (f"; {case['cpu_seconds'] * 1000:.0f} ms of CPU time each" if "cpu_seconds" in case else "")
         )
     if "search_seconds" in case:
         return f"{case['way']}: {case['search_seconds']:.2f} s for the nearest of {case['embeddings']:,} embeddings"

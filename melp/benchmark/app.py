@@ -1,7 +1,10 @@
 """How long visitors of the app wait: its start, the first answer to a file, and further queries in words."""
 
+import contextlib
+import itertools
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from melp.benchmark.case import new_case
@@ -20,11 +24,7 @@ from signal_melp import LEADS
 USERS = (1, 10)
 REQUESTS = 3  # of each user
 NOTHING_ELSE = [0, "", "", False]  # of the parameters of /read: JSON over HTTP has to give all
-WAYS = (
-    ("first answer to a 10 s file", "read", NOTHING_ELSE),
-    ("words about a file that is read anew", "ask", ["a long QT"]),
-)
-PATIENCE = 300  # s for the start
+PATIENCE = 300  # s for the start, and for an answer
 SERVE = """
 import sys, threading
 from melp.app.engine import Settings
@@ -56,13 +56,19 @@ def measure_app(options) -> list[dict]:
             _wait(url, server, started)
             cases.append(_case("start", 1, [time.perf_counter() - started]))
             record = _record(folder)
-            _ask(url, record, "read", NOTHING_ELSE)  # the first of all waits for imports
+            _read(url, record, "warm-up")  # the first of all waits for imports
             for users in USERS:
-                for way, name, more in WAYS:
-                    with ThreadPoolExecutor(users) as pool:
-                        asked = [pool.submit(_ask, url, record, name, more) for _ in range(users * REQUESTS)]
-                        waits = [answer.result() for answer in asked]
-                    cases.append(_case(way, users, waits))
+                names = [secrets.token_hex(8) for _ in range(users)]
+                for way, ask in (
+                    ("first answer to a 10 s file", lambda name: _read(url, record, name)),
+                    ("a further query in words", lambda name: _call(url, "ask", [[], secrets.token_hex(4)], name)),
+                ):
+                    before = _cpu_seconds(server.pid)
+                    with ThreadPoolExecutor(users) as pool:  # one after the other, as a visitor does
+                        asked = pool.map(lambda name, ask=ask: [ask(name) for _ in range(REQUESTS)], names)
+                        waits = list(itertools.chain.from_iterable(asked))
+                    spent = (_cpu_seconds(server.pid) - before) / len(waits)
+                    cases.append(_case(way, users, waits, cpu_seconds=spent))
         finally:
             server.terminate()
             server.wait()
@@ -92,7 +98,7 @@ def _record(folder: str) -> list[Path]:
     return [Path(folder, f"r{suffix}") for suffix in (".hea", ".dat")]
 
 
-def _ask(url: str, record: list[Path], name: str, more: list) -> float:
+def _read(url: str, record: list[Path], visitor: str) -> float:
     """Uploads a record and returns the seconds from then on until the answer is there."""
     boundary = "melp"
     parts = b"".join(
@@ -104,18 +110,30 @@ def _ask(url: str, record: list[Path], name: str, more: list) -> float:
     kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     body = parts + f"--{boundary}--\r\n".encode()
     uploaded = urllib.request.urlopen(urllib.request.Request(f"{url}/gradio_api/upload", body, kind)).read()
-    files = [{"path": path} for path in json.loads(uploaded)]
+    return _call(url, "read", [[{"path": path} for path in json.loads(uploaded)], *NOTHING_ELSE], visitor)
+
+
+def _call(url: str, name: str, values: list, visitor: str) -> float:
     started = time.perf_counter()
-    data = json.dumps({"data": [files, *more]}).encode()
+    data = json.dumps({"data": values, "session_hash": visitor}).encode()
     request = urllib.request.Request(f"{url}/gradio_api/call/{name}", data, {"Content-Type": "application/json"})
     event = json.loads(urllib.request.urlopen(request).read())["event_id"]
-    answer = urllib.request.urlopen(f"{url}/gradio_api/call/{name}/{event}").read().decode()
+    answer = urllib.request.urlopen(f"{url}/gradio_api/call/{name}/{event}", timeout=PATIENCE).read().decode()
     if "event: complete" not in answer:
         raise ValueError(f"the app answered {answer[:300]!r}")
     return time.perf_counter() - started
 
 
-def _case(way: str, users: int, waits: list[float]) -> dict:
+def _cpu_seconds(server: int) -> float:
+    """CPU time of the app and of the processes that it started, those that have ended among them."""
+    process, spent = psutil.Process(server), 0.0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            spent += sum(one.cpu_times()[:4])
+    return spent
+
+
+def _case(way: str, users: int, waits: list[float], **others) -> dict:
     p50, p95 = np.percentile(waits, [50, 95])
-    others = {"way": way, "p50_seconds": float(p50), "p95_seconds": float(p95), "requests": len(waits)}
+    others |= {"way": way, "p50_seconds": float(p50), "p95_seconds": float(p95), "requests": len(waits)}
     return new_case("app", torch.device("cpu"), "float32", users, 1 / float(np.mean(waits)), **others)
