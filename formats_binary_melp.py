@@ -525,6 +525,7 @@ def _mfer_date(value: bytes, order: Literal["big", "little"]) -> str:
 # DICOM
 
 _DICOM_SAMPLES = {"SB": "i1", "UB": "u1", "SS": "i2", "US": "u2", "SL": "i4", "UL": "u4"}
+_DEFERRED = 2**16  # bytes of an element that is passed over, until a part of it is read
 _DEFLATED, _BIG_ENDIAN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.2"
 
 
@@ -540,18 +541,18 @@ def read_dicom(source: Source, request: Request) -> Recording:
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
         syntax = _transfer_syntax(source.head(2**16))
-        dataset = pydicom.dcmread(source.path if source.is_plain else io.BytesIO(source.all()))
-        _refuse_cut(dataset)
-        groups = dataset.get("WaveformSequence") or []
+        file = source.path if source.is_plain else io.BytesIO(source.all())
+        dataset = pydicom.dcmread(file, defer_size=_DEFERRED if source.is_plain else None)
+        _refuse_cut(dataset, source)
+        groups = _dicom_groups(dataset, source)
         if not groups:
             raise FormatError("no ECG in it", "a DICOM object without waveforms")
-        group = _dicom_group(list(groups))
-        samples = _dicom_samples(group, ">" if syntax == _BIG_ENDIAN else "<")
+        group = _dicom_group(groups)
         rate = number(group.get("SamplingFrequency"), "the sampling frequency", 1e-3, 1e6)
-        first, last = request.span(len(samples), rate)
+        samples = _dicom_samples(group, ">" if syntax == _BIG_ENDIAN else "<", rate, source, request)
         missing = _dicom_padding(group)
         channels = [
-            _dicom_channel(definition, samples[first:last, k], rate, missing)
+            _dicom_channel(definition, samples[:, k], rate, missing)
             for k, definition in enumerate(group.ChannelDefinitionSequence)
         ]
         return Recording(channels, "DICOM", [], *_dicom_patient(dataset))
@@ -569,13 +570,42 @@ def _transfer_syntax(data: bytes) -> bytes:
     return syntax
 
 
-def _refuse_cut(dataset):
+def _refuse_cut(dataset, source: Source):
     """pydicom takes the end of the file for the end of whatever element it is in."""
     for tag in list(dataset.keys()):  # reading an element may convert it
-        raw = dataset.get_item(tag)
+        raw = dataset.get_item(tag, keep_deferred=True)
         value, stated = raw.value, getattr(raw, "length", 0)
-        if isinstance(value, bytes) and stated != 0xFFFFFFFF and len(value) < stated:
-            raise FormatError(CUT, f"{stated} bytes of element {tag} stated, {len(value)} are there")
+        held = (
+            source.size - raw.value_tell if _is_deferred(raw) else len(value) if isinstance(value, bytes) else stated
+        )
+        if stated != 0xFFFFFFFF and held < stated:
+            raise FormatError(CUT, f"{stated} bytes of element {tag} stated, {held} are there")
+
+
+def _is_deferred(element) -> bool:
+    """Whether an element was passed over: it stands in the file at `value_tell`."""
+    return element is not None and element.value is None and getattr(element, "length", 0) > _DEFERRED
+
+
+def _dicom_groups(dataset, source: Source) -> list:
+    """The items of the waveform sequence, long ones without their samples."""
+    from pydicom.filereader import read_dataset
+
+    sequence = dataset.get_item(0x54000100, keep_deferred=True) if 0x54000100 in dataset else None
+    if not _is_deferred(sequence):
+        return list(dataset.get("WaveformSequence") or [])
+    groups, end = [], sequence.value_tell + sequence.length
+    order = "<" if sequence.is_little_endian else ">"
+    with open(source.path, "rb") as file:
+        file.seek(sequence.value_tell)
+        while file.tell() < end:
+            group, element, length = struct.unpack(f"{order}HHL", file.read(8))
+            if (group, element) != (0xFFFE, 0xE000):
+                raise FormatError("damaged", "its waveform sequence holds something else than items")
+            syntax = sequence.is_implicit_VR, sequence.is_little_endian
+            size = None if length == 0xFFFFFFFF else length
+            groups.append(read_dataset(file, *syntax, bytelength=size, defer_size=_DEFERRED, at_top_level=False))
+    return groups
 
 
 def _dicom_group(groups: list):
@@ -600,8 +630,8 @@ def _is_original(group) -> bool:
     return stated != "DERIVED"
 
 
-def _dicom_samples(group, order: str) -> np.ndarray:
-    """(samples, channels) as stored."""
+def _dicom_samples(group, order: str, rate: float, source: Source, request: Request) -> np.ndarray:
+    """(samples, channels) as stored, of the part asked for."""
     count = whole(group.get("NumberOfWaveformChannels"), "the number of channels", 1, MAX_CHANNELS)
     length = whole(group.get("NumberOfWaveformSamples"), "the number of samples", 1)
     kind, bits = str(group.get("WaveformSampleInterpretation")), group.get("WaveformBitsAllocated")
@@ -610,14 +640,18 @@ def _dicom_samples(group, order: str) -> np.ndarray:
     dtype = np.dtype(order + _DICOM_SAMPLES[kind])
     if bits != 8 * dtype.itemsize:
         raise FormatError("damaged", f"samples of {brief(bits)} bits are said to be {kind}")
-    data = group.get("WaveformData") or b""
+    element = group.get_item(0x54001010, keep_deferred=True) if 0x54001010 in group else None
+    data = b"" if element is None or _is_deferred(element) else group.WaveformData or b""
+    held = element.length if _is_deferred(element) else len(data)
     if len(group.get("ChannelDefinitionSequence") or []) != count:
         raise FormatError("damaged", "it does not define each of its channels")
-    if len(data) - count * length * dtype.itemsize not in (0, 1):  # filled up to an even length
-        raise FormatError(
-            "empty or cut off", f"{length} samples of {count} channels stated, {len(data)} bytes are there"
-        )
-    return np.frombuffer(data, dtype=dtype, count=count * length).reshape(length, count)
+    if held - count * length * dtype.itemsize not in (0, 1):  # filled up to an even length
+        raise FormatError(CUT, f"{length} samples of {count} channels stated, {held} bytes are there")
+    first, last = request.span(length, rate)
+    start, size = first * count * dtype.itemsize, (last - first) * count * dtype.itemsize
+    if _is_deferred(element):
+        data, start = source.read(element.value_tell + start, size), 0
+    return np.frombuffer(data, dtype=dtype, count=(last - first) * count, offset=start).reshape(-1, count)
 
 
 def _dicom_padding(group) -> int | None:

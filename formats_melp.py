@@ -101,7 +101,7 @@ READERS: dict[str, Callable[[Source, Request], Recording]] = {
 STACKS = ("hdf5", "parquet", "npy", "npz")  # which may hold several records
 STACK_BEGINNINGS = (b"\x89HDF", b"MATLAB 7", b"PAR1", b"\x93NUMPY", b"PK\x03\x04")
 # Of which a part is read without the rest, as of WFDB; of a table, what stands before it is passed over.
-IN_PARTS = ("edf", "ishne", "mfer", "hdf5", "npy", "npz", "parquet", "table")
+IN_PARTS = ("dicom", "edf", "ishne", "mfer", "hdf5", "npy", "npz", "parquet", "table")
 LONG = 3600.0  # seconds, 90 MB at 500 Hz: of longer recordings only what is used is read
 UNKNOWN = "unknown format"  # the rule by which what is no ECG file is refused
 OTHERWISE = "pass an array, sampling_rate= and leads="  # a remedy
@@ -226,9 +226,9 @@ def read_recording(source, request: Request | None = None) -> Recording:
             recording = _read_source(buffer, recognise(buffer), request)
     except (ImportError, FormatError):
         raise
-    except OSError as error:
-        raise FormatError("cannot be read", error.strerror or type(error).__name__) from error
     except Exception as error:  # what a damaged file makes of a parser; its text may quote a patient's name
+        if isinstance(error, OSError) and error.strerror:
+            raise FormatError("cannot be read", error.strerror) from error
         raise FormatError("damaged", f"or not as its format has it ({type(error).__name__})") from error
     if not recording.channels:
         raise FormatError("no ECG in it", "no channels")

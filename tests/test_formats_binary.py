@@ -292,6 +292,29 @@ def test_dicom():
     check(ecg_files.dicom(DATA, change=lambda dataset: setattr(dataset, "SOPClassUID", hemodynamic)))
 
 
+def _undefined_items(dataset):
+    for group in dataset.WaveformSequence:
+        group.is_undefined_length_sequence_item = True
+
+
+def _undefined_sequence(dataset):
+    dataset["WaveformSequence"].is_undefined_length = True
+
+
+@pytest.mark.parametrize("change", [None, _undefined_items, _undefined_sequence])
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])
+def test_of_a_long_dicom_file_a_part_is_read(tmp_path, syntax, change):
+    data, file = counts(50_000), tmp_path / "holter.dcm"
+    file.write_bytes(ecg_files.dicom(data, syntax=syntax, change=change))
+    check(file, data)
+    check(file, data[:, 45_000:46_000], start=90, seconds=2)
+    refused(file, "start=100 is past its end", start=100, name="recording")
+    whole = file.read_bytes()
+    for size in (len(whole) - 40, len(whole) // 2 + 5000, 3000):
+        file.write_bytes(whole[:size])
+        refused(file, "empty or cut off|damaged", start=1, seconds=1, name="recording")
+
+
 def test_a_median_that_does_not_say_that_it_is_derived():
     def forget(dataset):
         for group in dataset.WaveformSequence:

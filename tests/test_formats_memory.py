@@ -32,7 +32,7 @@ LIMITS = {
     "BDF": (3.5, True),
     "ISHNE": (3.5, True),
     "MFER": (3.5, True),
-    "DICOM": (3.5, False),
+    "DICOM": (3.5, True),
     "SCP-ECG": (12, False),
     **dict.fromkeys(XML, (5, False)),
     "CSV": (2, True),
