@@ -19,7 +19,7 @@ if [ "${1:-}" = untouched ]; then
         evaluate "$database" zero-shot --model . --data "data/$database" --split all --min-positives 2
     done
     evaluate cpsc2018 zero-shot --model . --data data/cpsc2018 --split all --min-positives 1
-    evaluate brugada zero-shot --model . --data data/brugada --split test --label-set brugada --min-positives 2 \
+    evaluate brugada zero-shot --model . --data data/brugada --split test --label-set labels_brugada --min-positives 2 \
         --prompts docs/results/brugada.yaml
 else
     for labels in superclass subclass form rhythm; do
