@@ -69,7 +69,8 @@ class Teacher:
     def word_embeddings(self, tokens: list[str], spread: float) -> torch.Tensor:
         """Returns a student's word embeddings, (tokens, width) of standard deviation `spread`.
 
-        A token starts as the teacher's embedding of it as a text, in the coordinates of their principal components.
+        A token starts as the teacher's embedding of it as a text, in the coordinates of their principal components
+        (about zero, not the mean), which `targets` then uses as well.
         """
         embeddings = self.embed([token.removeprefix("##") for token in tokens])
         self.basis = torch.linalg.eigh(embeddings.t() @ embeddings).eigenvectors[:, -self.width :]
@@ -77,12 +78,15 @@ class Teacher:
         return reduced * (spread / reduced.std())
 
     def targets(self, phrases: list[str]) -> torch.Tensor:
-        """Returns what a student is to make of phrases: (phrases, width), L2-normalised."""
+        """Returns what a student is to make of phrases, after `word_embeddings`: (phrases, width), L2-normalised."""
         return F.normalize(self.embed(phrases) @ self.basis, dim=-1)
 
 
 def draw_phrases(texts: list[str], words: list[str], count: int, generator: torch.Generator) -> list[str]:
-    """Draws phrases to learn from: texts, words in a row, and texts with words replaced, left out or put in."""
+    """Draws phrases to learn from: texts, words in a row, and texts with words replaced, left out or put in.
+
+    Each of the texts needs a word.
+    """
 
     def draw(choices: list[str]) -> str:
         return choices[int(torch.randint(len(choices), (), generator=generator))]

@@ -43,6 +43,14 @@ def test_a_tower_takes_over_words_that_no_report_has(teacher, tmp_path):
     assert len(alone.tokenize("auricular quivering")) > 2
 
 
+def test_reports_without_words_are_no_phrases(teacher, tmp_path):
+    text = tmp_path / "odd.txt"
+    text.write_text("\n".join([*REPORTS, "sinus rhythm. . ", ". normal ecg.", "..."] * 3))
+    fields = {"config": STUDENT, "vocab_size": 200, "teacher": teacher, "output": str(tmp_path / "run")}
+    stage = LanguageStage(LanguageRecipe(text=str(text), **fields), Accelerator(cpu=True))
+    assert all(stage.phrases.ids)
+
+
 def test_words_start_where_the_teacher_has_them(teacher):
     source = Teacher(teacher, 32)
     words = [word for word in source.words() if len(word) > 3]

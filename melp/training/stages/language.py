@@ -152,6 +152,7 @@ class LanguageStage(Stage):
         with torch.no_grad():
             embeddings.weight.copy_(teacher.word_embeddings(tokens, self.model.config.initializer_range))
         sentences = {sentence.strip() for text in self.rows["text"] for sentence in text.split(". ")}
+        sentences = {sentence for sentence in sentences if sentence.strip(". ")}
         texts = sorted({text for texts in label_texts().values() for text in texts})
         texts += sorted(sentences)[:: max(1, len(sentences) // len(texts))]  # as many again
         phrases = draw_phrases(texts, [token for token in tokens if WORD.fullmatch(token)], PHRASES, generator)
@@ -238,13 +239,10 @@ class LanguageStage(Stage):
 
     def teaching_loss(self, chosen: torch.Tensor) -> torch.Tensor:
         """Compares the states after some phrases with the teacher's embeddings, read as `MelpModel` reads a text."""
-        device, length = (
-            self.accelerator.device,
-            min(MelpConfig().max_text_length, self.model.config.max_position_embeddings),
-        )
-        inputs = {
-            name: value.to(device) for name, value in self.phrases.inputs(chosen, self.tokenizer, length).items()
-        }
+        device = self.accelerator.device
+        length = min(MelpConfig().max_text_length, self.unwrapped.config.max_position_embeddings)
+        inputs = self.phrases.inputs(chosen, self.tokenizer, length)
+        inputs = {name: value.to(device) for name, value in inputs.items()}
         states = self.unwrapped.base_model(**inputs).last_hidden_state[:, -1]
         return teaching_loss(states, self.phrases.targets[chosen].to(device))
 
