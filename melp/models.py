@@ -13,6 +13,7 @@ from melp.sources import fetch
 from modeling_melp import MelpEcgModel, MelpForEcgClassification, MelpModel, MelpPreTrainedModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
+LFS_POINTER = b"version https://git-lfs"
 CLASSES = {kind.__name__: kind for kind in (MelpModel, MelpEcgModel, MelpForEcgClassification)}
 
 
@@ -20,11 +21,15 @@ def model_folder(source: str | Path) -> Path:
     """Returns the folder of a model that a user names, see `melp.sources.fetch`; its indices lead nowhere else.
 
     Raises:
-        ValueError: where there is none, it has no config.json, or an index is malformed.
+        ValueError: where there is none, it has no config.json, an index is malformed, or a clone lacks its weights.
     """
     folder = fetch(source)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} is no model folder: it has no config.json.")
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{path} is a pointer, not weights: install Git LFS, then run `git lfs pull`.")
     check_folder(folder)
     return folder
 
