@@ -54,7 +54,8 @@ UNTOLD = 0.7  # a finding is left out where its AUROC, at the lower end of the i
 def condition_of(report: Mapping, leads: Iterable[str], layout: str | None = None) -> str | None:
     """Returns which of `CONDITIONS` a recording meets; None for one of a kind that is not measured.
 
-    What lasts longer than a condition's time, and not as long as the next one's, is of that condition.
+    What lasts longer than a condition's time, and not as long as the next one's, is of that condition. A recording
+    with a flat lead, or an amplitude that no unit can be right for, is of none.
 
     Args:
         report: the processor's (`quality=True`).
@@ -64,6 +65,8 @@ def condition_of(report: Mapping, leads: Iterable[str], layout: str | None = Non
     if layout is None and report["nan_share"] > 0.05:
         return None
     there = frozenset(leads) - set(report["masked_leads"])
+    if report["implausible_amplitude"] or not there.isdisjoint(report["flat_leads"]):
+        return None
     fitting = {
         name: length
         for name, (wanted, length, printed) in CONDITIONS.items()
@@ -257,7 +260,9 @@ def is_of_these_weights(model, path) -> bool:
     mark = read_file(path).get("weights")
     if mark is None:
         return True
-    return len(mark) == 16 and max(abs(a - b) for a, b in zip(mark, weights_mark(model), strict=True)) < 0.02
+    if not isinstance(mark, list) or len(mark) != 16 or not all(map(_is_finite, mark)):
+        return False
+    return max(abs(a - b) for a, b in zip(mark, weights_mark(model), strict=True)) < 0.02
 
 
 def check_weights(model, path):

@@ -90,12 +90,13 @@ def whole_recordings(rows: Dataset, derive: bool, where: str) -> tuple[Dataset, 
         ValueError: where there is none.
     """
     whole = []
+    unharmed = {"masked_leads": (), "nan_share": 0, "flat_leads": (), "implausible_amplitude": False}
     for batch in rows.select_columns(["leads", "signal"]).with_format("arrow").iter(1000):
         sizes = pc.binary_length(batch["signal"]).to_pylist()
         for names, size in zip(batch["leads"].to_pylist(), sizes, strict=True):
             leads = set(names) | (LIMB if derive and len(LIMB & set(names)) > 1 else set())
             seconds = size / 2 / max(len(names), 1) / STORED_RATE  # int16
-            whole.append(condition_of({"seconds": seconds, "masked_leads": (), "nan_share": 0}, leads) == WHOLE)
+            whole.append(condition_of(unharmed | {"seconds": seconds}, leads) == WHOLE)
     if not any(whole):
         raise ValueError(f"{where} has no recording of 12 leads and 10 s, which a calibration is of.")
     left_out = whole.count(False)

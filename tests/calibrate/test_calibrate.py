@@ -134,9 +134,10 @@ def test_what_cannot_be_is_refused(evaluated, model):
         main([str(evaluated / "encoder"), "--data", str(evaluated / "data")])
     with pytest.raises(SystemExit, match="is not calibrated"):
         evaluate(evaluated, "calibration", str(model), model / "out", data="data")
-    (model / "findings.json").write_text(json.dumps({"findings": {}, "weights": [0.5] * 16}))
-    with pytest.raises(SystemExit, match="made with other weights"):
-        main([str(model), "--data", str(evaluated / "data"), "--adapt"])
+    for mark in ([0.5] * 16, [None] * 16, 5):
+        (model / "findings.json").write_text(json.dumps({"findings": {}, "weights": mark}))
+        with pytest.raises(SystemExit, match="made with other weights"):
+            main([str(model), "--data", str(evaluated / "data"), "--adapt"])
     with pytest.raises(SystemExit):
         main([str(model), "--data", str(evaluated / "data"), "--adapt", "--coverage", "0.8"])
 
