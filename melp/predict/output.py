@@ -111,13 +111,16 @@ def as_text(row: dict, calibration: str | None, windows: int) -> str:
             lines.append(f"  {name:{width}}{cells}".rstrip())
         if len(findings) > SHOWN:
             lines.append(f"  ... and {len(findings) - SHOWN} more")
-        if None in row["probabilities"]:
-            lines.append(f"  ({calibration or NOT_CALIBRATED + ' for such recordings'})")
+        pairs = zip(findings, row["probabilities"], strict=True)
+        if bare := [name for name, probability in pairs if probability is None]:
+            some = "" if len(bare) == len(findings) else f"{', '.join(bare)}: "
+            lines.append(f"  ({some}{calibration or NOT_CALIBRATED.replace(':', ' for such recordings:')})")
     if row.get("left_out"):
         lines.append(f"  cannot be told from {row['condition']}: {', '.join(row['left_out'])}")
     if "draft" in row:
         lines.append(f"  draft: {row['draft'] or '(empty)'}")
-    lines.append(f"  signal: {row['seconds']:g} s, {row['sampling_rate']:g} Hz, {len(row['leads'])} leads")
+    leads = len(row["leads"])
+    lines.append(f"  signal: {row['seconds']:g} s, {row['sampling_rate']:g} Hz, {leads} lead{'s' * (leads != 1)}")
     lines += [f"  warning: {warning}" for warning in row["warnings"]]
     if row["flat_leads"]:
         lines.append(f"  warning: flat: {', '.join(row['flat_leads'])}")

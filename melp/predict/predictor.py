@@ -48,10 +48,10 @@ def choose_findings(folder: str, findings: str | None, label_set: str | None) ->
         raise ValueError("give --findings or --label-set, not both.")
     known = load_yaml(PROMPTS)
     if findings is not None:
-        ours = {name.lower(): texts for name, texts in known[DEFAULT_LABEL_SET].items()}
+        texts = {name.lower(): texts for name, texts in known[DEFAULT_LABEL_SET].items()}
+        texts |= dict.fromkeys((name.lower() for name in calibrated), None)
         names = dict.fromkeys(name.strip() for name in findings.split(",") if name.strip())
-        texts = {name: ours.get(name.lower()) for name in names}
-        return findings_of({name: None if name in calibrated else texts[name] for name in names}, calibrated)
+        return findings_of({name: texts.get(name.lower()) for name in names}, calibrated)
     if label_set is None and calibrated:
         return list(calibrated.values())
     label_set = label_set or DEFAULT_LABEL_SET

@@ -7,6 +7,7 @@ used, the others are.
 import ctypes
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -256,8 +257,15 @@ class Recordings(Dataset):
         )
 
 
+# What a reader's errors call the options, as Python has them; a value may follow.
+_READER_OPTION = re.compile(r"\b(sampling_rate|unit|leads|start|seconds|stride|layout)=(?=([\w'\"])?)")
+
+
 def _reason(error: Exception, path: str) -> str:
-    return " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+    """Returns an error's words, with options as the command line has them."""
+    reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+    reason = reason.replace("nan_handling='interpolate'", "--interpolate")
+    return _READER_OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}{' ' if found[2] else ''}", reason)
 
 
 class Windows:

@@ -331,6 +331,57 @@ def test_calibrated_findings_come_in_order_of_probability(models, ecgs, capsys):
     assert "not calibrated" not in capsys.readouterr().out
 
 
+def test_what_is_not_calibrated_is_named_beside_what_is(models, ecgs, capsys):
+    run(ecgs / "a", "--model", models / "calibrated", "--findings", "AF,dextrocardia")
+    shown = capsys.readouterr().out
+    assert "(dextrocardia: not calibrated: similarities, not probabilities)" in shown
+
+
+def test_a_calibrated_finding_is_known_in_any_case(models, ecgs, tmp_path, capsys):
+    model = shutil.copytree(models / "calibrated", tmp_path / "model")
+    # Its prompts are not those that prompts.yaml has for the name.
+    entry = {"prompts": ["a-fib."], "slope": 30.0, "intercept": -2.0}
+    (model / "findings.json").write_text(json.dumps({"findings": {"atrial fibrillation": entry}}))
+    run(ecgs / "a", "--model", model, "--findings", "Atrial Fibrillation", "--format", "jsonl")
+    row = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert row["findings"] == ["Atrial Fibrillation"] and row["probabilities"] != [None]
+
+
+def test_no_verdict_rests_on_flat_leads_or_a_wrong_unit(models, tmp_path, capsys):
+    signals = np.random.default_rng(0).normal(size=(12, 5000)).clip(-3, 3).astype(np.float32)
+    flat = np.where(np.arange(12)[:, None] == 6, 0.0, signals)
+    for name, values in {"right": signals, "flat": flat, "microvolt": 1000 * signals}.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        said = ("--sampling-rate", "500", "--unit", "mV", "--leads", *LEADS)
+        run(tmp_path / f"{name}.npy", "--model", models / "calibrated", *said)
+        shown = capsys.readouterr().out
+        assert ("probability" in shown) == (name == "right")
+        assert ("not calibrated for such recordings: similarities" in shown) == (name != "right")
+
+
+def test_weights_of_a_clone_without_git_lfs_are_named(models, ecgs, tmp_path):
+    model = shutil.copytree(models / "tower", tmp_path / "model")
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(SystemExit, match="pointer, not weights: install Git LFS"):
+        run(ecgs / "a", "--model", model)
+
+
+def test_errors_name_the_options_of_the_command_line(models, tmp_path, capsys):
+    signals = np.random.default_rng(0).normal(size=(5000, 2)).round(3)
+    np.savetxt(tmp_path / "a.csv", signals, delimiter=",", header="I,II", comments="")
+    np.savetxt(tmp_path / "b.csv", signals, delimiter=",", header="I [mV],II [mV]", comments="")
+    np.save(tmp_path / "c.npy", signals)
+    tower = ("--model", models / "tower")
+    for options, message in {
+        ("a.csv", "--sampling-rate", "500"): "pass --unit, as in --unit 'mV'",
+        ("b.csv",): "pass --sampling-rate in Hz",
+        ("c.npy",): "pass --leads, one for each",
+    }.items():
+        with pytest.raises(SystemExit, match="no recording could be read"):
+            run(tmp_path / options[0], *options[1:], *tower)
+        assert message in capsys.readouterr().err
+
+
 def test_verdicts_are_for_recordings_of_a_calibrated_kind(models, ecgs, tmp_path, capsys):
     model = shutil.copytree(models / "calibrated", tmp_path / "model")
     limits = {"absent_below": 0.0, "present_above": 0.0, "coverage": 0.9}
