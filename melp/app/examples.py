@@ -11,7 +11,7 @@ EXAMPLES = {
     "Atrial fibrillation": "synthetic-0000000-0",
     "Left bundle branch block": "synthetic-0000055-0",
     "Inferior infarction": "synthetic-0000060-0",
-    "Ventricular bigeminy": "synthetic-0000080-0",
+    "Ventricular bigeminy": "synthetic-0000029-1",
 }
 PATIENT = ("synthetic-0000029-0", "synthetic-0000029-1")  # of one, normal and then with bigeminy, for Compare
 RECORDS = 200  # of the world that are planned; only those above are drawn

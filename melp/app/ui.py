@@ -368,7 +368,7 @@ def _read_tab(app: App, private: dict, quick: dict) -> list:
         words = gr.Textbox(
             label="Any finding in words", placeholder="right ventricular strain", scale=4, max_length=300
         )
-        ask = gr.Button("Ask", variant="primary", min_width=100, scale=1)
+        ask = gr.Button("Ask", variant="primary", min_width=120, scale=0)
     answer, report = _html(), _html()
     outputs = [file, status, choice, paper, quality, findings, answer, evidence, report, asking]
     draft = {"fn": app.page_draft, "inputs": [choice], "outputs": [report], **private, **quick}
