@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from findings_melp import UNTOLD, WHOLE
 from melp.evaluation.metrics import auroc, best_threshold, bootstrap
 from melp.markdown import Markdown, table
 
@@ -205,6 +204,8 @@ def passport_table(findings: dict[str, dict], intervals: bool = False) -> Markdo
 def _area(condition: str, row: dict, interval: bool) -> str:
     if interval:
         return f"{row['auroc']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    from findings_melp import UNTOLD, WHOLE  # which imports torch: too much for the --help of who imports this
+
     return f"{row['auroc']:.2f}" if condition == WHOLE or row["low"] > UNTOLD else f"({row['auroc']:.2f})"
 
 
