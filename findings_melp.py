@@ -55,7 +55,7 @@ def condition_of(report: Mapping, leads: Iterable[str], layout: str | None = Non
     """Returns which of `CONDITIONS` a recording meets; None for one of a kind that is not measured.
 
     What lasts longer than a condition's time, and not as long as the next one's, is of that condition. A recording
-    with a flat lead, or an amplitude that no unit can be right for, is of none.
+    with a flat lead, or an implausible amplitude (see `ecg_quality`), is of none.
 
     Args:
         report: the processor's (`quality=True`).
