@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 # A text like "a12.dcm" is a recording that is not where it is looked for: embedding its name would be silently wrong.
-_FILE_NAME = re.compile(
+FILE_NAME = re.compile(
     r"\S+\.(dcm|hea|dat|mat|xml|scp|ecg|edf|bdf|mwf|h5|hdf5|npy|npz|csv|tsv|parquet)(\.gz|#\S+)?", re.IGNORECASE
 )
 
@@ -112,7 +112,7 @@ def _is_recording(item) -> bool:
         name = item.partition("#")[0]
         if len(item) < 4096 and "\0" not in item and any(map(os.path.isfile, (item, name, f"{item}.hea"))):
             return True
-        if _FILE_NAME.fullmatch(item):
+        if FILE_NAME.fullmatch(item):
             raise ValueError(
                 f"{item} looks like a recording, but there is no such file; as a text, put it in a sentence"
             )

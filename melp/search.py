@@ -110,7 +110,8 @@ def embed_query(query: str, model: str, commit: str) -> "np.ndarray":
     """Returns the embedding of a text, or of the recording that `query` names.
 
     Raises:
-        ValueError: where the model is not that of the index, has no text tower for a text, or the file is unreadable.
+        ValueError: where the model is not that of the index, has no text tower for a text, or the file is unreadable
+            or not there.
     """
     import pyarrow as pa
     import torch
@@ -120,11 +121,15 @@ def embed_query(query: str, model: str, commit: str) -> "np.ndarray":
     from melp.predict.predictor import Predictor
     from melp.predict.reading import Reading, Recordings
     from modeling_melp import MelpModel
+    from sentence_melp import FILE_NAME
 
+    is_recording = _is_recording(query)
+    if not is_recording and FILE_NAME.fullmatch(query):
+        raise ValueError(f"{query} looks like a recording, but there is no such file; as a text, put it in a sentence")
     predictor = Predictor(model, torch.device("cpu"), embeddings=True)
     if predictor.commit != commit:
         raise ValueError(f"{model} is not the model that the index was made with ({predictor.commit}, not {commit}).")
-    if not _is_recording(query):
+    if not is_recording:
         if not isinstance(predictor.model, MelpModel):
             raise ValueError(f"{model} has no text tower: search by a file, or make the index with a whole model.")
         return embed_prompts(predictor.model, predictor.processor, [[query]])[0].numpy()

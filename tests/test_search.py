@@ -97,6 +97,8 @@ def test_what_cannot_be_searched_is_refused(root, tmp_path):
         search.main([str(tmp_path / "bare"), "text"])
     with pytest.raises(SystemExit, match="no output"):
         search.main([str(tmp_path), "text"])
+    with pytest.raises(SystemExit, match="absent.dcm looks like a recording, but there is no such file"):
+        search.main([str(root / "index"), "absent.dcm"])
     tiny_model(seed=3).save_pretrained(tmp_path / "other")
     tiny_processor().save_pretrained(tmp_path / "other")
     with pytest.raises(SystemExit, match="not the model"):
