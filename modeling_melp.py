@@ -209,7 +209,7 @@ class MelpConvLayer(nn.Module):
         return self.activation(self.norm(self.conv(hidden_states)))
 
     def log_scale(self, convolved: torch.Tensor) -> torch.Tensor:
-        """Logarithm of what the group norm divides each channel by: (batch, channels)."""
+        """Returns the logarithm of what the group norm divides each channel by: (batch, channels)."""
         variance = convolved.float().var(dim=2, correction=0)
         return ((variance + self.norm.eps).log() / 2).to(convolved.dtype)
 
