@@ -104,7 +104,7 @@ def batch(archive: Path):
         panel = page.get_by_role("tabpanel").filter(has_text="Files, or a zip file")
         with page.expect_response("**/upload*"):
             panel.locator("input[type=file]").first.set_input_files(str(archive))
-        page.get_by_text(archive.name).first.wait_for()
+        panel.get_by_text(archive.stem).first.wait_for()
         page.get_by_label("With a PDF report per recording").check()
         page.get_by_role("button", name="Start").click()
         page.get_by_text("Download PDF reports").wait_for()
