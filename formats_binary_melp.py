@@ -544,7 +544,7 @@ def read_dicom(source: Source, request: Request) -> Recording:
         file = source.path if source.is_plain else io.BytesIO(source.all())
         dataset = pydicom.dcmread(file, defer_size=_DEFERRED if source.is_plain else None)
         _refuse_cut(dataset, source)
-        groups = _dicom_groups(dataset, source)
+        groups = _dicom_groups(dataset, source, pydicom.filereader.read_dataset)
         if not groups:
             raise FormatError("no ECG in it", "a DICOM object without waveforms")
         group = _dicom_group(groups)
@@ -587,10 +587,8 @@ def _is_deferred(element) -> bool:
     return element is not None and element.value is None and getattr(element, "length", 0) > _DEFERRED
 
 
-def _dicom_groups(dataset, source: Source) -> list:
-    """The items of the waveform sequence, long ones without their samples."""
-    from pydicom.filereader import read_dataset
-
+def _dicom_groups(dataset, source: Source, read_dataset) -> list:
+    """The items of the waveform sequence, long ones without their samples; `read_dataset` is pydicom's."""
     sequence = dataset.get_item(0x54000100, keep_deferred=True) if 0x54000100 in dataset else None
     if not _is_deferred(sequence):
         return list(dataset.get("WaveformSequence") or [])
