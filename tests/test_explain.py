@@ -85,7 +85,9 @@ def test_removing_leaves_no_step_and_touches_nothing_else(model, processor):
     assert np.abs(np.diff(after[:, round(3.7 * RATE) : round(4.3 * RATE)])).max() < 0.02  # and nothing jumps
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name == "masking" else name for name in METHODS]
+)
 def test_every_attribution_spreads_the_evidence_over_leads_and_time(model, processor, method):
     signal = spikes()
     evidence = model.explain(

@@ -301,6 +301,7 @@ def test_killed_at_any_moment_resumes_to_the_same_weights(run, corpus, language,
     assert all(torch.equal(resumed[name], value) for name, value in weights(run).items())
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_resume_goes_on(corpus, language, tmp_path):
     output = tmp_path / "run"
     fields = melp_recipe(corpus, language, output, max_steps=400, save_every=1000, eval_every=1000)

@@ -158,6 +158,7 @@ def test_files_that_no_run_wrote_are_not_replaced(corpus, language, tmp_path, na
 # ------------------------------------------------------------------------------------------------------ other writers
 
 
+@pytest.mark.slow
 def test_the_second_of_two_starts_names_the_first(corpus, language, tmp_path):
     fields = melp_recipe(corpus, language, tmp_path / "run", max_steps=400, save_every=1000, eval_every=1000)
     first = Command(tmp_path / "first", fields)

@@ -36,6 +36,7 @@ def recipe(tmp_path, **fields) -> LanguageRecipe:
     return LanguageRecipe(text=str(text), **fields)
 
 
+@pytest.mark.slow
 def test_a_tower_takes_over_words_that_no_report_has(teacher, tmp_path):
     tokenizer = LanguageStage(recipe(tmp_path, teacher=teacher), Accelerator(cpu=True)).tokenizer
     assert tokenizer.tokenize("auricular quivering") == ["auricular", "quivering"]
@@ -43,6 +44,7 @@ def test_a_tower_takes_over_words_that_no_report_has(teacher, tmp_path):
     assert len(alone.tokenize("auricular quivering")) > 2
 
 
+@pytest.mark.slow
 def test_reports_without_words_are_no_phrases(teacher, tmp_path):
     text = tmp_path / "odd.txt"
     text.write_text("\n".join([*REPORTS, "sinus rhythm. . ", ". normal ecg.", "..."] * 3))
@@ -78,6 +80,7 @@ def test_a_phrase_is_read_as_the_model_reads_a_text():
     assert torch.allclose(states, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_brings_the_tower_to_its_teacher(teacher, tmp_path):
     run = recipe(tmp_path, teacher=teacher, max_steps=30, warmup_steps=2, learning_rate=3e-3, eval_every=30)
     stage = LanguageStage(run, Accelerator(cpu=True))
