@@ -53,13 +53,18 @@ class Uploads:
             raise Refusal(f"{len(files):,} files are too many at once; at most {self.limits.files:,} are taken.")
         folder = Path(tempfile.mkdtemp(dir=self._requests))
         try:
-            total = 0
+            total, taken = 0, {}
             for file in files:
-                source = self._uploaded(file)
+                path = _path(file)
+                source = taken.get(path) or self._uploaded(file)
                 total += source.stat().st_size
                 target = next(path for path in self._places(folder, source.name) if not path.exists())
                 target.parent.mkdir(exist_ok=True)
+                if path in taken:  # files of one name and content, in a folder for example, are one upload
+                    shutil.copyfile(source, target)
+                    continue
                 os.replace(source, target)
+                taken[path] = target
                 for parent in (source.parent, source.parent.parent):
                     if parent != self.root:
                         with contextlib.suppress(OSError):
@@ -83,7 +88,7 @@ class Uploads:
 
     def _uploaded(self, file) -> Path:
         """The path of an uploaded file: a client may name any, and gets none but what was uploaded."""
-        path = file.get("path") if isinstance(file, dict) else file
+        path = _path(file)
         if not isinstance(path, str) or "\0" in path:
             raise Refusal("this is no uploaded file.")
         resolved = Path(path).resolve()
@@ -102,3 +107,8 @@ class Uploads:
                 with contextlib.suppress(OSError):
                     if time.time() - path.stat().st_ctime > age:
                         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _path(file):
+    path = file.get("path") if isinstance(file, dict) else file
+    return path if isinstance(path, str) else None

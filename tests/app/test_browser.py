@@ -1,6 +1,8 @@
 """The page in a real browser, Debian's Chromium, which may reach nothing but the app."""
 
 import re
+import shutil
+import time
 import zipfile
 
 import pytest
@@ -147,6 +149,49 @@ def test_a_batch_is_downloaded(page, files, tmp_path):
         download.value.save_as(tmp_path / kind)
         assert (tmp_path / kind).read_bytes().startswith(begin)
     assert len(zipfile.ZipFile(tmp_path / "PDF reports").namelist()) == 2
+
+
+def test_a_folder_is_a_batch(page, files, tmp_path):
+    for ward, kind in (("a", "wfdb"), ("b", "wfdb"), ("b", "xml")):
+        (tmp_path / "stay" / ward).mkdir(parents=True, exist_ok=True)
+        for path in files[kind]:
+            shutil.copy(path, tmp_path / "stay" / ward)
+    page.get_by_role("tab", name="Batch").click()
+    batch = page.get_by_role("tabpanel").filter(has_text="Files, or a zip file")
+    with page.expect_response("**/upload*"):
+        batch.locator("input[type=file]").nth(1).set_input_files(tmp_path / "stay")
+    batch.get_by_text("three").first.wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("3 read, 0 rejected.").wait_for()
+
+
+def test_a_batch_ends_when_its_page_is_closed(page, files, served, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(8):
+            archive.write(files["xml"][0], f"{number}.xml")
+    engine, read = served.app.engine, []
+    recording = engine._recording
+
+    def slow(item, name):
+        read.append(name)
+        time.sleep(1)
+        return recording(item, name)
+
+    monkeypatch.setattr(engine, "_recording", slow)
+    page.get_by_role("tab", name="Batch").click()
+    batch = page.get_by_role("tabpanel").filter(has_text="Files, or a zip file")
+    with page.expect_response("**/upload*"):
+        batch.locator("input[type=file]").first.set_input_files(str(tmp_path / "many.zip"))
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Start").click()
+    page.locator("progress").wait_for()
+    assert list(served.app.uploads._requests.rglob("*.xml"))
+    page.close()
+    ends = time.monotonic() + 120
+    while list(served.app.uploads._requests.iterdir()):
+        assert time.monotonic() < ends and len(read) < 8
+        time.sleep(0.1)
+    assert len(read) < 8
 
 
 def test_an_error_is_shown(page, tmp_path):
