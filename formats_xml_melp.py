@@ -515,7 +515,8 @@ def _mortara(root: Element) -> Recording:
             raise FormatError("not recorded at once", f"lead {what} begins later than others")
         channels.append(Channel(name, samples, rate, "mV", scale))
     source, subject = root.find("SOURCE"), root.find("SUBJECT")
-    facts, identifiers = {}, {"recorded": root.get("ACQUISITION_TIME")}
+    facts: dict[str, object] = {}
+    identifiers = {"recorded": root.get("ACQUISITION_TIME")}
     if source is not None:
         facts["device"] = f"{source.get('MANUFACTURER', '')} {source.get('MODEL', '')}"
     if subject is not None:
