@@ -13,7 +13,7 @@ from melp.synthetic import corpus as synthetic
 from melp.synthetic.findings import FINDINGS, TEXTBOOK
 from melp.synthetic.heart import LEADS, SAMPLES, contiguous
 
-RECORDS, FULL_RECORDS = 600, 1500
+RECORDS = 1500
 
 # What a report may say for a finding, written down apart from the module's wordings.
 SAID = {
@@ -58,7 +58,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def full():
-    return [synthetic.read(item) for item in synthetic.plan(records=FULL_RECORDS, seed=3, variety="full").to_pylist()]
+    return [synthetic.read(item) for item in synthetic.plan(records=RECORDS, seed=3, variety="full").to_pylist()]
 
 
 def having(records, present, absent=()):
@@ -137,7 +137,7 @@ def test_patient_keeps_chronic_findings(records):
     for record in records:
         by_patient.setdefault(record.patient, []).append(chronic & set(record.labels["findings"]))
     several = [findings for findings in by_patient.values() if len(findings) > 1]
-    assert len(several) > RECORDS / 15
+    assert len(several) > 100
     assert all(findings.count(findings[0]) == len(findings) for findings in several)
 
 
@@ -149,8 +149,8 @@ def test_plan_rejects_bad_numbers():
 def test_every_finding_occurs(records):
     counts = Counter(name for record in records for name in record.labels["findings"])
     assert set(counts) == set(TEXTBOOK) == set(SAID)
-    assert min(counts.values()) >= 0.01 * RECORDS
-    assert max(counts.values()) < 0.75 * RECORDS
+    assert min(counts.values()) >= 0.02 * RECORDS
+    assert max(counts.values()) < 0.7 * RECORDS
 
 
 def test_labels_agree_with_intervals(records):
@@ -302,7 +302,7 @@ def test_prompts_cover_the_findings():
 def test_every_finding_of_the_full_variety_occurs(full):
     counts = Counter(name for record in full for name in record.labels["findings"])
     assert set(counts) == set(FINDINGS)
-    assert counts["normal ecg"] > 0.2 * FULL_RECORDS
+    assert counts["normal ecg"] > 0.2 * RECORDS
 
 
 @pytest.mark.slow
