@@ -1,7 +1,6 @@
 """`melp.benchmark` prints a row and writes an object per case; how fast is not tested."""
 
 import json
-import re
 from argparse import Namespace
 
 import pytest
@@ -130,9 +129,7 @@ def test_memory_of_lists_and_of_long_recordings(monkeypatch, capsys):
     monkeypatch.setattr(memory, "HOURS", (0.1,))
     command.main(["memory"])
     printed = capsys.readouterr().out
-    # Linux counts the memory of the process that starts another as the other's peak, and this one may be large.
-    assert "| a list of 2,500 files | 0.0" in printed
-    assert re.search(r"\| predict\.py --stride 10 on 0\.1 h \| [0-9]\.[0-9]{2} \|", printed)
+    assert "| a list of 2,500 files | 0.0" in printed and "| predict.py --stride 10 on 0.1 h | 0." in printed
 
 
 def test_every_door_is_a_command():

@@ -28,6 +28,17 @@ print(len(plan.paths), peak() - before, time.perf_counter() - begun)
 """
 
 
+# Runs Python with the arguments, and prints its peak. In a process of its own: Linux counts the memory of the process
+# that starts another as the other's peak, and the one that measures may be large.
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen([sys.executable, *sys.argv[1:]])
+_, status, usage = os.wait4(process.pid, 0)
+print(end=f"\\n{usage.ru_maxrss}")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def measure_memory() -> list[dict]:
     """Measures both; makes a million empty files and a recording of 1 GB below the folder of temporary files."""
     return [_measure_list(FILES), *(_measure_recording(hours) for hours in HOURS)]
@@ -36,20 +47,18 @@ def measure_memory() -> list[dict]:
 def _python(*arguments: str) -> tuple[str, float]:
     """Runs a Python process; returns what it prints, and the largest memory that it had, in GB."""
     path = os.pathsep.join([str(ROOT.parent), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments],
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if done.returncode:
         raise ValueError(f"a process that was to be measured failed: {' '.join(arguments)[:200]}")
-    return printed, usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    printed, _, peak = done.stdout.rpartition("\n")
+    return printed, int(peak) / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def _measure_list(files: int) -> dict:
