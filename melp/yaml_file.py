@@ -12,8 +12,9 @@ def read_yaml(path: str | Path, aliases: bool = False) -> object:
         aliases: whether parts may be repeated by aliases, for a caller who walks down a few levels only.
 
     Raises:
-        ValueError: naming the file, where it is none, is too large or too deeply nested, is not YAML, or repeats a
-            part of itself by an alias: a few lines of these stand for more than any memory holds.
+        ValueError: naming the file, where it is none, is too large or too deeply nested, is not YAML, has a key twice,
+            of which one would be lost, or repeats a part of itself by an alias: a few lines of these stand for more
+            than any memory holds.
     """
     import yaml
 
@@ -31,6 +32,25 @@ def read_yaml(path: str | Path, aliases: bool = False) -> object:
                 raise ValueError(f"{path} has an alias (*{event.anchor}): write out what it stands for.")
             if depth > MAX_DEPTH:
                 raise ValueError(f"{path} is nested more than {MAX_DEPTH} levels deep.")
+        _refuse_repeated_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def _refuse_repeated_keys(path: Path, root):
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if (
+            node is None or isinstance(node.value, str) or id(node) in seen
+        ):  # a part that an alias repeats is seen once
+            continue
+        seen.add(id(node))
+        pairs = [part if isinstance(part, tuple) else (None, part) for part in node.value]
+        keys = [key.value for key, _ in pairs if key is not None and isinstance(key.value, str)]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            line = node.start_mark.line + 1
+            raise ValueError(f"{path} has the key {repeated!r} twice in what begins at line {line}: keep one.")
+        nodes += [value for _, value in pairs]
