@@ -206,7 +206,11 @@ class MelpConvLayer(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.norm(self.conv(hidden_states)))
+        return self.activate(self.conv(hidden_states))
+
+    def activate(self, convolved: torch.Tensor) -> torch.Tensor:
+        """Returns the block's output from that of its convolution, which `log_scale` reads too."""
+        return self.activation(self.norm(convolved))
 
     def log_scale(self, convolved: torch.Tensor) -> torch.Tensor:
         """Returns the logarithm of what the group norm divides each channel by: (batch, channels)."""
@@ -243,7 +247,7 @@ class MelpFeatureExtractorLayers(nn.Module):
         first, *others = self.layers
         convolved = first.conv(input_values)
         amplitude = first.log_scale(convolved) if self.keep_amplitude else None
-        hidden_states = first.activation(first.norm(convolved))
+        hidden_states = first.activate(convolved)
         for layer in others:
             hidden_states = layer(hidden_states)
         if self.gradient_scale != 1.0 and torch.is_grad_enabled() and not torch.compiler.is_exporting():

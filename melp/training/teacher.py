@@ -38,7 +38,6 @@ class Teacher:
         if self.model.config.hidden_size < width:
             raise ValueError(f"{source} is {self.model.config.hidden_size} wide, narrower than the student's {width}.")
         self.width = width
-        self.basis: torch.Tensor | None = None
 
     def words(self) -> list[str]:
         """Returns its whole words of letters, in the order of its vocabulary: BERT's has frequent words first."""
@@ -66,20 +65,20 @@ class Teacher:
                 rows[index] = mean
         return torch.stack(rows)
 
-    def word_embeddings(self, tokens: list[str], spread: float) -> torch.Tensor:
+    def word_embeddings(self, tokens: list[str], spread: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a student's word embeddings, (tokens, width) of standard deviation `spread`.
 
         A token starts as the teacher's embedding of it as a text, in the coordinates of their principal components
-        (about zero, not the mean), which `targets` then uses as well.
+        (about zero, not the mean): the second value, (the teacher's width, width), which `targets` takes.
         """
         embeddings = self.embed([token.removeprefix("##") for token in tokens])
-        self.basis = torch.linalg.eigh(embeddings.t() @ embeddings).eigenvectors[:, -self.width :]
-        reduced = (embeddings - embeddings.mean(dim=0)) @ self.basis
-        return reduced * (spread / reduced.std())
+        basis = torch.linalg.eigh(embeddings.t() @ embeddings).eigenvectors[:, -self.width :]
+        reduced = (embeddings - embeddings.mean(dim=0)) @ basis
+        return reduced * (spread / reduced.std()), basis
 
-    def targets(self, phrases: list[str]) -> torch.Tensor:
-        """Returns what a student is to make of phrases, after `word_embeddings`: (phrases, width), L2-normalised."""
-        return F.normalize(self.embed(phrases) @ self.basis, dim=-1)
+    def targets(self, phrases: list[str], basis: torch.Tensor) -> torch.Tensor:
+        """Returns what a student with this basis is to make of phrases: (phrases, width), L2-normalised."""
+        return F.normalize(self.embed(phrases) @ basis, dim=-1)
 
 
 def draw_phrases(texts: list[str], words: list[str], count: int, generator: torch.Generator) -> list[str]:

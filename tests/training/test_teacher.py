@@ -56,7 +56,7 @@ def test_reports_without_words_are_no_phrases(teacher, tmp_path):
 def test_words_start_where_the_teacher_has_them(teacher):
     source = Teacher(teacher, 32)
     words = [word for word in source.words() if len(word) > 3]
-    embeddings = source.word_embeddings(words, spread=0.06)
+    embeddings, _ = source.word_embeddings(words, spread=0.06)
     assert embeddings.std().item() == pytest.approx(0.06, rel=1e-3)
     wanted = source.embed(words)
     wanted = wanted - wanted.mean(dim=0)

@@ -95,7 +95,8 @@ class Phrases:
     def inputs(self, chosen: torch.Tensor, tokenizer, max_text_length: int) -> dict[str, torch.Tensor]:
         """Returns a BERT's inputs for [BOS] phrase [SEP] and [CLS], each token seeing those before it."""
         begin, end, last = (tokenizer.convert_tokens_to_ids(token) for token in ("[BOS]", "[SEP]", "[CLS]"))
-        rows = [torch.tensor([begin, *self.ids[index][:PHRASE_TOKENS], end]) for index in chosen.tolist()]
+        longest = min(PHRASE_TOKENS, max_text_length - 3)  # beside the special tokens
+        rows = [torch.tensor([begin, *self.ids[index][:longest], end]) for index in chosen.tolist()]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
         ids = F.pad(ids, (0, 1), value=last)
         length = ids.shape[1]
@@ -149,14 +150,15 @@ class LanguageStage(Stage):
             raise ValueError("A teacher is learned from in one process: start train.py without accelerate launch.")
         embeddings, generator = self.model.get_input_embeddings(), torch.Generator().manual_seed(self.recipe.seed)
         tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        words, basis = teacher.word_embeddings(tokens, self.model.config.initializer_range)
         with torch.no_grad():
-            embeddings.weight.copy_(teacher.word_embeddings(tokens, self.model.config.initializer_range))
+            embeddings.weight.copy_(words)
         sentences = {sentence.strip() for text in self.rows["text"] for sentence in text.split(". ")}
         sentences = {sentence for sentence in sentences if sentence.strip(". ")}
         texts = sorted({text for texts in label_texts().values() for text in texts})
         texts += sorted(sentences)[:: max(1, len(sentences) // len(texts))]  # as many again
         phrases = draw_phrases(texts, [token for token in tokens if WORD.fullmatch(token)], PHRASES, generator)
-        self.phrases = Phrases(self.tokenizer(phrases, add_special_tokens=False), teacher.targets(phrases))
+        self.phrases = Phrases(self.tokenizer(phrases, add_special_tokens=False), teacher.targets(phrases, basis))
 
     def _check_length(self):
         positions, length = self.model.config.max_position_embeddings, self.recipe.sequence_length
