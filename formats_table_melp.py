@@ -480,8 +480,8 @@ def _npz(source: Source):
         zipfile.BadZipFile,
         zlib.error,
         struct.error,
-        NotImplementedError,
-        RuntimeError,
+        NotImplementedError,  # zipfile's for a compression that it does not know,
+        RuntimeError,  # and for a password
         EOFError,
         OSError,
     ) as error:

@@ -38,7 +38,7 @@ def fold9(ecg_data, tmp_path_factory) -> Path:
     """The recordings at hand of PTB-XL's fold 9, prepared as the page's."""
     source, root = ecg_data / "ptbxl", tmp_path_factory.mktemp("ptbxl")
     if not (source / "records500_more.tar.xz").is_file():
-        pytest.skip("no sample recordings of fold 9 beyond the first 500")
+        pytest.skip(f"no sample recordings of fold 9 at {source}; set MELP_ECG_DATA to their folder")
     tables = [pd.read_csv(source / name) for name in ("ptbxl_database.csv", "ptbxl_database_more.csv")]
     table = pd.concat(tables)
     dropped = [137, 139, 140, 141, 142, 143, 145, 456, 458, 459, 461, 462]

@@ -246,7 +246,7 @@ def test_a_contradictory_plan_is_refused(change, message):
         check_plan(pa.table(columns), pa.table(columns))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full, which acts as a full disk")
 def test_a_full_disk_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
     """A device that is always full takes the place of the shard."""
     open_file = pa.OSFile
