@@ -596,9 +596,7 @@ def test_mimic_tables_that_lack_or_repeat_something_are_refused(mimic_root):
         mimic.plan(mimic_root)
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="no /proc, which tells the peak of memory"
-)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc, which tells the peak of memory")
 @pytest.mark.slow
 def test_mimic_is_planned_at_its_size_under_a_gigabyte(tmp_path):
     size = 800_035
