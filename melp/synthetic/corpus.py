@@ -36,7 +36,7 @@ __all__ = [
     "read",
 ]
 
-VERSION = 7  # raise it with any change of what is simulated: corpora already made are then made anew
+VERSION = 8  # raise it with any change of what is simulated: corpora already made are then made anew
 SOURCE = {
     "name": "MELP's synthetic ECGs (simulated, not medically validated)",
     "version": str(VERSION),

@@ -378,14 +378,20 @@ def _wide(beat: Beat, rows: list[tuple], width: float, rng: np.random.Generator)
 
 
 def paced_beat(beat: Beat, rng: np.random.Generator) -> Beat:
-    """Returns a beat stimulated in the right ventricle's apex: form of a left bundle branch block with a superior axis
-    [M].
+    """Returns a beat stimulated in the right ventricle: form of a left bundle branch block, with a superior axis from
+    the apex [M]; or, less often, by way of the left ventricle: R in V1, narrower.
     """
-    size = np.exp(0.25 * rng.standard_normal())
-    a = leads8(I=0.35, II=-0.55, V1=-0.7, V2=-1.1, V3=-1.0, V4=-0.7, V5=-0.35, V6=-0.05) * size
-    b = leads8(I=0.65, II=-0.75, V1=-0.8, V2=-1.5, V3=-1.6, V4=-1.3, V5=-0.8, V6=-0.25) * size
-    wide = _wide(beat, [(0.32, 0.32, a), (0.60, 0.38, b)], rng.uniform(0.136, 0.185), rng)
-    turn_to(wide, rng.uniform(-95, -40) if rng.random() < 0.8 else rng.uniform(-30, 80))
+    size = np.exp(0.3 * rng.standard_normal())
+    if rng.random() < 0.82:
+        a = leads8(I=0.35, II=-0.55, V1=-0.7, V2=-1.1, V3=-1.0, V4=-0.7, V5=-0.35, V6=-0.05) * size
+        b = leads8(I=0.65, II=-0.75, V1=-0.8, V2=-1.5, V3=-1.6, V4=-1.3, V5=-0.8, V6=-0.25) * size
+        width = rng.uniform(0.136, 0.185)
+    else:
+        a = leads8(I=-0.3, II=-0.3, V1=0.6, V2=0.6, V3=0.2, V4=-0.2, V5=-0.3, V6=-0.2) * size
+        b = leads8(I=-0.2, II=-0.6, V1=0.7, V2=0.9, V3=0.4, V4=-0.4, V5=-0.6, V6=-0.5) * size
+        width = rng.uniform(0.122, 0.165)
+    wide = _wide(beat, [(0.32, 0.32, a), (0.60, 0.38, b)], width, rng)
+    turn_to(wide, rng.uniform(-95, -40) if rng.random() < 0.75 else rng.uniform(-30, 90))
     return wide
 
 

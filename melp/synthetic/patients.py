@@ -123,13 +123,13 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         draw = rng.random()
         if draw < 0.05:
             _incomplete_right(patient, rng)
-        elif draw < 0.10:
+        elif draw < 0.07:
             heart.high_voltage(beat, rng)
             patient.findings.add("high voltage")
-        elif draw < 0.13:
+        elif draw < 0.085:
             heart.infarction(beat, "inferior", "old", rng.uniform(0.3, 0.7), rng)
             patient.findings.add("abnormal q waves")
-        elif draw < 0.16:
+        elif draw < 0.115:
             heart.low_voltage(beat, rng)
             patient.findings.add("low voltage")
         if rng.random() < 0.4:  # a rhythm without another disease
@@ -205,9 +205,9 @@ def _infarctions(patient: Patient, rng: np.random.Generator) -> None:
             findings.add("acute infarction")
         if rng.random() < 0.45:
             findings.add("abnormal qrs")
-        if rng.random() < (0.2 if wall.startswith("infero") or wall == "inferior" else 0.08):
+        if rng.random() < (0.24 if wall.startswith("infero") or wall == "inferior" else 0.16):
             findings.add("abnormal q waves")
-    if not patient.walls and rng.random() < 0.06:  # Q waves of which nobody says infarction
+    if not patient.walls and rng.random() < 0.02:  # Q waves of which nobody says infarction
         wall = str(rng.choice(["inferior", "anteroseptal", "lateral"], p=[0.7, 0.15, 0.15]))
         heart.infarction(beat, wall, "old", rng.uniform(0.35, 0.9), rng)
         findings.add("abnormal q waves")
@@ -243,21 +243,21 @@ def _chambers(patient: Patient, conduction: str, rng: np.random.Generator) -> No
             patient.strain = rng.uniform(0.35, 1.6) if rng.random() < 0.65 else 0.0
             heart.left_ventricular_hypertrophy(beat, rng, patient.strain)
             findings.add("left ventricular hypertrophy")
-            if rng.random() < 0.45 and heart.sokolow(beat) >= 3.5:
+            if rng.random() < 0.65 and heart.sokolow(beat) >= 3.5:
                 findings.add("voltage criteria for left ventricular hypertrophy")
             if patient.strain and rng.random() < 0.7:
                 findings.add("nonspecific ischaemia")
-        elif draw < 0.235:
-            if rng.random() < 0.2:
+        elif draw < 0.215:
+            if rng.random() < 0.1:
                 heart.high_voltage(beat, rng)
                 findings.add("high voltage")
             else:
                 heart.left_ventricular_hypertrophy(beat, rng)
                 findings.add("voltage criteria for left ventricular hypertrophy")
-        elif draw < 0.275:
+        elif draw < 0.255:
             heart.right_ventricular_hypertrophy(beat, rng)
             findings.add("right ventricular hypertrophy")
-        elif draw < 0.29:
+        elif draw < 0.27:
             heart.septal_hypertrophy(beat, rng)
             findings.add("septal hypertrophy")
     left = 0.12 + 0.10 * ("left ventricular hypertrophy" in findings)
@@ -459,7 +459,7 @@ def _paced(patient: Patient, recording: Recording, pr: float, rng: np.random.Gen
     if patient.paced_mode != "atrium":
         recording.findings -= _OF_CONDUCTED
     recording.findings.update(names[patient.paced_mode])
-    recording.spike = float(np.exp(rng.uniform(np.log(0.06), np.log(1.6))))
+    recording.spike = float(np.exp(rng.uniform(np.log(0.06), np.log(4.5))))
     recording.rate = float(rng.choice([60, 65, 70, 75, 80])) if patient.paced_mode != "sensed" else rng.uniform(60, 95)
     return rhythm.paced(recording.rate, min(pr, 0.22), patient.paced_mode, rng)
 
