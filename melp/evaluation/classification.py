@@ -180,6 +180,9 @@ def add_figures(
             results.add(
                 f"macro_{metric}" if name == first else f"macro_{metric}_{key_of(name)}", figures.macro(metric)
             )
+    for name, figures in scored.items():
+        key = "macro_auroc_frequent" if name == first else f"macro_auroc_frequent_{key_of(name)}"
+        results.add(key, figures.macro("auroc", model.frequent))
     for name in others:
         results.add(f"macro_auroc_less_{key_of(name)}", model.against(scored[name]))
     results.classes = model.rows
@@ -198,7 +201,8 @@ def add_figures(
     add_subgroups(results, rows, scored, by)
     if marked := sum(bool(row["note"]) for row in model.rows):
         results.notes.append(
-            f"{marked} of {len(model.rows)} classes are marked; those with a figure count in the mean, as published."
+            f"{marked} of {len(model.rows)} classes are marked; those with a figure count in the mean, as published, "
+            "but not in that of the frequent ones."
         )
     if results.label_set in ABOUT:
         results.notes.append(ABOUT[results.label_set])
@@ -216,12 +220,15 @@ def add_figures(
 def _macro_table(scored: dict[str, ClassFigures]) -> str:
     first, *others = scored
     metrics = scored[first].metrics
-    header = ["", *(METRICS[metric] for metric in metrics), *([f"{first}: AUROC less this one's"] if others else [])]
+    header = ["", *(METRICS[metric] for metric in metrics)]
+    header += [f"AUROC, {scored[first].min_positives} positives or more"]
+    header += [f"{first}: AUROC less this one's"] if others else []
     rows = []
     for name, figures in scored.items():
         row = [
             name,
             *(with_bounds(figures.macro(metric) if metric in figures.metrics else None) for metric in metrics),
+            with_bounds(figures.macro("auroc", scored[first].frequent)),
         ]
         if others:
             row.append("" if name == first else difference(scored[first].against(figures)))

@@ -278,6 +278,11 @@ class ClassFigures:
         """Returns (samples,): the mean over the classes that have the metric, in every draw."""
         return mean_over_classes(self.draws(metric)[:, self._chosen(metric, labels)])
 
+    @property
+    def frequent(self) -> list[str]:
+        """Lists the classes with at least `min_positives` positives."""
+        return [row["label"] for row in self.rows if row["positives"] >= self.min_positives]
+
     def macro(self, metric: str = "auroc", labels: Sequence[str] | None = None) -> dict | None:
         """Returns `value`, `low`, `high` of the mean over the classes that have the metric; None where none has."""
         chosen = self._chosen(metric, labels)

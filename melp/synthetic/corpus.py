@@ -11,6 +11,7 @@ medically validated.
 """
 
 import argparse
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,8 @@ from melp.synthetic import patients, textbook
 from melp.synthetic.findings import FINDINGS, TEXTBOOK, labels_of
 from melp.synthetic.findings import LABEL_SETS as FULL_SETS
 from melp.synthetic.heart import LEADS, SAMPLING_RATE
+from melp.synthetic.patients import MEASURED
+from melp.synthetic.recorder import Noise, Recorder
 from melp.synthetic.reports import report
 from melp.synthetic.simulator import Truth, simulate
 
@@ -56,6 +59,7 @@ EXTRA = {
 }
 UNITS_PER_MV = 1000
 VARIETIES = ("full", "textbook")  # every finding in all degrees; the 28 of the demo, plainly drawn
+INGREDIENTS = ("noise", "variants", "rhythm", "conduction", "hypertrophy", "infarction", "repolarisation")
 # Streams of random numbers: SeedSequence([seed, stream, ...]).
 _PLAN, _PATIENT, _RECORDING = 0, 1, 2
 # Probability of one, two, ... recordings of a patient.
@@ -76,23 +80,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="textbook",
         help="the 28 findings of the demo, plainly drawn, or every finding in all degrees (to train for real ECGs)",
     )
+    parser.add_argument(
+        "--without",
+        default="",
+        choices=("", *INGREDIENTS),
+        help="leave an ingredient out of the full variety, to measure what it brings: noise, filters and faults; "
+        "healthy hearts that look ill; recordings with a finding of a family",
+    )
 
 
 def inputs(root: str | None = None, **_) -> list:
     return []
 
 
-def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "textbook") -> pa.Table:
+def plan(
+    root: str | None = None, *, records: int = 4000, seed: int = 0, variety: str = "textbook", without: str = ""
+) -> pa.Table:
     """Plans the first `records` recordings of the synthetic world `seed`; one in ten patients validates, one in ten
     tests.
 
     Raises:
-        ValueError: if `records` is below 1 or `seed` below 0, or for an unknown variety.
+        ValueError: if `records` is below 1 or `seed` below 0, for an unknown variety, or for an ingredient to be left
+            out that is unknown or that the variety has not.
     """
     if records < 1 or seed < 0:
         raise ValueError(f"records must be at least 1 and seed at least 0, not {records} and {seed}")
     if variety not in VARIETIES:
         raise ValueError(f"variety {variety!r} is not one of {', '.join(VARIETIES)}")
+    if without and (without not in INGREDIENTS or variety != "full"):
+        raise ValueError(f"without {without!r}: the full variety can do without one of {', '.join(INGREDIENTS)}")
     draws = np.random.default_rng([seed, _PLAN]).random(records)
     counts = np.searchsorted(np.cumsum(_RECORDINGS)[:-1], draws, side="right") + 1
     index = np.repeat(np.arange(records), counts)[:records]
@@ -106,6 +122,7 @@ def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety
         "patient_index": index,
         "recording_index": recording,
         "textbook": np.full(records, variety == "textbook"),
+        "without": np.full(records, without, dtype=object),
     }
     return plan_table(columns, {"findings": TEXTBOOK} if variety == "textbook" else FULL_SETS)
 
@@ -114,13 +131,33 @@ def plan(root: str | None = None, *, records: int = 4000, seed: int = 0, variety
 # Reading
 
 
+def _draw(item: dict) -> tuple[patients.Patient, patients.Recording, np.random.Generator]:
+    """Draws the patient and the recording of an item, again until the ingredient that is left out is not in it."""
+    seed, index, number, without = (item[key] for key in ("seed", "patient_index", "recording_index", "without"))
+    world = textbook if item["textbook"] else patients
+    for attempt in itertools.count():
+        again = [attempt] if attempt else []
+        patient = world.draw_patient(np.random.default_rng([seed, _PATIENT, index, *again]))
+        rng = np.random.default_rng([seed, _RECORDING, index, number, *again])
+        recording = world.draw_recording(patient, rng)
+        if not without or not _has(without, patient, recording):
+            return patient, recording, rng
+
+
+def _has(ingredient: str, patient: patients.Patient, recording: patients.Recording) -> bool:
+    """Tells whether a recording shows an ingredient; of noise it is freed here."""
+    if ingredient == "noise":
+        recording.recorder = Recorder(Noise(muscle=0, wander=0, mains=0))
+        return False
+    if ingredient == "variants":
+        return patient.healthy and bool(patient.findings)
+    return any(FINDINGS[name].family.startswith(ingredient) for name in recording.findings - MEASURED)
+
+
 def simulated(item: dict) -> tuple[np.ndarray, Truth, EcgRecord]:
     """Returns one item of `plan`: the signal (12, 5000) in mV, what is true of it by construction, and the record."""
-    seed, index, number, plain = (item[key] for key in ("seed", "patient_index", "recording_index", "textbook"))
-    world = textbook if plain else patients
-    patient = world.draw_patient(np.random.default_rng([seed, _PATIENT, index]))
-    rng = np.random.default_rng([seed, _RECORDING, index, number])
-    recording = world.draw_recording(patient, rng)
+    plain = item["textbook"]
+    patient, recording, rng = _draw(item)
     signal, truth = simulate(recording, rng)
     labels = [name for name in (TEXTBOOK if plain else FINDINGS) if name in recording.findings]
     extra = {

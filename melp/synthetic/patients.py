@@ -576,6 +576,12 @@ ST_ELEVATION = np.array([0.2 if lead in ("V2", "V3") else 0.1 for lead in LEADS]
 INVERTIBLE = frozenset(["I", "II", "aVL", "aVF", "V2", "V3", "V4", "V5", "V6"])
 _LOW = [LEADS.index(lead) for lead in ("I", "V5", "V6")]
 _SINUS = {"sinus rhythm", "sinus bradycardia", "sinus tachycardia", "sinus arrhythmia"}
+# Named by measurement, whatever was drawn: of any heart.
+MEASURED = _SINUS | {
+    *("left axis deviation", "right axis deviation", "clockwise rotation", "counterclockwise rotation"),
+    *("poor r wave progression", "low voltage", "st depression", "st elevation", "t wave inversion", "low t waves"),
+    *("long qt", "normal ecg"),
+}
 _HARMLESS = _SINUS | {"early repolarisation", "clockwise rotation", "counterclockwise rotation"}
 
 

@@ -12,6 +12,7 @@ from melp.evaluation.prompts import PROMPTS
 from melp.synthetic import corpus as synthetic
 from melp.synthetic.findings import FINDINGS, TEXTBOOK
 from melp.synthetic.heart import LEADS, SAMPLES, contiguous
+from melp.synthetic.patients import MEASURED
 
 RECORDS = 1500
 
@@ -347,3 +348,21 @@ def test_truth_is_in_the_signal():
 def test_varieties_are_named():
     with pytest.raises(ValueError, match="variety 'other'"):
         synthetic.plan(records=3, variety="other")
+
+
+@pytest.mark.parametrize("ingredient", synthetic.INGREDIENTS)
+def test_an_ingredient_can_be_left_out(ingredient):
+    """To measure what it brings: no recording has it, and there are as many recordings as with it."""
+    items = synthetic.plan(records=24, seed=4, variety="full", without=ingredient).to_pylist()
+    records = [synthetic.read(item) for item in items]
+    assert len({record.record for record in records}) == 24
+    if ingredient == "noise":
+        whole = [synthetic.read(item) for item in synthetic.plan(records=24, seed=4, variety="full").to_pylist()]
+        rough = [np.abs(np.diff(record.signal, n=2, axis=1)).mean() for record in whole]
+        smooth = [np.abs(np.diff(record.signal, n=2, axis=1)).mean() for record in records]
+        assert np.mean(smooth) < 0.6 * np.mean(rough)
+    elif ingredient != "variants":
+        families = {FINDINGS[name].family for record in records for name in set(record.labels["findings"]) - MEASURED}
+        assert not [family for family in families if family.startswith(ingredient)]
+    with pytest.raises(ValueError, match="do without one of noise"):
+        synthetic.plan(records=3, variety="textbook", without=ingredient)

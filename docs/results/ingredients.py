@@ -1,0 +1,147 @@
+"""Measures what each ingredient of the simulated training brings to real ECGs: trainings with and without it.
+
+    python docs/results/ingredients.py --data data/ptbxl
+
+Every training is `ingredients.yaml` with one thing changed, with three seeds. Measured is zero-shot on all recordings
+of `--data` (PTB-XL, prepared), over the classes with at least 10 positives. Writes docs/results/ingredients.json. What
+is finished is not done again. Two trainings at a time, some two minutes each.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+HERE = Path(__file__).resolve().parent
+LABEL_SETS = ("superclass", "subclass", "form", "rhythm")
+SMALL = yaml.safe_load((HERE.parents[1] / "recipes" / "small-simulated.yaml").read_text())
+# Name -> fields of the recipe, of the ECG tower, and what is left out of the corpus.
+CHANGES = {
+    "all of it": {},
+    "no noise, filters or faults in the recordings": {"without": "noise"},
+    "no healthy variants that look ill": {"without": "variants"},
+    "no rhythm but sinus": {"without": "rhythm"},
+    "no block, no pre-excitation": {"without": "conduction"},
+    "no hypertrophy, no enlargement": {"without": "hypertrophy"},
+    "no infarction": {"without": "infarction"},
+    "no ST-T change but as measured": {"without": "repolarisation"},
+    "signals scaled by minimum and maximum": {"ecg": {"scaling": "minmax", "amplitude_embedding": False}},
+    "signals in mV, amplitude not given": {"ecg": {"amplitude_embedding": False}},
+    "no label loss": {"recipe": {"label_loss_weight": 0.0}},
+    "no augmentation of signals": {"recipe": {"signal_augmentation": 0.0}},
+    "twice as long": {"recipe": {"max_steps": 660, "eval_every": 660, "save_every": 660}},
+    "the released size": {"recipe": {"config": SMALL["config"], "learning_rate": SMALL["learning_rate"]}},
+}
+
+
+def run(command: list[str], log: Path):
+    """Runs a command of this repository.
+
+    Raises:
+        RuntimeError: naming the log of a command that failed.
+    """
+    with log.open("w") as output:
+        done = subprocess.run([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: see {log}")
+
+
+def corpus(without: str, records: int, output: Path) -> Path:
+    """Prepares the simulated recordings with an ingredient left out."""
+    folder = output / f"simulated-{without or 'whole'}"
+    command = ["-m", "melp.prepare", "synthetic", "--variety", "full", "--records", str(records)]
+    run([*command, *(["--without", without] if without else []), "--output", str(folder)], folder.with_suffix(".log"))
+    return folder
+
+
+def measure(name: str, seed: int, data: str, folder: Path, output: Path) -> dict[str, float]:
+    """Trains with a change and a seed, and returns the macro AUROC of each label set on real recordings."""
+    change = CHANGES[name]
+    here = output / f"{list(CHANGES).index(name):02d}-{seed}"
+    here.mkdir(parents=True, exist_ok=True)
+    finished = here / "figures.json"
+    if finished.is_file():
+        return json.loads(finished.read_text())
+    recipe = yaml.safe_load((HERE / "ingredients.yaml").read_text()) | change.get("recipe", {})
+    recipe["config"]["ecg_config"] |= change.get("ecg", {})
+    (here / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": str(folder), "seed": seed}))
+    training = ["train.py", str(here / "recipe.yaml"), "--output", str(here / "run"), "--resume", "auto"]
+    run(training, here / "train.log")
+    figures = {}
+    for labels in LABEL_SETS:
+        command = [
+            "evaluate.py",
+            "zero-shot",
+            "--model",
+            str(here / "run" / "model"),
+            "--data",
+            data,
+            "--split",
+            "all",
+        ]
+        command += ["--label-set", labels, "--samples", "20", "--output", str(here / labels)]
+        run(command, here / f"{labels}.log")
+        metrics = json.loads((here / labels / "results.json").read_text())["metrics"]
+        figures[labels] = metrics["macro_auroc_frequent"]["value"]
+    finished.write_text(json.dumps(figures))
+    return figures
+
+
+def table(figures: dict[str, list[dict]]) -> str:
+    """Returns a row per change: by how much it differs from all of it, as the mean and range over the seeds."""
+    whole = figures["all of it"]
+    lines = ["| | " + " | ".join(LABEL_SETS) + " |", "|---|" + "---:|" * len(LABEL_SETS)]
+    for name, seeds in figures.items():
+        cells = []
+        for labels in LABEL_SETS:
+            values = [seed[labels] for seed in seeds]
+            differences = [seed[labels] - other[labels] for seed, other in zip(seeds, whole, strict=True)]
+            if seeds is whole:
+                cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+            else:
+                cells.append(f"{np.mean(differences):+.3f} ({min(differences):+.3f} to {max(differences):+.3f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="prepared PTB-XL")
+    parser.add_argument("--output", type=Path, default=Path("runs/ingredients"), help="trainings (runs/ingredients)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every training (0 1 2)")
+    parser.add_argument("--records", type=int, default=10000, help="simulated recordings (10000)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (2)")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    options.output.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        left_out = list(dict.fromkeys(change.get("without", "") for change in CHANGES.values()))
+        made = pool.map(lambda without: corpus(without, options.records, options.output), left_out)
+        folders = dict(zip(left_out, made, strict=True))
+        tasks = [(name, seed) for seed in options.seeds for name in CHANGES]
+        where = [folders[CHANGES[name].get("without", "")] for name, _ in tasks]
+        done = pool.map(
+            lambda task, folder: measure(*task, options.data, folder, options.output), tasks, where, timeout=None
+        )
+        figures: dict[str, list[dict]] = {name: [] for name in CHANGES}
+        for (name, seed), values in zip(tasks, done, strict=True):
+            figures[name].append(values)
+            print(name, seed, {labels: round(value, 3) for labels, value in values.items()}, flush=True)
+    command = f"python docs/results/ingredients.py --data data/{Path(options.data).name}"
+    results = {
+        "command": command,
+        "seeds": options.seeds,
+        "figures": figures,
+        "tables": {"Ingredients": table(figures)},
+    }
+    (HERE / "ingredients.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
