@@ -106,6 +106,16 @@ def test_rows_say_why_a_figure_is_missing():
     assert figures.macro(labels=["a"]) is None
 
 
+def test_the_mean_of_frequent_classes_leaves_out_the_marked_ones():
+    targets = np.zeros((60, 3), dtype=bool)
+    targets[:20, 0], targets[20:32, 1], targets[:4, 2] = True, True, True
+    figures = ClassFigures(targets, np.random.default_rng(1).random((60, 3)), list("abc"), range(60), samples=10)
+    assert figures.frequent == ["a", "b"]
+    values = [row["auroc"] for row in figures.rows]
+    assert figures.macro("auroc", figures.frequent)["value"] == pytest.approx(np.mean(values[:2]))
+    assert figures.macro()["value"] == pytest.approx(np.mean(values))
+
+
 def test_best_threshold_gives_the_best_f1():
     targets, scores, _ = problem(80, 1)
     best = best_threshold(targets[:, 0], scores[:, 0])
