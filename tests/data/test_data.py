@@ -14,6 +14,7 @@ from melp.data.batches import (
     MelpCollator,
     TrainingBatches,
     augment_signals,
+    move_electrodes,
     decode,
     prepare_inputs,
     some_sentences,
@@ -188,6 +189,26 @@ def test_augmented_signals_stay_near_and_the_others_stay():
     assert 3 < same.sum() < 13 and changed.isfinite().all()
     assert changed.abs().max() < 1.25 + 0.1 + 0.02 * 6
     assert torch.equal(augment_signals(signals, 0.0), signals)
+
+
+def test_moved_electrodes_see_the_same_heart():
+    torch.manual_seed(0)
+    eight = torch.randn(6, 8, 500)
+    one, two = eight[:, 0], eight[:, 1]
+    limb = {"I": one, "II": two, "III": two - one}
+    limb |= {"aVR": -(one + two) / 2, "aVF": two - one / 2, "aVL": one - two / 2}
+    signals = torch.cat([torch.stack([limb[lead] for lead in LEADS[:6]], 1), eight[:, 2:]], 1)
+    signals[5, 7] = 0.0  # a lead that is not there
+    moved = move_electrodes(signals)
+    at = {lead: moved[:5, LEADS.index(lead)] for lead in LEADS}
+    torch.testing.assert_close(at["I"] + at["III"], at["II"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(at["aVR"] + at["aVL"] + at["aVF"], torch.zeros(5, 500), atol=1e-5, rtol=0)
+    vector = lambda leads: leads["I"] ** 2 + (2 * leads["II"] - leads["I"]) ** 2 / 3  # noqa: E731
+    torch.testing.assert_close(vector(at), vector({"I": one[:5], "II": two[:5]}), atol=1e-4, rtol=0)
+    for row in range(5):
+        likeness = torch.nn.functional.cosine_similarity(moved[row], signals[row], dim=-1)
+        assert (likeness > 0.9).all() and not torch.equal(moved[row], signals[row])
+    assert torch.equal(moved[5], signals[5])
 
 
 def test_lead_masking_scales_first_and_keeps_something(tmp_path):
