@@ -2,14 +2,19 @@
 
 import copy
 import dataclasses
+import difflib
 import json
 import math
 import types
 import typing
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class _CheckedConfig(PreTrainedConfig):
@@ -145,15 +150,6 @@ class MelpEcgConfig(_CheckedConfig):
             _check_divides(self, width, divisor, "ecg_config.")
         if isinstance(self.duration, bool) or not 0 < self.duration <= 86_400:
             raise ValueError(f"ecg_config.duration is {self.duration!r}; it must be seconds, at most 86400.")
-        channels, width = (self.num_leads, *self.conv_dim), self.hidden_size
-        poolers = ((self.num_token_queries, self.token_dim), (self.num_beat_queries, self.projection_dim))
-        _check_weights(
-            "ecg_config",
-            convolutions=sum(map(math.prod, zip(channels, self.conv_dim, self.conv_kernel, strict=False))),
-            positions=width * width // self.num_conv_pos_embedding_groups * self.num_conv_pos_embeddings,
-            transformer=_transformer_weights(self),
-            poolers=sum(queries * dim + 2 * dim * (dim + width) for queries, dim in poolers),
-        )
 
 
 class MelpConfig(_CheckedConfig):
@@ -230,7 +226,7 @@ class MelpConfig(_CheckedConfig):
 
     def _check(self):
         text = self.text_config
-        check_bert(text, "text_config.")
+        _check_bert_sizes(text, "text_config.")
         _check_sizes(self, "", ("text_projection_hidden_size", "max_text_length", "decoder_num_attention_heads"))
         _check_sizes(self, "", ("decoder_num_hidden_layers",), most=_MAX_LAYERS)
         if not 0 < self.decoder_mlp_ratio <= 64:
@@ -250,12 +246,6 @@ class MelpConfig(_CheckedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, outside the vocabulary of {text.vocab_size}.")
         if text.hidden_size % self.decoder_num_attention_heads:
             raise ValueError("text_config.hidden_size is not a multiple of decoder_num_attention_heads.")
-        width, words = text.hidden_size, text.vocab_size
-        _check_weights(
-            "config.json",
-            text_tower=_bert_weights(text),
-            decoder=self.decoder_num_hidden_layers * width**2 * (8 + 4 * self.decoder_mlp_ratio) + words * width,
-        )
 
     @property
     def projection_dim(self) -> int:
@@ -285,6 +275,11 @@ _INHERITED = {
     "architectures": list[str] | None,
     "num_labels": int | None,
 }
+# What transformers or its users put into a config.json though it is no field.
+_ALLOWED = (
+    *("torch_dtype", "attn_implementation", "experts_implementation", "name_or_path", "custom_pipelines"),
+    *("use_cache", "tie_encoder_decoder"),
+)
 # Bounds of fields that are no sizes, by what their names end with.
 _BOUNDS = {
     **dict.fromkeys(("dropout", "dropout_prob"), (0.0, 1.0)),
@@ -292,7 +287,7 @@ _BOUNDS = {
     **dict.fromkeys(("num_frozen_text_layers", "num_labels", "chunk_size_feed_forward"), (0, 2**16)),
 }
 
-# A folder is input: the sizes in its config.json are allocated before a weight is read, so absurd ones are refused.
+# A folder is input: absurd sizes in its config.json are refused before anything is allocated, see `check_size`.
 _MAX_LAYERS = 1024
 MAX_WEIGHTS = 10**10
 _ECG_SIZES = (
@@ -382,6 +377,7 @@ def check_fields(config_class: type, values: dict, prefix: str):
     declared = {field.name: field.type for field in dataclasses.fields(config_class)}
     hints = {name: hint for name, hint in declared.items() if not isinstance(hint, str)} | _INHERITED
     for name, value in values.items():
+        _check_name(config_class, name, prefix)
         shown = f"{prefix}{name} is {repr(value)[:80]}"
         if name in ("dtype", "torch_dtype"):
             if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
@@ -395,6 +391,21 @@ def check_fields(config_class: type, values: dict, prefix: str):
             raise ValueError(f"{shown}; it must be from {low:g} to {high:g}.")
     if not all(str(key).isdecimal() for key in values.get("id2label") or ()):
         raise ValueError(f"{prefix}id2label has a key that is no number.")
+
+
+def _check_name(config_class: type, name: str, prefix: str):
+    """Refuses what is nearly a field's name, and warns of what is none: transformers keeps both without a word."""
+    fields = [*(field.name for field in dataclasses.fields(config_class)), *_INHERITED]
+    if name in fields or name in _ALLOWED or name.startswith("_") or hasattr(config_class, name):
+        return
+    if not prefix and hasattr(MelpEcgConfig, name):
+        nearest = f"ecg_config.{name}"
+    else:
+        nearest = prefix + next(iter(difflib.get_close_matches(name, fields, n=1, cutoff=0.85)), "")
+    if nearest != prefix:
+        raise ValueError(f"{prefix}{name}: a configuration has no such field; did you mean {nearest}?")
+    if prefix != "text_config.":  # BERTs of earlier and later versions of transformers have other fields
+        logger.warning_once(f"config.json: {prefix}{name} is no field of a MELP configuration, and has no effect.")
 
 
 def _fits(value, hint) -> bool:
@@ -421,12 +432,31 @@ def check_bert(config: PreTrainedConfig, prefix: str):
     Raises:
         ValueError: where it is no BERT's, or its sizes are absurd.
     """
+    _check_bert_sizes(config, prefix)
+    with torch.device("meta"):
+        check_size(AutoModel.from_config(config), prefix.rstrip(".: "))
+
+
+def check_size(model: torch.nn.Module, name: str):
+    """Counts the weights of a model that was made on the meta device, where they take no memory.
+
+    Raises:
+        ValueError: naming the model, and its largest part, where they are absurdly many.
+    """
+    parts = {part: sum(map(torch.numel, module.parameters())) for part, module in model.named_children()}
+    if (weights := sum(parts.values())) > MAX_WEIGHTS:
+        raise ValueError(
+            f"{name}: its sizes make a model of {weights:.1e} weights, most of them in its "
+            f"{max(parts, key=parts.get)}; at most {MAX_WEIGHTS:.0e} are allowed."
+        )
+
+
+def _check_bert_sizes(config: PreTrainedConfig, prefix: str):
     if config.model_type != "bert":
         raise ValueError(f"The text tower must be a BERT, {prefix}model_type is {config.model_type!r}.")
     _check_sizes(config, prefix, ("max_position_embeddings", "type_vocab_size"))
     _check_sizes(config, prefix, ("vocab_size",), most=2**22)
     _check_transformer(config, prefix)
-    _check_weights(prefix.rstrip(".: "), text_tower=_bert_weights(config))
 
 
 def _check_sizes(config, prefix: str, names: tuple[str, ...], most: int = 2**16):
@@ -442,23 +472,6 @@ def _check_transformer(config, prefix: str):
     _check_sizes(config, prefix, ("hidden_size", "num_attention_heads", "intermediate_size"))
     if config.hidden_act not in ACT2FN:
         raise ValueError(f"{prefix}hidden_act is {config.hidden_act!r}, which transformers does not know.")
-
-
-def _check_weights(prefix: str, **parts: float):
-    if (weights := sum(parts.values())) > MAX_WEIGHTS:
-        largest = max(parts, key=parts.get)
-        raise ValueError(
-            f"{prefix}: its sizes make a model of {weights:.1e} weights, most of them in its {largest}; at most "
-            f"{MAX_WEIGHTS:.0e} are allowed."
-        )
-
-
-def _transformer_weights(config) -> int:
-    return config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
-
-
-def _bert_weights(config) -> int:
-    return _transformer_weights(config) + (config.vocab_size + config.max_position_embeddings) * config.hidden_size
 
 
 def _check_divides(config, width: str, divisor: str, prefix: str):

@@ -28,6 +28,7 @@ NOT_CALIBRATED = "not calibrated: similarities, not probabilities"
 PRESENT, ABSENT, CANNOT_SAY = "present", "absent", "cannot say"
 NUMBERS = ("slope", "intercept")
 LIMITS = ("absent_below", "present_above")
+SIGNALS = ("scaling", "sampling_rate", "duration", "num_leads")  # fields of the configuration, on which they rest
 
 # -------------------------------------------------------------------------------------------------- kinds of recording
 
@@ -255,29 +256,39 @@ def weights_mark(model) -> list[float]:
     return [round(x, 4) for row in rows for x in F.normalize(row.pooler_output[0].float(), dim=-1)[:8].tolist()]
 
 
-def is_of_these_weights(model, path) -> bool:
-    """Whether a `findings.json` was made with the model's weights; one that does not say so is trusted."""
-    mark = read_file(path).get("weights")
+def signal_settings(model) -> dict:
+    """Returns how a model's recordings are prepared; a processor that contradicts its configuration is refused."""
+    return {name: getattr(model.config.ecg_config, name) for name in SIGNALS}
+
+
+def _difference(model, path) -> str | None:
+    """Returns what a `findings.json` was made with that is not the model's; what it does not state is trusted."""
+    content = read_file(path)
+    stated, mark = content.get("signals", {}), content.get("weights")
+    for name, value in signal_settings(model).items():
+        if not isinstance(stated, dict) or stated.get(name, value) != value:
+            return f"another {name} than the model's {value!r}"
     if mark is None:
-        return True
-    if not isinstance(mark, list) or len(mark) != 16 or not all(map(_is_finite, mark)):
-        return False
-    return max(abs(a - b) for a, b in zip(mark, weights_mark(model), strict=True)) < 0.02
+        return None
+    is_mark = isinstance(mark, list) and len(mark) == 16 and all(map(_is_finite, mark))
+    if is_mark and max(abs(a - b) for a, b in zip(mark, weights_mark(model), strict=True)) < 0.02:
+        return None
+    return "other weights than the model's"
 
 
-def check_weights(model, path):
-    """Raises ValueError where a `findings.json` was made with other weights than the model's."""
-    if path is not None and not is_of_these_weights(model, path):
+def check_calibration(model, path):
+    """Raises ValueError where a `findings.json` was made with other weights or signals than the model's."""
+    if path is not None and (difference := _difference(model, path)):
         raise ValueError(
-            f"{path} was made with other weights than the model's: its probabilities and verdicts would be wrong. "
-            "Calibrate again (python -m melp.calibrate), or remove it."
+            f"{path} was made with {difference}: its probabilities and verdicts would be wrong. Calibrate again "
+            "(python -m melp.calibrate), or remove it."
         )
 
 
 def carry_findings(model, folder):
     """Copies the `findings.json` of where a model came from into a folder it is saved to, unless it was trained since.
 
-    One that lies in the folder and is of other weights is removed.
+    One that lies in the folder and is of another model is removed.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return  # a training over processes has changed the weights; and they may be in parts
@@ -287,8 +298,8 @@ def carry_findings(model, folder):
         origin = findings_file(model.name_or_path, revision=getattr(model.config, "_commit_hash", None))
     if not origin or not os.path.isfile(origin):
         return
-    if not is_of_these_weights(model, origin):
-        logger.warning(f"{FINDINGS} is left behind: the weights have changed since; calibrate again")
+    if difference := _difference(model, origin):
+        logger.warning(f"{FINDINGS} is left behind, as it was made with {difference}: calibrate again")
         if os.path.isfile(target):
             os.remove(target)
     elif os.path.abspath(origin) != os.path.abspath(target):

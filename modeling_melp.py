@@ -28,14 +28,14 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
-    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, write_sentence_modules
+    from .configuration_melp import MelpConfig, MelpEcgConfig, check_folder, check_size, write_sentence_modules
     from .explain_melp import Evidence, explain
     from .findings_melp import carry_findings
     from .losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits, token_means
 except ImportError:
     if __package__:  # remote code: a real error must not be hidden
         raise
-    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, write_sentence_modules
+    from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, check_size, write_sentence_modules
     from explain_melp import Evidence, explain
     from findings_melp import carry_findings
     from losses_melp import beat_attention, beat_loss, caption_loss, contrastive_loss, similarity_logits, token_means
@@ -418,6 +418,16 @@ class MelpPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+
+    def __init__(self, config: MelpConfig | MelpEcgConfig):
+        super().__init__(config)
+        if torch.get_default_device().type != "meta":
+            with torch.device("meta"), init.no_init_weights():
+                type(self)(config)  # counts its weights before these take memory
+
+    def post_init(self):
+        check_size(self, self.config.name_or_path or type(self).__name__)
+        super().post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

@@ -12,7 +12,7 @@ from transformers import Pipeline
 try:
     from .findings_melp import (
         CONDITIONS,
-        check_weights,
+        check_calibration,
         condition_of,
         embed_prompts,
         findings_file,
@@ -24,7 +24,7 @@ except ImportError:
         raise
     from findings_melp import (
         CONDITIONS,
-        check_weights,
+        check_calibration,
         condition_of,
         embed_prompts,
         findings_file,
@@ -128,7 +128,7 @@ class MelpZeroShotPipeline(MelpTextPipeline):
     def _embed_labels(self, labels):
         if self._embedded is None or self._embedded[0] != labels:
             where = {"revision": getattr(self.model.config, "_commit_hash", None)}
-            check_weights(self.model, findings_file(self.model.name_or_path, **where))
+            check_calibration(self.model, findings_file(self.model.name_or_path, **where))
             findings = findings_of(labels, read_findings(self.model.name_or_path, **where))
             embeddings = embed_prompts(self.model, self.processor, [finding.prompts for finding in findings])
             self._embedded = (labels, findings, embeddings)

@@ -185,16 +185,21 @@ def stored_config(folder, **options) -> MelpConfig | MelpEcgConfig | None:
 
     `options` may hold more than where to look (`revision`, `token`, `cache_dir`, ...).
     """
-    where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-    options = {name: options[name] for name in where if options.get(name) is not None}
     if os.path.isfile(folder):
         return None
-    path = cached_file(str(folder), "config.json", _raise_exceptions_for_missing_entries=False, **options)
+    path = _stored_file(folder, "config.json", options)
     values = read_json(Path(path)) if path else {}
     for config_class in (MelpConfig, MelpEcgConfig):
         if values.get("model_type") == config_class.model_type:
             return config_class.from_dict(values)
     return None
+
+
+def _stored_file(folder, name: str, options: dict) -> str | None:
+    """Returns the path of a file of a folder or Hub repository; None where it has none."""
+    where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+    options = {name: options[name] for name in where if options.get(name) is not None}
+    return cached_file(str(folder), name, _raise_exceptions_for_missing_entries=False, **options)
 
 
 def check_extractor(extractor: "MelpFeatureExtractor", config: MelpConfig | MelpEcgConfig, folder):
@@ -660,6 +665,11 @@ class MelpProcessor(ProcessorMixin):
         except OSError:  # not there, which it says
             raise
         except Exception as error:
+            if _stored_file(pretrained_model_name_or_path, "tokenizer.json", kwargs) is None:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} has no tokenizer.json, by which reports are read: copy it from "
+                    "where the model came from"
+                ) from error
             raise ValueError(f"{pretrained_model_name_or_path} has a malformed tokenizer: {error!r}") from error
         config = stored_config(pretrained_model_name_or_path, **kwargs)
         if isinstance(config, MelpConfig):

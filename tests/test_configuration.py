@@ -36,6 +36,10 @@ ODD = [
     ("text_config", {"hidden_act": "os.system"}, r"text_config.hidden_act is 'os.system'"),
     ("text_config", {"model_type": "gpt2"}, "The text tower must be a BERT"),
     ("text_config", {"layer_norm_eps": "x"}, r"text_config.layer_norm_eps is 'x'"),
+    ("caption_los_weight", 1.0, "caption_los_weight: .* no such field; did you mean caption_loss_weight"),
+    ("scaling", "millivolt", "scaling: .* no such field; did you mean ecg_config.scaling"),
+    ("ecg_config", {"scalling": "millivolt"}, "ecg_config.scalling: .* did you mean ecg_config.scaling"),
+    ("text_config", {"hiden_size": 32}, "text_config.hiden_size: .* did you mean text_config.hidden_size"),
 ]
 
 
@@ -50,6 +54,24 @@ def test_an_odd_field_is_refused_with_its_folder(tmp_path, field, value, message
     for read in (read_config, MelpConfig.from_pretrained):
         with pytest.raises(ValueError, match=f"{tmp_path}.*config.json: .*{message}"):
             read(tmp_path)
+
+
+def test_fields_of_other_versions_are_read_and_named(tmp_path, monkeypatch):
+    """What other tools and versions of transformers leave in a config.json is not a reason not to open a folder."""
+    warned = []
+    monkeypatch.setattr("configuration_melp.logger.warning_once", warned.append)
+    tiny_config(architectures=["MelpModel"]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    usual = {"_name_or_path": "x", "auto_map": {}, "torch_dtype": "float32", "use_cache": False, "_commit_hash": "0"}
+    foreign = {"position_embedding_type": "absolute", "gradient_checkpointing": False, "sep_token_id": 102}
+    stored |= usual | {"transformers_version": "4.57.0", "text_config": stored["text_config"] | usual | foreign}
+    path.write_text(json.dumps(stored))
+    read_config(tmp_path)
+    assert warned == [], "a BERT's fields of other versions of transformers are none of the user's business"
+    path.write_text(json.dumps(stored | {"wavelet": 3}))
+    read_config(tmp_path)
+    assert warned and set(warned) == {"config.json: wavelet is no field of a MELP configuration, and has no effect."}
 
 
 def test_what_we_write_is_read_again(tmp_path):

@@ -15,9 +15,10 @@ from findings_melp import (
     LIMITS,
     NUMBERS,
     WHOLE,
-    check_weights,
+    check_calibration,
     embed_prompts,
     read_file,
+    signal_settings,
     weights_mark,
 )
 from melp.calibrate.passport import passport_row, transforms
@@ -141,6 +142,7 @@ class Calibration:
                 "limits": "class-conditional conformal",
             },
             "weights": weights_mark(self.model),
+            "signals": signal_settings(self.model),
         }
 
     def _labelled(self, column: np.ndarray) -> np.ndarray:
@@ -179,7 +181,7 @@ class Calibration:
         if not source.is_file():
             raise ValueError(f"{self.folder} has no {FINDINGS} to adapt: calibrate it first, without --adapt.")
         content = read_file(source)
-        check_weights(self.model, source)
+        check_calibration(self.model, source)
         about = about_prepared(self.options.data)
         if rests_on(content.get("adapted", {}), [about["fingerprint"]], self.options.split):
             raise ValueError(f"{source} was adapted on these recordings before: again would count their labels twice.")

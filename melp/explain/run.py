@@ -1,7 +1,6 @@
 """A run of `python -m melp.explain`: recordings in; a table, sheets and JSON out."""
 
 import json
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -91,7 +90,8 @@ def run(options: Options):
     """Explains every recording, or reports on the beat queries; on the screen, and in the output folder.
 
     Raises:
-        ValueError: naming the option or model that cannot be used, or, at the end, a recording that could not be read.
+        ValueError: naming the option or model that cannot be used, or, at the end, each recording that could not be
+            read.
     """
     model, processor = load(options.model)
     print(NOTICE)
@@ -100,7 +100,6 @@ def run(options: Options):
         for item in read_items(source, processor.feature_extractor, options.reading):
             if item.error:
                 failed.append(f"{item.path}: {item.error}")
-                print(f"\n{failed[-1]}", file=sys.stderr)
             elif options.beats:
                 reports.append(_report_queries(options, model, item))
             else:
@@ -108,8 +107,7 @@ def run(options: Options):
     if reports:
         print("\n" + queries.summary(reports))
     if failed:
-        more = f" (and {len(failed) - 1} more recordings that could not be read)" if len(failed) > 1 else ""
-        raise ValueError(failed[0] + more)
+        raise ValueError("\n".join(failed))
 
 
 def _report_queries(options: Options, model: MelpModel, item: Item) -> queries.QueryReport:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from findings_melp import FINDINGS, check_weights, read_file, read_findings
+from findings_melp import FINDINGS, check_calibration, read_file, read_findings
 from melp.evaluation.calibration import passport_table
 from melp.evaluation.results import difference, with_bounds
 from melp.hub.runs import STARTS, Run, is_hub_id, read_results, read_run
@@ -162,7 +162,7 @@ def _calibration(model, folder: Path) -> dict | None:
     file = folder / FINDINGS
     if not file.is_file() or model.config.model_type != "melp":
         return None
-    check_weights(model, file)
+    check_calibration(model, file)
     count, content = len(read_findings(str(folder))), read_file(file)
     rests_on = {}
     for name in ("data", "adapted"):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from findings_melp import (
     NOT_CALIBRATED,
     Finding,
-    check_weights,
+    check_calibration,
     condition_of,
     embed_prompts,
     findings_file,
@@ -108,7 +108,7 @@ class Predictor:
         if draft and not whole:
             raise ValueError(f"{source} has no report decoder: --draft needs a whole MELP model.")
         if whole:
-            check_weights(self.model, findings_file(folder))
+            check_calibration(self.model, findings_file(folder))
             self.findings = choose_findings(folder, findings, label_set)
             prompts = [finding.prompts for finding in self.findings]
             self.texts = embed_prompts(self.model, self.processor, prompts).to(device)

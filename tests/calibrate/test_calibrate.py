@@ -74,6 +74,7 @@ def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_pa
     column = list(findings_in(load_prepared(data)["train"])).index(name)
     assert entry["positives"] == np.nansum(told["train"][:, column]) and content["data"]["split"] == "train"
     assert not set(content["refused"]) & set(findings)
+    assert content["signals"] == {"scaling": "minmax", "sampling_rate": 500, "duration": 10.0, "num_leads": 12}
     assert set(entry["passport"]) == set(CONDITIONS) and entry["passport"]["limb leads"]["auroc"] > 0.95
     assert entry["passport"]["I, II"] == entry["passport"]["limb leads"], "the processor derives the others"
     one = findings[name]
@@ -137,6 +138,10 @@ def test_what_cannot_be_is_refused(evaluated, model):
     for mark in ([0.5] * 16, [None] * 16, 5):
         (model / "findings.json").write_text(json.dumps({"findings": {}, "weights": mark}))
         with pytest.raises(SystemExit, match="made with other weights"):
+            main([str(model), "--data", str(evaluated / "data"), "--adapt"])
+    for signals in ({"scaling": "millivolt"}, "minmax"):
+        (model / "findings.json").write_text(json.dumps({"findings": {}, "signals": signals}))
+        with pytest.raises(SystemExit, match="made with another scaling than the model's 'minmax'"):
             main([str(model), "--data", str(evaluated / "data"), "--adapt"])
     with pytest.raises(SystemExit):
         main([str(model), "--data", str(evaluated / "data"), "--adapt", "--coverage", "0.8"])

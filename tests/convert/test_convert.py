@@ -553,7 +553,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(tmp_path, field, 
     refused(f"ecg_config.{field}", tmp_path / "model", "--to", "original", "--output", tmp_path / "back")
 
 
-WIDE = {"vocab_size": 30523, "hidden_size": 2**16, "num_hidden_layers": 1000}
+WIDE = {"vocab_size": 30523, "hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 16}
 
 
 @pytest.mark.parametrize(
@@ -561,9 +561,9 @@ WIDE = {"vocab_size": 30523, "hidden_size": 2**16, "num_hidden_layers": 1000}
     [
         ("text_config.vocab_size", {"text_config": {"vocab_size": 10**10}}),
         ("text_config.num_hidden_layers", {"text_config": {"vocab_size": 30523, "num_hidden_layers": 0}}),
-        ("most of them in its text_tower", {"text_config": WIDE, "ecg_config": {"token_dim": 2**16}}),
-        ("most of them in its convolutions", {"ecg_config": {"conv_dim": [2**16] * 4}}),
-        ("most of them in its positions", {"ecg_config": {"num_conv_pos_embeddings": 2**16, "hidden_size": 12288}}),
+        ("MelpModel: .* most of them in its text_model", {"text_config": WIDE, "ecg_config": {"token_dim": 2**16}}),
+        ("MelpEcgModel: .* most of them in its feature_extractor", {"ecg_config": {"conv_dim": [2**16] * 4}}),
+        ("most of them in its encoder", {"ecg_config": {"num_conv_pos_embeddings": 2**16, "hidden_size": 12288}}),
         ("ecg_config.duration", {"ecg_config": {"duration": 1e12}}),
         ("decoder_num_hidden_layers", {"decoder_num_hidden_layers": 10**6}),
         ("decoder_mlp_ratio", {"decoder_mlp_ratio": 1e9}),
@@ -571,7 +571,14 @@ WIDE = {"vocab_size": 30523, "hidden_size": 2**16, "num_hidden_layers": 1000}
 )
 def test_absurd_sizes_of_the_whole_model(message, fields):
     with pytest.raises(ValueError, match=message):
-        MelpConfig(**fields)
+        MelpModel(MelpConfig(**fields))
+
+
+def test_absurd_sizes_of_a_folder_are_refused_before_anything_is_allocated(tmp_path):
+    MelpConfig(ecg_config={"conv_dim": [2**16] * 4}, architectures=["MelpModel"]).save_pretrained(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="its sizes make a model of .* most of them in its feature_extractor"):
+        MelpModel.from_pretrained(tmp_path)
 
 
 @needs_reference

@@ -87,14 +87,16 @@ def test_a_recording_of_a_prepared_folder_is_explained(folder, corpus, capsys):
         main([f"{corpus}#nobody", "--model", str(folder / "model")])
 
 
-def test_mistakes_end_the_command_in_a_sentence(folder, tmp_path):
+def test_mistakes_end_the_command_in_a_sentence(folder, tmp_path, capsys):
     with pytest.raises(SystemExit, match="does not exist"):
         main([str(tmp_path / "none.csv"), "--model", str(folder / "model")])
     with pytest.raises(SystemExit, match="--report has no sentence"):
         explain(folder, "--report", " ")
     (tmp_path / "no-ecg.txt").write_text("nothing")
-    with pytest.raises(SystemExit, match="no-ecg.txt"):
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="no-ecg.txt") as end:
         main([str(tmp_path / "no-ecg.txt"), "--model", str(folder / "model")])
+    assert str(end.value).count("no-ecg.txt") == 1 and "no-ecg.txt" not in "".join(capsys.readouterr()), "said once"
     tiny_model().ecg_model.save_pretrained(tmp_path / "tower")
     with pytest.raises(SystemExit, match="no text tower"):
         main([str(folder / "ecg.csv"), "--model", str(tmp_path / "tower")])

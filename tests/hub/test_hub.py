@@ -501,6 +501,7 @@ def whole(tmp_path_factory):
         ("processor_config.json", {"max_text_length": 10**9}, "max_text_length is 1000000000"),
         ("processor_config.json", {"feature_extractor": {"x": 1}}, "no option x"),
         ("tokenizer.json", "{}", "malformed tokenizer"),
+        ("tokenizer.json", None, "has no tokenizer.json"),
     ],
 )
 def test_a_malformed_folder_is_refused(tmp_path, whole, file, change, message):

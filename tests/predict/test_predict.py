@@ -407,6 +407,14 @@ def test_verdicts_are_for_recordings_of_a_calibrated_kind(models, ecgs, tmp_path
     (model / "findings.json").write_text(json.dumps({"findings": entries, "weights": [0.5] * 16}))
     with pytest.raises(SystemExit, match="made with other weights"):
         run(ecgs / "a", "--model", model)
+    (model / "findings.json").write_text(json.dumps({"findings": entries, "signals": {"scaling": "minmax"}}))
+    run(ecgs / "a", "--model", model)
+    for name in ("config.json", "processor_config.json"):  # both, so that they agree with each other
+        text = (model / name).read_text()
+        assert '"scaling": "minmax"' in text
+        (model / name).write_text(text.replace('"scaling": "minmax"', '"scaling": "millivolt"'))
+    with pytest.raises(SystemExit, match="made with another scaling than the model's 'millivolt'"):
+        run(ecgs / "a", "--model", model)
 
 
 def test_a_table_of_commas(models, ecgs, capsys, tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from findings_melp import FINDINGS, check_weights, embed_prompts, read_file
+from findings_melp import FINDINGS, check_calibration, embed_prompts, read_file
 from melp.data.prepared import about_prepared, get_split, load_prepared
 from melp.evaluation import figures as draw
 from melp.evaluation.calibration import MEASURES, centred, measures, verdict_arrays
@@ -41,7 +41,7 @@ def _measure(settings, runtime, rows, name: str, source: str, pair) -> dict:
     file = model_folder(source) / FINDINGS
     if not file.is_file():
         raise ValueError(f"{source} is not calibrated (it has no {FINDINGS}): python -m melp.calibrate {source}")
-    check_weights(pair[0], file)
+    check_calibration(pair[0], file)
     content = read_file(file)
     entries = {key: entry for key, entry in content["findings"].items() if entry.get("present_above") is not None}
     targets = finding_targets(rows, entries)
