@@ -436,7 +436,7 @@ _MFER_UNITS = ("V", "mmHg", "Pa", "cmH2O", "mmHg/s", "dyne", "N", "%", "degC")
 
 
 def _mfer_channel(own: dict, kind: np.dtype) -> Channel:
-    """What is said of a channel, without its samples."""
+    """Returns a channel as its attributes describe it, without its samples."""
     name = None if own.get("lead") is None else coded_lead(own["lead"])
     rate, unit, scale = None, None, 1.0
     if own.get("interval"):

@@ -222,7 +222,7 @@ class _Worker:
 
 
 class _Process:
-    """What a request reads with: one process, and another in its place where a file has ended it."""
+    """Reads the files of one request: in one process, and in another in its place where a file has ended it."""
 
     def __init__(self, reader: Reader):
         self.reader, self._worker = reader, None

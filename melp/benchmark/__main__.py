@@ -26,6 +26,8 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
+from melp.markdown import table
+
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
 BATCH_SIZES |= {"predict": 16, "search": 1, "memory": 1, "app": 1}
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
@@ -142,9 +144,8 @@ def measure_rates(options) -> list[dict]:
 def show_startup() -> list[dict]:
     from melp.benchmark.startup import measure_startup
 
-    print("| what | CPU seconds |\n|---|---:|")
     cases = measure_startup()
-    print("\n".join(f"| {case['way']} | {case['cpu_seconds']:.2f} |" for case in cases))
+    print(table(["what", "CPU seconds"], [[case["way"], f"{case['cpu_seconds']:.2f}"] for case in cases]))
     shares = ", ".join(f"{package} {seconds:.2f}" for package, seconds in cases[-1]["imports"].items())
     print(f"\nImports while the model was loaded, seconds on the clock: {shares}.")
     return cases
@@ -153,11 +154,12 @@ def show_startup() -> list[dict]:
 def show_memory() -> list[dict]:
     from melp.benchmark.memory import measure_memory
 
-    print("| what | memory GB | seconds |\n|---|---:|---:|")
     cases = measure_memory()
-    for case in cases:
-        seconds = "" if case["seconds"] is None else round(case["seconds"])
-        print(f"| {case['way']} | {case['gigabytes']:.2f} | {seconds} |")
+    rows = [
+        [case["way"], f"{case['gigabytes']:.2f}", None if case["seconds"] is None else round(case["seconds"])]
+        for case in cases
+    ]
+    print(table(["what", "memory GB", "seconds"], rows))
     return cases
 
 

@@ -231,7 +231,7 @@ class Predictor:
             yield output
 
     def _told(self, similarities: list[float], condition: str | None) -> dict:
-        """Returns what is said of a recording of a condition; what cannot be told from such is left out."""
+        """Returns the findings of a recording of a condition; those that cannot be told from such are left out."""
         pairs = zip(self.findings, similarities, strict=True)
         told = [(finding.under(condition), finding.name, similarity) for finding, similarity in pairs]
         kept = [entry for entry in told if entry[0] is not None]

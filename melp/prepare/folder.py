@@ -6,7 +6,6 @@ killed, the same call continues where it stopped: finished shards of 1,000 recor
 """
 
 import csv
-import hashlib
 import importlib
 import json
 import os
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 
 from melp.data.stored import label_names, stored_features
 from melp.databases import DATABASES, SPLITS
-from melp.files import LOCK, FolderLock, explaining_full_disk, read_json, write_atomically
+from melp.files import LOCK, FolderLock, explaining_full_disk, read_json, sha256, write_atomically
 from melp.prepare.copies import count_copies, find_copies, keep_together, write_copies
 from melp.prepare.dataset_card import count_reports, dataset_card, light_columns
 from melp.prepare.plan import cut_into_shards, make_plan, plan_fingerprint, reading_order, write_plan
@@ -209,14 +208,5 @@ def finish(module, output: Path, description: dict, rejected: list[dict], featur
 def checksums(paths: list[Path]) -> dict[str, str]:
     """Returns the SHA-256 of each table, and one of all headers in order, which hold checksums of the signals."""
     headers = [path for path in paths if path.suffix == ".hea"]
-    tables = {path.name: sha256([path]) for path in paths if path.suffix != ".hea"}
-    return tables | ({f"{len(headers):,} headers": sha256(headers)} if headers else {})
-
-
-def sha256(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    tables = {path.name: sha256(path) for path in paths if path.suffix != ".hea"}
+    return tables | ({f"{len(headers):,} headers": sha256(*headers)} if headers else {})

@@ -1,7 +1,6 @@
 """Checkpoints: everything a resume needs, complete or absent, each file with its checksum."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import operator
@@ -14,7 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from configuration_melp import read_json
-from melp.files import flush, give_umask_modes
+from melp.files import flush, give_umask_modes, sha256
 
 CHECKSUMS, PROGRESS = "checksums.json", "progress.json"
 LOWER_IS_BETTER = ("loss", "val_perplexity", "alignment", "uniformity")  # ends of metrics' names
@@ -119,16 +118,7 @@ def _step_of(path: Path) -> int:
 def checksums(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of each file in a folder, by its path there."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(files)}
-
-
-def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(files)}
 
 
 def verify_checkpoint(folder: Path):

@@ -13,12 +13,11 @@ from accelerate.utils import gather_object
 
 from configuration_melp import read_json
 from melp.data.prepared import about_prepared
-from melp.files import recover_folder, replacing_folder, write_atomically
+from melp.files import recover_folder, replacing_folder, sha256, write_atomically
 from melp.sources import parse_source, pin
 from melp.training.checkpoints import (
     Progress,
     checksums,
-    file_hash,
     newest_checkpoint,
     prune_checkpoints,
     verify_checkpoint,
@@ -173,7 +172,7 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
         if path is None:
             values[f"{name} {source}"] = source
         elif path.is_file():
-            values[f"{name} {source}"] = file_hash(path)
+            values[f"{name} {source}"] = sha256(path)
         else:
             prepared = about_prepared(path).get("fingerprint") if name == "data" else None
             content = prepared or hashlib.sha256(json.dumps(checksums(path)).encode()).hexdigest()

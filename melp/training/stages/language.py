@@ -25,6 +25,7 @@ from transformers import (
 from configuration_melp import MelpConfig, check_bert
 from melp.data.prepared import get_split
 from melp.files import write_atomically
+from melp.markdown import Markdown, table
 from melp.models import load_whole, model_folder
 from melp.sources import fetch, parse_source
 from melp.training.label_texts import label_texts
@@ -264,9 +265,9 @@ class LanguageStage(Stage):
         """Saves a BERT with its tokenizer, and shows what it guesses for masked words."""
         self.unwrapped.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        table = self.fill_in_table()
-        write_atomically(Path(self.recipe.output) / "fill-in.md", table)
-        print("\n" + table)
+        guesses = self.fill_in_table()
+        write_atomically(Path(self.recipe.output) / "fill-in.md", guesses)
+        print("\n" + guesses)
 
     @torch.no_grad()
     def fill_in_table(self, examples: int = 8, guesses: int = 5) -> str:
@@ -274,7 +275,7 @@ class LanguageStage(Stage):
         tokenizer, model = self.tokenizer, self.unwrapped
         training = model.training
         model.eval()
-        lines = ["| text | masked | guesses |", "|---|---|---|"]
+        rows = []
         generator = torch.Generator().manual_seed(self.recipe.seed)
         for ids, marks in itertools.islice(self._documents_with_words(generator), examples):
             words = self._whole_words(ids, marks)
@@ -284,10 +285,11 @@ class LanguageStage(Stage):
             best = logits.softmax(dim=-1).topk(guesses)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             named = ", ".join(f"{tokenizer.decode([token])} {share:.0%}" for token, share in pairs)
-            text = tokenizer.decode(masked[1:-1][max(0, place - 13) : place + 12]).replace("|", "/")
-            lines.append(f"| {text} | {tokenizer.decode([ids[place]])} | {named} |")
+            text = tokenizer.decode(masked[1:-1][max(0, place - 13) : place + 12])
+            # On a screen, [MASK] reads better than with its brackets escaped.
+            rows.append([Markdown(text.replace("|", "/")), tokenizer.decode([ids[place]]), named])
         model.train(training)
-        return "\n".join(lines) + "\n"
+        return table(["text", "masked", "guesses"], rows, numeric=False) + "\n"
 
     def _documents_with_words(self, generator: torch.Generator):
         """Yields token ids and marks of held-out documents with a word to mask, sequences in random order."""
