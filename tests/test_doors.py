@@ -38,14 +38,14 @@ WRONG = {
     ],
 }
 
-# Runs a command as `python` does, once with each list of arguments, and prints what it said each time, its exit
+# Runs commands as `python` does, each once with each list of arguments, and prints what it said each time, its exit
 # status, and which heavy packages had been imported by then.
 RUN = """
 import contextlib, io, json, runpy, sys
-(*start, name), lists = json.loads(sys.argv[1])
+calls = json.loads(sys.argv[1])
 sys.path.insert(0, ".")
 answers = []
-for arguments in lists:
+for (*start, name), arguments in calls:
     sys.argv[:] = [name, *arguments]
     printed, complaint, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
@@ -62,11 +62,16 @@ print(json.dumps(answers))
 """
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_mistakes_need_nothing_heavy(name):
-    lists = [["--help"], ["--no-such-option"], *WRONG.get(name, [])]
+def arguments_of(name: str) -> list[list[str]]:
+    return [["--help"], ["--no-such-option"], *WRONG.get(name, [])]
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list]:
+    """Of all commands, one after the other in one process: none may import what is heavy."""
+    calls = [[COMMANDS[name], arguments] for name in COMMANDS for arguments in arguments_of(name)]
     done = subprocess.run(
-        [sys.executable, "-c", f"HEAVY = {HEAVY!r}\n{RUN}", json.dumps([COMMANDS[name], lists])],
+        [sys.executable, "-c", f"HEAVY = {HEAVY!r}\n{RUN}", json.dumps(calls)],
         cwd=REPO,
         env=os.environ | {"PYTHONPATH": str(REPO)},
         stdin=subprocess.DEVNULL,
@@ -74,9 +79,15 @@ def test_help_and_mistakes_need_nothing_heavy(name):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    (printed, _, status, heavy), *mistakes = json.loads(done.stdout)
+    given = iter(json.loads(done.stdout))
+    return {name: [next(given) for _ in arguments_of(name)] for name in COMMANDS}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_mistakes_need_nothing_heavy(name, answers):
+    (printed, _, status, heavy), *mistakes = answers[name]
     assert status == 0 and not heavy and "usage: " in printed and len(printed) > 300
-    for arguments, (_, complaint, status, heavy) in zip(lists[1:], mistakes, strict=True):
+    for arguments, (_, complaint, status, heavy) in zip(arguments_of(name)[1:], mistakes, strict=True):
         assert status != 0 and not heavy and "Traceback" not in complaint, arguments
     assert re.search("no-such-option|required|invalid choice", mistakes[0][1])
 

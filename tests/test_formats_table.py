@@ -191,7 +191,7 @@ def test_npz_says_what_it_holds(compress):
     refused(npz(text=np.array("x")), "unclear signal|no ECG")
 
 
-@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("compress", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_part_of_an_npz_is_read_without_the_rest(tmp_path, compress):
     generator = np.random.default_rng(0)
     for signal in (generator.integers(-2000, 2000, (12, 300_000), np.int16), None):

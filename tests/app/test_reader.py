@@ -67,6 +67,7 @@ def test_a_crash_ends_only_the_process_of_that_file(reader, files):
         assert process.read(str(files["xml"][0]), Reading()).error is None and number_of(process) != first
 
 
+@pytest.mark.slow
 def test_a_process_that_was_ended_while_it_waited_is_not_given_to_anybody(reader, files):
     until(lambda: reader._ready.qsize() == READY)
     worker = reader._ready.get()
@@ -90,6 +91,7 @@ def test_reading_ends_after_its_time_and_the_next_file_is_read(files, tmp_path):
             assert process._worker is None
 
 
+@pytest.mark.slow
 def test_reading_ends_at_its_memory_and_the_next_file_is_read(files, tmp_path):
     text = files["xml"][0].read_text()
     (tmp_path / "large.xml").write_text(text + f"<!-- {'x' * 60_000_000} -->")

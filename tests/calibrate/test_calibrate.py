@@ -15,6 +15,7 @@ from melp.calibrate.fit import tune
 from melp.calibrate.passport import transforms
 from melp.data.prepared import label_matrix, label_sets, load_prepared
 from melp.evaluation.finding_labels import finding_targets, findings_in
+from melp.evaluation.metrics import resample
 from modeling_melp import MelpModel
 from signal_melp import LEADS
 
@@ -50,7 +51,12 @@ def knowing(monkeypatch, told):
         knows["entries"] = findings_in(rows)
         encode(None, None, rows, None)
 
+    def few_draws(patients, statistic, samples=None, seed=0):
+        return resample(patients, statistic, 50, seed)
+
     monkeypatch.setattr("melp.evaluation.calibration.MIN_PATIENTS", 8)  # the corpus is small
+    monkeypatch.setattr("melp.evaluation.metrics.resample", few_draws)
+    monkeypatch.setattr("melp.calibrate.fit.resample", few_draws)
     monkeypatch.setattr("melp.calibrate.fit.encode", encode)
     monkeypatch.setattr("melp.calibrate.fit.embed_prompts", embed)
     monkeypatch.setattr("melp.evaluation.tasks.calibration.encode", encode)
@@ -163,6 +169,7 @@ def test_what_the_adaptation_does_not_label_is_named(evaluated, knowing, model, 
     assert first in adapted["adapted"]["findings"] and adapted["adapted"]["passport"] == []
 
 
+@pytest.mark.slow
 def test_a_calibration_is_carried_to_a_database_of_other_labels(evaluated, model, tmp_path):
     """PTB-XL's statements on one side, the Challenge's codes on the other: findings go by their names."""
     entry = {"prompts": ["x."], "slope": 9.0, "intercept": -1.0, "coverage": 0.9}

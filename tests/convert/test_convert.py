@@ -278,6 +278,7 @@ def test_fairseq_signals_at_its_own_depth_and_with_old_settings(tmp_path):
     assert (config.num_hidden_layers, config.num_attention_heads) == (12, 4)
 
 
+@pytest.mark.slow
 @needs_reference
 def test_bert_starts_the_text_tower(tmp_path, capsys):
     output = run(bert_folder(tmp_path / "bert"), "--output", tmp_path / "model")

@@ -43,6 +43,7 @@ def test_classes_that_cannot_be_measured_are_marked_with_the_cause(evaluated, tm
     assert causes == {"not scored (scores are not finite)"} and "macro_auroc" not in results["metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_classes_of_the_published_subclass_tables_go_by_name(ecg_data):
     """Scores that are right by name: the published column orders of train and test would mis-score 3 of 23."""

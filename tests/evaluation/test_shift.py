@@ -25,6 +25,7 @@ def test_weights_of_one_change_nothing():
     assert effective_count(np.ones(7)) == pytest.approx(7) and effective_count(np.array([1.0, 0, 0])) == 1
 
 
+@pytest.mark.slow
 def test_weighted_limits_cover_where_the_mixture_has_changed():
     plain, weighted = [], []
     for seed in range(3):

@@ -10,7 +10,7 @@ from explain_melp import METHOD, METHODS, Evidence
 from melp.evaluation.settings import ATTRIBUTIONS
 from melp.explain import explain_recording
 from melp.explain.__main__ import main
-from melp.explain.run import beats_of, read_items, seconds_of
+from melp.explain.run import FORMS, beats_of, read_items, seconds_of
 from melp.explain.sheets import draw_evidence, leads_in_words, tint_of
 from melp.notice import NOTICE
 from melp.predict.options import Reading
@@ -41,7 +41,9 @@ def test_the_attributions_of_the_command_line_are_those_of_the_model():
     assert ATTRIBUTIONS == METHODS and METHOD in METHODS
 
 
-def test_each_sentence_of_a_report_gets_its_evidence(folder, tmp_path, capsys):
+@pytest.mark.parametrize("forms", [("png",), pytest.param(FORMS, marks=pytest.mark.slow)])
+def test_each_sentence_of_a_report_gets_its_evidence(folder, tmp_path, monkeypatch, capsys, forms):
+    monkeypatch.setattr("melp.explain.run.FORMS", forms)
     explain(folder, "--report", REPORTS[1], "--method", "gradient", "--output", str(tmp_path))
     printed = capsys.readouterr().out
     assert printed.startswith(NOTICE) and "left axis deviation." in printed and "removing the shown" in printed
@@ -54,9 +56,9 @@ def test_each_sentence_of_a_report_gets_its_evidence(folder, tmp_path, capsys):
         assert np.array(one["weights"]).shape == (12, 250) and len(one["beats"]) == len(content["beats_s"])
         assert {"removed_s", "score", "without", "without_elsewhere", "faithful"} < set(one["faithfulness"])
     for layout in ("3x4", "12x1"):
-        for form, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        for form in forms:
             (sheet,) = tmp_path.glob(f"*-{layout}.{form}")
-            assert sheet.read_bytes().startswith(magic)
+            assert sheet.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[form])
 
 
 @pytest.mark.slow

@@ -251,6 +251,7 @@ def test_weights_are_converted_from_a_file_and_a_folder_of_the_hub(server, hub, 
     assert_equal(model.state_dict(), local.state_dict())
 
 
+@pytest.mark.slow
 def test_a_broken_upload_goes_on(server, hub, tmp_path):
     folder = write_run(tmp_path / "run", seed=3)
     for name in ("other.safetensors", "model-00001-of-00002.safetensors"):

@@ -197,7 +197,9 @@ def test_windows_are_rows(models, ecgs, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [pytest.param(500, marks=pytest.mark.slow), 257])
-@pytest.mark.parametrize("stride", [10, 2.5, pytest.param(1.3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(10, marks=pytest.mark.slow), 2.5, pytest.param(1.3, marks=pytest.mark.slow)]
+)
 def test_a_long_recording_is_predicted_in_pieces(models, tmp_path, monkeypatch, rate, stride):
     """As if it had been read whole, whose rows the same command wrote before."""
     import wfdb
@@ -469,6 +471,7 @@ def test_pictures(models, ecgs, tmp_path):
         assert NOTICE in sheet and "<svg" in sheet and "Doe" not in sheet and "P123" not in sheet
 
 
+@pytest.mark.slow
 def test_every_window_has_a_picture(models, ecgs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reading_module, "PAGES", 2)
     for form in ("svg", "pdf"):
