@@ -74,31 +74,33 @@ def imports(name: str, path: Path) -> set[str]:
     return {module for module in imported if module in MODULES} - {name}
 
 
-IMPORTS = {name: imports(name, path) for name, path in MODULES.items()}
+@pytest.fixture(scope="module")
+def imported_by() -> dict[str, set[str]]:
+    return {name: imports(name, path) for name, path in MODULES.items()}
 
 
-def test_what_is_imported_is_seen():
+def test_what_is_imported_is_seen(imported_by):
     """Inside functions, by one-dot imports and by `from package import module`."""
-    assert "processing_melp" in IMPORTS["melp.models"] and "configuration_melp" in IMPORTS["modeling_melp"]
-    assert {"melp.evaluation.settings", "melp.evaluation.tasks"} <= IMPORTS["evaluate"]
+    assert "processing_melp" in imported_by["melp.models"] and "configuration_melp" in imported_by["modeling_melp"]
+    assert {"melp.evaluation.settings", "melp.evaluation.tasks"} <= imported_by["evaluate"]
     assert floor_of("melp.evaluation.tasks.report") > floor_of("melp.training.stages.base") > floor_of("melp.data")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_arrows_point_downward(name):
+def test_arrows_point_downward(name, imported_by):
     floor = floor_of(name)
-    upward = {module: FLOORS[floor_of(module)][0] for module in IMPORTS[name] if floor_of(module) > floor}
+    upward = {module: FLOORS[floor_of(module)][0] for module in imported_by[name] if floor_of(module) > floor}
     assert not upward, f"{name}, on the floor of {FLOORS[floor][0]}, imports from above"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if floor_of(name) == DOORS])
-def test_nobody_imports_a_door(name):
-    assert not [module for module, imported in IMPORTS.items() if name in imported]
+def test_nobody_imports_a_door(name, imported_by):
+    assert not [module for module, imported in imported_by.items() if name in imported]
 
 
-def test_there_is_no_circle():
+def test_there_is_no_circle(imported_by):
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imported_by).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 

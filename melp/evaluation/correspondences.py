@@ -2,12 +2,12 @@
 
 import functools
 from importlib.resources import files
-
-import yaml
+from pathlib import Path
 
 from melp.databases.snomed import NAMES
+from melp.yaml_file import read_yaml
 
-TABLE = files("melp.evaluation") / "labels.yaml"
+TABLE = Path(str(files("melp.evaluation") / "labels.yaml"))
 GROUPS = (
     "normal",
     "rhythm",
@@ -23,7 +23,7 @@ _KEYS = {"form": "scp", "rhythm": "scp", "all": "scp", "csn-fixed": "csn"}
 @functools.cache
 def correspondences() -> dict[str, dict]:
     """Reads the table of `labels.yaml`: `{finding: {"group": ..., label set: [label, ...]}}`."""
-    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    table = read_yaml(TABLE)
     for entry in table.values():
         for key in entry.keys() - {"group"}:
             labels = entry[key] if isinstance(entry[key], list) else [entry[key]]

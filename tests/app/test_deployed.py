@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("gradio", reason="gradio is not installed")
+pytest.importorskip("uvicorn", reason="gradio is not installed")  # which brings it, and is slow to import
 import httpx
 import uvicorn
 from starlette.responses import StreamingResponse

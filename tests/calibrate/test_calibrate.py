@@ -69,7 +69,7 @@ def model(evaluated, tmp_path) -> Path:
     return Path(shutil.copytree(evaluated / "model", tmp_path / "model"))
 
 
-def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_path, capsys, told):
+def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_path, monkeypatch, capsys, told):
     knowing(evaluated)
     data = str(evaluated / "data")
     main([str(model), "--data", data, "--split", "train", "--passport", "--coverage", "0.8"])
@@ -95,6 +95,7 @@ def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_pa
     assert results["metrics"]["coverage_with"]["value"] >= 0.75 and "WARNING" in " ".join(results["notes"])
     assert {row["label"] for row in results["classes"]} == set(findings) and len(predictions)
 
+    monkeypatch.setattr("melp.evaluation.results.Results._draw", lambda results, folder: [])  # once is enough
     weighted = ["--split", "test", "--min-positives", "1", "--weighted"]
     results, _ = evaluate(evaluated, "calibration", str(model), tmp_path / "w", *weighted, data, data="data")
     figures = [results["metrics"][f"cannot_say{name}"]["value"] for name in ("", "_weighted")]

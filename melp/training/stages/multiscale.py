@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoModel
@@ -28,6 +27,7 @@ from melp.training.stages.base import Stage
 from melp.training.stages.joint import JointStage, gather, pad_second
 from melp.training.stages.language import load_bert
 from melp.training.stages.recipes import MelpRecipe
+from melp.yaml_file import read_yaml
 from modeling_melp import MelpEcgModel, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor, split_sentences
 
@@ -108,7 +108,7 @@ class MelpStage(JointStage):
         if recipe.label_loss_weight and accelerator.is_fsdp2:
             raise ValueError("label_loss_weight needs whole weights in each process: train without FSDP.")
         if recipe.select_metric == "val_auroc":
-            known = yaml.safe_load(PROMPTS.read_text())
+            known = read_yaml(PROMPTS, aliases=True)
             self.prompted = [name for name in label_sets(self.labelled) if name in known]
             if not self.prompted:
                 raise ValueError(
