@@ -376,28 +376,30 @@ def check_fields(config_class: type, values: dict, prefix: str):
     """
     declared = {field.name: field.type for field in dataclasses.fields(config_class)}
     hints = {name: hint for name, hint in declared.items() if not isinstance(hint, str)} | _INHERITED
+    known = {*declared, *_INHERITED, *_ALLOWED}
+
+    def refuse(rule: str):
+        raise ValueError(f"{prefix}{name} is {repr(value)[:80]}; {rule}.")
+
     for name, value in values.items():
-        _check_name(config_class, name, prefix)
-        shown = f"{prefix}{name} is {repr(value)[:80]}"
+        if not (name in known or name.startswith("_") or hasattr(config_class, name)):
+            _refuse_nearly(name, [*declared, *_INHERITED], prefix)
         if name in ("dtype", "torch_dtype"):
             if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
-                raise ValueError(f"{shown}; it must be one of {', '.join(_DTYPES)}.")
+                refuse(f"it must be one of {', '.join(_DTYPES)}")
         elif name in hints and name not in ("ecg_config", "text_config") and not _fits(value, hints[name]):
-            raise ValueError(f"{shown}; it must be {_WORDS.get(hints[name], hints[name])}.")
+            refuse(f"it must be {_WORDS.get(hints[name], hints[name])}")
         elif (name not in hints and callable(getattr(config_class, name, None))) or name.startswith("__"):
-            raise ValueError(f"{shown}; a configuration has no such field.")
+            refuse("a configuration has no such field")
         low, high = next((bounds for end, bounds in _BOUNDS.items() if name.endswith(end)), (-math.inf, math.inf))
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{shown}; it must be from {low:g} to {high:g}.")
+            refuse(f"it must be from {low:g} to {high:g}")
     if not all(str(key).isdecimal() for key in values.get("id2label") or ()):
         raise ValueError(f"{prefix}id2label has a key that is no number.")
 
 
-def _check_name(config_class: type, name: str, prefix: str):
+def _refuse_nearly(name: str, fields: list[str], prefix: str):
     """Refuses what is nearly a field's name, and warns of what is none: transformers keeps both without a word."""
-    fields = [*(field.name for field in dataclasses.fields(config_class)), *_INHERITED]
-    if name in fields or name in _ALLOWED or name.startswith("_") or hasattr(config_class, name):
-        return
     if not prefix and hasattr(MelpEcgConfig, name):
         nearest = f"ecg_config.{name}"
     else:

@@ -13,6 +13,14 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_flushing():
+    """Nobody waits until the disk has what a test writes: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ecg_data() -> Path:
     """The folder of real sample recordings; tests that need it are marked `real_data` and skipped without it."""

@@ -19,6 +19,7 @@ import pytest
 import wfdb
 from conftest import REPO
 from datasets import load_from_disk
+from ecg_files import wfdb as write_wfdb
 
 from melp.databases import DATABASES, challenge, code15, cpsc2018, csn, mimic, ptbxl, published, snomed
 from melp.prepare.__main__ import main
@@ -38,11 +39,8 @@ def some_ecg(seed: int = 0) -> np.ndarray:
 
 def write_record(path: Path, signal: np.ndarray, comments=(), leads=LEADS, rate=500):
     path.parent.mkdir(parents=True, exist_ok=True)
-    wfdb.wrsamp(
-        path.name, fs=rate, sig_name=list(leads), units=["mV"] * len(leads), fmt=["16"] * len(leads),
-        adc_gain=[1000] * len(leads), baseline=[0] * len(leads), d_signal=signal.T,
-        comments=list(comments), write_dir=str(path.parent),
-    )  # fmt: skip
+    line = f"{path.name} {len(signal)} {rate} {signal.shape[1]}"
+    write_wfdb(path.parent, signal, path.name, record_line=line, comments=comments, leads=leads, gain="1000")
 
 
 def write_csv(path: Path, rows: list[dict]):
