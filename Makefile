@@ -15,10 +15,13 @@ quick:
 
 # The oldest versions that pyproject.toml allows, with the Python that PYTHON names. torchao's newest release needs a
 # newer torch than the oldest, and transformers imports it wherever it is.
-oldest: environment = build/oldest
-oldest:
-	$(PYTHON) -m venv --clear $(environment)
-	sed -n '/^dependencies/,/^]/s/^ *"\([a-z0-9_-]*\)>=\([0-9.]*\).*/\1<=\2/p' pyproject.toml > $(environment)/oldest.txt
-	$(environment)/bin/pip install --quiet -c $(environment)/oldest.txt '.[test]'
-	$(environment)/bin/pip uninstall --quiet --yes torchao
-	$(environment)/bin/python -m pytest -n auto
+oldest: build/oldest/installed
+	build/oldest/bin/pip install --quiet --no-deps .
+	build/oldest/bin/python -m pytest -n auto
+
+build/oldest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	sed -n '/^dependencies/,/^]/s/^ *"\([a-z0-9_-]*\)>=\([0-9.]*\).*/\1<=\2/p' pyproject.toml > $(@D)/oldest.txt
+	$(@D)/bin/pip install --quiet -c $(@D)/oldest.txt '.[test]'
+	$(@D)/bin/pip uninstall --quiet --yes torchao
+	touch $@

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from melp.notice import NOTICE
+from signal_melp import USUAL_LEADS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ INCH = 25.4  # mm
 LAYOUTS = {
     "3x4": (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6")),
     "6x2": (("I", "V1"), ("II", "V2"), ("III", "V3"), ("aVR", "V4"), ("aVL", "V5"), ("aVF", "V6")),
-    "12x1": tuple((lead,) for lead in ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")),
+    "12x1": tuple((lead,) for lead in USUAL_LEADS),
 }
 ROW_MM = {"3x4": 30.0, "6x2": 20.0, "12x1": 15.0}  # multiples of 5: every baseline lies on a thick line
 RHYTHM_LEADS = ("II", "V1", "V5", "I")  # the first of these that is there is the rhythm strip

@@ -210,7 +210,7 @@ OWN = [
 SECOND = [(2, 2, False, 1, 0b00), (1, 17, True, 0, 0b1)]
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 @pytest.mark.parametrize("tables", ["default", None, [OWN, SECOND]], ids=["default", "plain", "own"])
 def test_scp(order, tables):
     block = check(ecg_files.scp(DATA, order=order, tables=tables))

@@ -386,6 +386,7 @@ def test_parquet_that_is_refused(data, message):
     refused(data, message, **SAID)
 
 
+@pytest.mark.slow
 def test_parquet_that_would_unpack_to_too_much_is_refused():
     refused(parquet({"I": np.zeros(300_000_000, dtype=np.int8)}), "too large: it would unpack", **SAID)
 

@@ -17,6 +17,7 @@ def test_findings_of_any_name_are_scored_and_known_ones_measured(evaluated, tmp_
     assert unknown["target"].isna().all() and unknown["score"].notna().all()
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_on_the_same_recordings(evaluated, zero_shot_output):
     metrics = json.loads((zero_shot_output / "results.json").read_text())["metrics"]
     figure = metrics["macro_auroc_less_other"]
