@@ -421,9 +421,10 @@ class MelpPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: MelpConfig | MelpEcgConfig):
         super().__init__(config)
-        if torch.get_default_device().type != "meta":
+        if torch.get_default_device().type != "meta":  # where from_pretrained makes every model
+            ours = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
             with torch.device("meta"), init.no_init_weights():
-                type(self)(config)  # counts its weights before these take memory
+                ours(config)  # counts the weights before they take memory
 
     def post_init(self):
         check_size(self, self.config.name_or_path or type(self).__name__)

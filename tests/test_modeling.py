@@ -395,3 +395,23 @@ def test_configuration_round_trip(tmp_path):
     assert loaded.to_dict() == config.to_dict() and loaded.ecg_config.num_beat_queries == 3
     assert isinstance(loaded.ecg_config, MelpEcgConfig) and loaded.text_config.is_decoder
     assert MelpEcgModel(loaded.ecg_config).num_parameters() > 0
+
+
+def test_counting_weights_first_changes_nothing():
+    """A model is made on the meta device before, which draws no random number; subclasses may take what they like."""
+
+    class Subclass(MelpEcgModel):
+        def __init__(self, config, width: int):
+            super().__init__(config)
+            self.head = torch.nn.Linear(config.projection_dim, width)
+
+    config = tiny_config().ecg_config
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        MelpEcgModel(config)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = Subclass(config, 3).state_dict()
+    torch.manual_seed(0)
+    for name, weight in MelpEcgModel(config).state_dict().items():
+        assert torch.equal(weights[name], weight) and weight.device.type == "cpu"
