@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 SHARD_RECORDINGS = (500, 10_000)  # a shard: what a kill may cost, against how many files a large output has
 LONG_RECORDINGS = 16  # of a shard where each is cut into windows: a day's Holter has thousands
 SHARDS = 1000  # beyond which shards grow
+# Header of the output's README, by which `load_dataset(OUTPUT)` and the Hub's viewer take these files and no others.
+CARD = """---
+configs:
+- config_name: default
+  data_files: data/*.parquet
+tags:
+- ecg
+---
+"""
 
 
 @dataclass(frozen=True)
@@ -211,7 +220,8 @@ class Plan:
 
 
 def _readme(settings: dict) -> str:
-    return f"""# Predictions of {os.path.basename(str(settings["model"]))}
+    return f"""{CARD}
+# Predictions of {os.path.basename(str(settings["model"]))}
 
 {NOTICE}
 
