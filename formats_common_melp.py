@@ -182,12 +182,16 @@ class Request:
             if not is_number or not 0 <= value < 1e9 or (name == "seconds" and value == 0):
                 raise FormatError("wrong argument", f"{name}={brief(value)} is no number of seconds")
 
+    def bounds(self, rate: float) -> tuple[int, int | None]:
+        """Returns the first index and the one past the last, whatever the length; None: to the end."""
+        return round(self.start * rate), None if self.seconds is None else round((self.start + self.seconds) * rate)
+
     def span(self, length: int, rate: float) -> tuple[int, int]:
         """Returns the first index and the one past the last, of `length` samples at `rate`."""
-        first = round(self.start * rate)
+        first, last = self.bounds(rate)
         if first >= length and first:
             raise FormatError("wrong argument", f"start={self.start:g} is past its end, {length / rate:g} s")
-        last = length if self.seconds is None else min(length, round((self.start + self.seconds) * rate))
+        last = length if last is None else min(length, last)
         if self.longest and rate > 1 and last - first > self.longest * rate:  # 1: a table's rate is not known yet
             raise LongRecording(self.longest, (last - first) / rate)
         return first, last

@@ -38,7 +38,7 @@ try:
     )
     from .formats_wfdb_melp import check_sums, from_wfdb, read_record
     from .formats_wfdb_melp import reads_parts as wfdb_reads_parts
-    from .formats_xml_melp import read_xml
+    from .formats_xml_melp import is_aecg, read_xml
     from .signal_melp import (
         MAX_MILLIVOLT,
         EcgBlock,
@@ -75,7 +75,7 @@ except ImportError:
     )
     from formats_wfdb_melp import check_sums, from_wfdb, read_record
     from formats_wfdb_melp import reads_parts as wfdb_reads_parts
-    from formats_xml_melp import read_xml
+    from formats_xml_melp import is_aecg, read_xml
     from signal_melp import (
         MAX_MILLIVOLT,
         EcgBlock,
@@ -100,7 +100,7 @@ READERS: dict[str, Callable[[Source, Request], Recording]] = {
 }
 STACKS = ("hdf5", "parquet", "npy", "npz")  # which may hold several records
 STACK_BEGINNINGS = (b"\x89HDF", b"MATLAB 7", b"PAR1", b"\x93NUMPY", b"PK\x03\x04")
-# Of which a part is read without the rest, as of WFDB; of a table, what stands before it is passed over.
+# Of which a part is read without the rest, as of WFDB and aECG; of a table, what stands before it is passed over.
 IN_PARTS = ("dicom", "edf", "ishne", "mfer", "hdf5", "npy", "npz", "parquet", "table")
 LONG = 3600.0  # seconds, 90 MB at 500 Hz: of longer recordings only what is used is read
 UNKNOWN = "unknown format"  # the rule by which what is no ECG file is refused
@@ -402,7 +402,7 @@ def reads_parts(path) -> bool:
             return wfdb_reads_parts(header)
     except FormatError:  # whoever reads it says why
         return False
-    return kind in IN_PARTS and source.is_plain
+    return source.is_plain and (kind in IN_PARTS or (kind == "xml" and is_aecg(source)))
 
 
 def check_whole(path, verify: bool = True) -> list[str]:

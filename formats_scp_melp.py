@@ -62,7 +62,10 @@ def default_table() -> list[Code]:
 
 
 def read_scp(source: Source, request: Request) -> Recording:
-    """Reads the rhythm. It is decoded whole, then cut."""
+    """Reads the rhythm, each lead up to the end of the part asked for.
+
+    A lead has at most 65,535 bytes, by the 16 bits of its length: minutes, never a day.
+    """
     if source.size > 4 * MAX_SAMPLES:
         raise FormatError("too large", f"{source.size} bytes of SCP-ECG")
     data, done = source.all(), []
@@ -93,10 +96,9 @@ def read_scp(source: Source, request: Request) -> Recording:
                 "empty or cut off", f"{size} bytes of {coded_lead(code)} stated, {len(packed)} are there"
             )
         position += size
-        values = _decode(packed, length, tables)
-        samples = integrate(values, differences)
         first, last = request.span(length, rate)
-        channels.append(Channel(coded_lead(code), samples[first:last], rate, "nV", float(multiplier)))
+        samples = integrate(_decode(packed, length, last, tables), differences)
+        channels.append(Channel(coded_lead(code), samples[first:], rate, "nV", float(multiplier)))
     return Recording(channels, "SCP-ECG", done, *_patient(sections.get(1, b"")))
 
 
@@ -179,20 +181,20 @@ def _lookup(codes: list[Code]) -> tuple[list[Code | None], list[Code]]:
     return table, [code for code in codes if code[0] > WINDOW]
 
 
-def _decode(packed: bytes, length: int, tables: list[list[Code]] | None) -> np.ndarray:
-    """`length` numbers of a lead: plain 16 bit, or Huffman codes, the highest bit of each byte first."""
+def _decode(packed: bytes, length: int, wanted: int, tables: list[list[Code]] | None) -> np.ndarray:
+    """The first of `length` numbers of a lead: 16 bit, or Huffman codes, the highest bit of each byte first."""
     if tables is None:
         if len(packed) != 2 * length:
             raise FormatError(CUT, f"{length} samples of 16 bit stated, {len(packed)} bytes are there")
-        return np.frombuffer(packed, dtype="<i2").astype(np.int64)
+        return np.frombuffer(packed, dtype="<i2")[:wanted].astype(np.int32)
     if length > 8 * len(packed):
         raise FormatError(CUT, f"{length} samples stated, {len(packed)} bytes are there")
     lookups = [_lookup(codes) for codes in tables]
     table, longer = lookups[0]
-    values = np.empty(length, dtype=np.int64)
+    values = np.empty(wanted, dtype=np.int32)
     bits = held = position = done = 0
     end = len(packed)
-    while done < length:
+    while done < wanted:
         while held < 48 and position < end:
             bits, held, position = bits << 8 | packed[position], held + 8, position + 1
         window = (bits >> held - WINDOW if held >= WINDOW else bits << WINDOW - held) & (1 << WINDOW) - 1

@@ -1,11 +1,13 @@
 """ECGs in XML: HL7 aECG, GE MUSE, Philips (Sierra), Mortara ELI, CardioSoft, Schiller.
 
-Python's own parser reads the bytes, so that every declared encoding holds; entity declarations are refused. The median
-beat comes with the rhythm in all six, often first: the rhythm is chosen by its type, never by its place.
+A document is parsed piece by piece, and entity declarations are refused. Of an aECG, which may hold a day, only the
+numbers asked for are kept; the others are what a cart prints, seconds or minutes, and are kept whole. The median beat
+comes with the rhythm in all six, often first: the rhythm is chosen by its type, never by its place.
 """
 
 import base64
 import binascii
+import contextlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import numpy as np
 try:
     from .formats_common_melp import (
         CUT,
+        HEAD,
         MAX_CHANNELS,
         Channel,
         FormatError,
@@ -37,6 +40,7 @@ except ImportError:
         raise
     from formats_common_melp import (
         CUT,
+        HEAD,
         MAX_CHANNELS,
         Channel,
         FormatError,
@@ -53,42 +57,197 @@ except ImportError:
         years_between,
     )
 
-MAX_SIZE = 256 * 2**20  # hours of digits; what is longer belongs into a binary format
+MAX_SIZE = 256 * 2**20  # bytes of a document beside the digits of aECG, the one that may hold a day
 MAX_XLI = 2**23  # samples of a Philips file, which takes a microsecond each: hours
 MAX_ELEMENTS, MAX_DEPTH = 200_000, 64
+PIECE, TEXT = 2**18, 2**16  # bytes of a file that are parsed at once, letters of a text that are looked at at once
+MAX_DIGITS = 32  # letters of a number
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers in a text
 
 
-def parse_xml(data: bytes) -> Element:
-    """Returns the root of a document, its elements named without their namespaces.
+class Digits:
+    """Reads whole numbers, with white space or commas between them, of a text that comes in pieces.
+
+    Args:
+        first, last: index of the first number that is kept, and of the one past the last; None: to the end.
+        most: where there are more to keep, they are only counted: such a recording is refused for its length.
+    """
+
+    def __init__(self, first: int = 0, last: int | None = None, most: float | None = None):
+        self.first, self.last, self.most = first, last, most
+        self.count, self.wrong = 0, ""  # numbers so far, and what is wrong with them
+        self._kept: list[np.ndarray] = []
+        self._size, self._rest = 0, ""
+
+    def feed(self, text: str):
+        """Takes the next piece, which may begin or end within a number."""
+        text = self._rest + text
+        end = len(text)
+        while end and len(text) - end <= MAX_DIGITS and text[end - 1] not in " ,\t\r\n":
+            end -= 1
+        if len(text) - end > MAX_DIGITS or not text.isascii():
+            self.wrong, text, end = "are not all whole numbers", "", 0
+        self._rest = text[end:]
+        self._take(text[:end])
+
+    def close(self, what: str) -> int:
+        """Ends the text and returns how many numbers it has. Raises FormatError naming `what`."""
+        self._take(self._rest)
+        self._rest = ""
+        if self.wrong:
+            raise FormatError("damaged", f"the samples of {what} {self.wrong}")
+        return self.count
+
+    def samples(self, first: int, last: int) -> np.ndarray:
+        """Returns numbers `first` to `last`, int16 or int32."""
+        kept = np.concatenate(self._kept) if self._kept else np.empty(0, dtype=np.int16)
+        return kept[first - self.first : last - self.first]
+
+    def _take(self, text: str):
+        letters = np.frombuffer(text.encode(), dtype=np.uint8)
+        is_gap = np.ones(len(letters) + 1, dtype=bool)
+        np.logical_or(letters <= ord(" "), letters == ord(","), out=is_gap[1:])
+        begins = is_gap[:-1] & ~is_gap[1:]
+        before, count = self.count, int(np.count_nonzero(begins))
+        self.count += count
+        first = max(0, self.first - before)
+        last = count if self.last is None else min(count, self.last - before)
+        if first >= last or self.wrong:
+            return
+        self._size += last - first
+        if self.most is not None and self._size > self.most:
+            self._kept.clear()
+            return
+        starts = np.flatnonzero(begins)
+        wanted = letters[starts[first] : starts[last] if last < count else len(letters)]
+        try:
+            self._kept.append(_smallest(np.array(wanted.tobytes().decode().replace(",", " ").split(), dtype=np.int64)))
+        except OverflowError:
+            self.wrong = "leave 32 bits"
+        except ValueError:
+            self.wrong = "are not all whole numbers"
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    for kind in (np.int16, np.int32):
+        if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max:
+            return values.astype(kind)
+    raise OverflowError
+
+
+def _integers(text: str, what: str) -> np.ndarray:
+    digits = Digits()
+    for start in range(0, len(text), TEXT):
+        digits.feed(text[start : start + TEXT])
+    return digits.samples(0, digits.close(what))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Documents
+
+
+class Document:
+    """Makes the tree of what a parser meets, but for the digits of aECG: of these the part asked for is kept.
+
+    Attributes:
+        digits: of each element of that name.
+        events: what was met so far.
+    """
+
+    def __init__(self, request: Request):
+        self.request, self.events = request, 0
+        self.digits: dict[Element, Digits] = {}
+        self._builder, self._depth, self._elements, self._letters = TreeBuilder(), 0, 0, 0
+        self._rate: float | None = None  # of the sequences that are being read, if their time axis came first
+        self._open: Digits | None = None
+
+    def start(self, name: str, attributes: dict[str, str]):
+        self._depth, self._elements, self.events = self._depth + 1, self._elements + 1, self.events + 1
+        if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
+            raise FormatError("too large", "more XML elements, or deeper ones, than an ECG has", "repair it")
+        local = {key.rpartition("}")[2]: value for key, value in attributes.items()}
+        self._hold(sum(map(len, local.values())))
+        name = name.rpartition("}")[2]
+        if self._open is not None:
+            raise FormatError("damaged", f"an element {brief(name)} within its digits")
+        if name == "sequenceSet":
+            self._rate = None
+        elif name == "digits":
+            self._open = self._new_digits()
+        self._builder.start(name, local)
+
+    def _new_digits(self) -> Digits:
+        if self._rate is None:
+            return Digits()
+        longest = self.request.longest
+        return Digits(*self.request.bounds(self._rate), most=longest and longest * self._rate)
+
+    def end(self, name: str):
+        self._depth -= 1
+        element = self._builder.end(name.rpartition("}")[2])
+        if self._open is not None:
+            self.digits[element], self._open = self._open, None
+        elif element.tag == "sequence" and _attribute(element, "code", "code").startswith("TIME"):
+            with contextlib.suppress(FormatError):  # whoever uses it says why
+                self._rate = _aecg_rate(element.find("value"))
+
+    def data(self, text: str):
+        self.events += 1
+        if self._open is not None:
+            self._open.feed(text)
+        else:
+            self._hold(len(text))
+            self._builder.data(text)
+
+    def _hold(self, letters: int):
+        self._letters += letters
+        if self._letters > MAX_SIZE:
+            raise FormatError("too large", "XML of hours", "export it as aECG, or in a binary format")
+
+    def refuse(self, *_):
+        raise FormatError("unsupported", "entity declarations (<!ENTITY)", "remove them")
+
+    def close(self) -> Element:
+        """Returns the root."""
+        return self._builder.close()
+
+
+def parse_xml(source: Source, request: Request) -> tuple[Element, dict[Element, Digits]]:
+    """Returns the root of a document, its elements named without their namespaces, and the digits of aECG.
+
+    It is parsed piece by piece. Python's own parser reads the bytes, so that every declared encoding holds.
 
     Raises:
         FormatError: no well-formed XML, an entity declaration, or more elements or levels than any ECG has.
     """
-    if len(data) > MAX_SIZE:
-        raise FormatError("too large", f"XML of {len(data)} bytes", "export a recording of hours in a binary format")
     try:
-        return _parse(data, None)
+        return _parse(source, request)
     except expat.ExpatError as error:
         if error.code in (
             expat.errors.codes[expat.errors.XML_ERROR_UNKNOWN_ENCODING],
             expat.errors.codes[expat.errors.XML_ERROR_INCORRECT_ENCODING],
         ):
-            return _parse_transcoded(data)
+            return _parse_transcoded(source, request)
         reason = expat.ErrorString(error.code)
         raise FormatError("damaged", f"no well-formed XML, {reason} in line {error.lineno}") from None
     except (LookupError, ValueError) as error:  # an encoding of several bytes, or none, which expat leaves to Python
         if isinstance(error, FormatError):
             raise
-        return _parse_transcoded(data)
+        return _parse_transcoded(source, request)
 
 
-def _parse_transcoded(data: bytes) -> Element:
+def _parse_transcoded(source: Source, request: Request) -> tuple[Element, dict[Element, Digits]]:
     """Decodes what expat cannot: encodings of several bytes, and a declaration that the bytes contradict."""
+    if source.size > MAX_SIZE:
+        raise FormatError("too large", f"XML of {source.size} bytes in its encoding", "save it as UTF-8")
+    data = source.all()
     declared = re.search(rb"encoding\s*=\s*[\"']([\w.:-]+)[\"']", data[:200].replace(b"\0", b""))
     for encoding in (declared[1].decode() if declared else "utf-8", "utf-8"):
         try:
             text = data.decode(encoding)
-            return _parse(text.lstrip("\ufeff").encode(), "utf-8")
+            return _parse(Source(data=text.lstrip("\ufeff").encode()), request, "utf-8")
         except FormatError:
             raise
         except (LookupError, ValueError, expat.ExpatError):
@@ -96,41 +255,39 @@ def _parse_transcoded(data: bytes) -> Element:
     raise FormatError("damaged", "its text is not in the encoding that it declares")
 
 
-def _parse(data: bytes, encoding: str | None) -> Element:
-    parser = expat.ParserCreate(encoding, "}")
-    parser.buffer_text, parser.buffer_size = True, 2**20
-    builder, depth, elements = TreeBuilder(), 0, 0
+def _parse(source: Source, request: Request, encoding: str | None = None) -> tuple[Element, dict[Element, Digits]]:
+    parser, document = expat.ParserCreate(encoding, "}"), Document(request)
+    parser.buffer_text, parser.buffer_size = True, TEXT
+    parser.StartElementHandler, parser.EndElementHandler = document.start, document.end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = document.data, document.refuse
+    offset, size = 0, PIECE
+    while offset < source.size:
+        events = document.events
+        piece = source.read(offset, min(size, source.size - offset))
+        parser.Parse(piece, False)
+        offset += len(piece)
+        # An unfinished tag is scanned again from its beginning: in pieces of one size, again and again.
+        size = PIECE if document.events > events else min(2 * size, MAX_SIZE)
+    parser.Parse(b"", True)
+    return document.close(), document.digits
 
-    def start(name, attributes):
-        nonlocal depth, elements
-        depth, elements = depth + 1, elements + 1
-        if depth > MAX_DEPTH or elements > MAX_ELEMENTS:
-            raise FormatError("too large", "more XML elements, or deeper ones, than an ECG has", "repair it")
-        local = {key.rpartition("}")[2]: value for key, value in attributes.items()}
-        builder.start(name.rpartition("}")[2], local)
 
-    def end(name):
-        nonlocal depth
-        depth -= 1
-        builder.end(name.rpartition("}")[2])
-
-    def refuse(*_):
-        raise FormatError("unsupported", "entity declarations (<!ENTITY)", "remove them")
-
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = builder.data
-    parser.EntityDeclHandler = refuse
-    parser.Parse(data, True)
-    return builder.close()
+def is_aecg(source: Source) -> bool:
+    """Says whether a document is an aECG, of which a part is read without the rest."""
+    parser, names = expat.ParserCreate(None, "}"), []
+    parser.StartElementHandler = lambda name, _: names.append(name.rpartition("}")[2])
+    with contextlib.suppress(expat.ExpatError, LookupError, ValueError):
+        parser.Parse(source.head(HEAD), False)
+    return names[:1] == ["AnnotatedECG"]
 
 
 def read_xml(source: Source, request: Request) -> Recording:
-    """Reads whichever of the six the root element says. The file is parsed whole, then cut."""
-    root = parse_xml(source.all())
+    """Reads whichever of the six the root element says. All but aECG are kept whole, then cut."""
+    root, digits = parse_xml(source, request)
     name = root.tag
     if name == "AnnotatedECG":
-        recording = _aecg(root)
-    elif name == "RestingECG":
+        return _aecg(root, digits, request)
+    if name == "RestingECG":
         recording = _muse(root, request)
     elif name == "restingecgdata":
         recording = _philips(root)
@@ -142,13 +299,17 @@ def read_xml(source: Source, request: Request) -> Recording:
         recording = _schiller(root)
     else:
         raise FormatError("unknown format", f"XML whose root is {brief(name)}", "see docs/formats.md for what is read")
-    lengths = {len(channel.samples) for channel in recording.channels}
-    if len(lengths) != 1 or 0 in lengths:
-        raise FormatError(CUT, f"leads of {sorted(lengths)} samples")
+    length = _one_length({len(channel.samples) for channel in recording.channels})
     for channel in recording.channels:
-        first, last = request.span(len(channel.samples), channel.rate)
+        first, last = request.span(length, channel.rate)
         channel.samples = channel.samples[first:last]
     return recording
+
+
+def _one_length(lengths: set[int]) -> int:
+    if len(lengths) != 1 or 0 in lengths:
+        raise FormatError(CUT, f"leads of {sorted(lengths)} samples")
+    return lengths.pop()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,26 +325,6 @@ def _text(element: Element | None, path: str = ".") -> str:
 def _attribute(element: Element | None, path: str, name: str) -> str:
     child = None if element is None else element.find(path)
     return child.get(name, "").strip() if child is not None else ""
-
-
-_SPACE = re.compile(r"\s")
-
-
-def _integers(text: str, what: str) -> np.ndarray:
-    """Digits separated by white space or commas as int32."""
-    text, pieces, start = text.replace(",", " "), [], 0
-    while start < len(text):  # a list of all the numbers would take fifteen times the file
-        end = _SPACE.search(text, start + 2**16)
-        stop = end.start() if end else len(text)
-        try:
-            values = np.array(text[start:stop].split(), dtype=np.int64)
-        except (ValueError, OverflowError):
-            raise FormatError("damaged", f"the samples of {what} are not all whole numbers") from None
-        if len(values) and not -(2**31) < values.min() <= values.max() < 2**31:
-            raise FormatError("damaged", f"the samples of {what} leave 32 bits")
-        pieces.append(values.astype(np.int32))
-        start = stop
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
 
 
 _PER_YEAR = {"": 1, "YEAR": 1, "MONTH": 12, "WEEK": 52.18, "DAY": 365.25}
@@ -225,7 +366,7 @@ def _not_one(elements: list, what: str) -> FormatError:
 # HL7 aECG
 
 
-def _aecg(root: Element) -> Recording:
+def _aecg(root: Element, digits: dict[Element, Digits], request: Request) -> Recording:
     series = [one for one in root.findall("component/series") if _attribute(one, "code", "code") == "RHYTHM"]
     sets = [one for rhythm in series for one in rhythm.findall("component/sequenceSet")]
     if len(sets) != 1:
@@ -239,14 +380,16 @@ def _aecg(root: Element) -> Recording:
         if code.startswith("TIME"):
             rate = _aecg_rate(value)
         elif kind == "SLIST_PQ":
-            channels.append(_aecg_channel(code, value))
+            channels.append((_aecg_channel(code, value), digits.get(value.find("digits"), Digits())))
         else:
             raise FormatError("unsupported", f"lead {brief(code)} is given as {brief(kind)}, not as SLIST_PQ")
     if rate is None or not channels:
         raise FormatError("not stated", "the time axis or the leads of the rhythm", "export the file anew")
-    for channel in channels:
-        channel.rate = rate
-    return Recording(channels, "HL7 aECG", [], *_aecg_patient(root, series[0]))
+    length = _one_length({numbers.close(brief(channel.name)) for channel, numbers in channels})
+    first, last = request.span(length, rate)
+    for channel, numbers in channels:
+        channel.rate, channel.samples = rate, numbers.samples(first, last)
+    return Recording([channel for channel, _ in channels], "HL7 aECG", [], *_aecg_patient(root, series[0]))
 
 
 def _aecg_rate(value: Element) -> float:
@@ -269,8 +412,7 @@ def _aecg_channel(code: str, value: Element) -> Channel:
     offset = 0.0 if origin is None else number(origin.get("value") or 0, f"the origin of {what}")
     if offset and origin.get("unit") != unit:
         raise FormatError("unsupported", f"origin and scale of {what} differ in unit")
-    samples = _integers(_text(value, "digits"), what)
-    return Channel(code, samples, None, unit, step, offset)
+    return Channel(code, np.empty(0), None, unit, step, offset)
 
 
 def _aecg_patient(root: Element, series: Element) -> tuple[dict, dict]:

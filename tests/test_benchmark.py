@@ -130,6 +130,7 @@ def test_memory_of_lists_and_of_long_recordings(monkeypatch, capsys):
     command.main(["memory"])
     printed = capsys.readouterr().out
     assert "| a list of 2,500 files | 0.0" in printed and "| predict.py --stride 10 on 0.1 h | 0." in printed
+    assert "| 10 s from the middle of 6 min of aECG, 8." in printed and "of 8 min of SCP-ECG, 0.7 MB | 0.0" in printed
 
 
 def test_every_door_is_a_command():

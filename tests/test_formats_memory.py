@@ -20,7 +20,8 @@ from test_formats_wfdb import pack
 
 from formats_melp import read_ecg
 
-MINUTES = {"SCP-ECG": 0.5, "CSV": 0.5}  # those that Python reads number by number; 2 minutes of XML, 20 of the others
+# Those that Python reads number by number; 2 minutes of XML, 20 of the others
+MINUTES = {"SCP-ECG": 0.5, "CSV": 0.5, "HL7 aECG": 4}
 XML = ("HL7 aECG", "GE MUSE", "Philips", "Mortara", "CardioSoft", "Schiller")
 COUNTS = {"unit": "2.5 uV", "leads": USUAL_ORDER, "sampling_rate": 500}
 
@@ -35,6 +36,7 @@ LIMITS = {
     "DICOM": (3.5, True),
     "SCP-ECG": (12, False),
     **dict.fromkeys(XML, (5, False)),
+    "HL7 aECG": (2.5, True),
     "CSV": (2, True),
     "Parquet": (2.5, True),
     ".npy": (3.5, True),

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from ecg_files import STEP, USUAL_ORDER, counts
 
-from formats_melp import read_ecg
+import formats_xml_melp
+from formats_common_melp import LongRecording
+from formats_melp import read_ecg, reads_parts
 from formats_xml_melp import MAX_ELEMENTS
 
 DATA = counts()
@@ -104,6 +106,10 @@ def test_aecg_units_and_origin():
         ({"increment": "0"}, "the increment of its time axis is '0'"),
         ({"digits": "1 2 x 4"}, "samples of 'MDC_ECG_LEAD_I' are not all whole numbers"),
         ({"digits": "1 2 99999999999"}, "leave 32 bits"),
+        ({"digits": "1 2 99999999999999999999"}, "leave 32 bits"),
+        ({"digits": "1 " + "2" * 50}, "not all whole numbers"),
+        ({"digits": "1\u00a02"}, "not all whole numbers"),
+        ({"digits": "1 2 <b/> 4"}, "damaged: an element 'b' within its digits"),
         ({"leads": ("I", "I", *USUAL_ORDER[2:])}, "repeated lead: I"),
     ],
 )
@@ -115,6 +121,44 @@ def test_aecg_whose_leads_differ_in_length():
     data = ecg_files.aecg(DATA).decode()
     first = " ".join(map(str, DATA[0]))
     refused(data.replace(f"<digits>{first}", f"<digits>{first[:-30]}").encode(), "empty or cut off: leads of")
+
+
+@pytest.mark.parametrize(("piece", "text"), [(37, 8), (1000, 61)])
+def test_aecg_is_the_same_in_whatever_pieces_it_is_parsed(monkeypatch, tmp_path, piece, text):
+    monkeypatch.setattr(formats_xml_melp, "PIECE", piece)
+    monkeypatch.setattr(formats_xml_melp, "TEXT", text)
+    large = DATA.astype(np.int32)
+    large[3, 1700:1800] = 70_000  # beyond 16 bits in a part of one lead
+    data = ecg_files.aecg(large)
+    check(data, large)
+    check(data, large[:, 500:1750], start=1, seconds=2.5)
+    check(data.replace(b"</digits>", b"\n</digits>").replace(b"<digits>", b"<digits>\t"), large[:, 2000:], start=4)
+    late = data.decode()
+    time = late[late.index("<component><sequence><code") : late.index("</sequence></component>") + 23]
+    assert "TIME_ABSOLUTE" in time
+    check(late.replace(time, "").replace("</sequenceSet>", f"{time}</sequenceSet>").encode(), large[:, 500:], start=1)
+    (tmp_path / "ecg.xml").write_bytes(data)
+    assert reads_parts(tmp_path / "ecg.xml")
+    check(tmp_path / "ecg.xml", large[:, 500:1500], start=1, seconds=2)
+    refused(data, "wrong argument: start=5 is past its end, 5 s", start=5)
+    with pytest.raises(ValueError, match="longer than") as error:
+        read_ecg(data, longest=2)
+    assert isinstance(error.value.__cause__, LongRecording) and error.value.__cause__.seconds == 5
+
+
+def test_a_large_tag_costs_no_more_time_in_pieces(monkeypatch):
+    """expat begins anew with an unfinished tag: as often as its size doubles, not as often as there are pieces."""
+    monkeypatch.setattr(formats_xml_melp, "PIECE", 64)
+    scanned = []
+    real = formats_xml_melp.Source.read
+    monkeypatch.setattr(formats_xml_melp.Source, "read", lambda *given: scanned.append(given) or real(*given))
+    check(ecg_files.mortara(DATA))
+    assert len(scanned) < 500  # 12 leads of 6.7 kB: 64 bytes at a time it would be 1,300
+
+
+def test_other_xml_is_not_read_in_parts(tmp_path):
+    (tmp_path / "ecg.xml").write_bytes(ecg_files.muse(DATA))
+    assert not reads_parts(tmp_path / "ecg.xml")
 
 
 # MUSE

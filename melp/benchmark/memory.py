@@ -1,6 +1,7 @@
-"""How much memory predictions take beyond one recording: of a long list of files, and of a day's Holter."""
+"""How much memory is taken beyond one recording: by a long list of files, by a day's Holter, by ten seconds of one."""
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,19 @@ print(len(plan.paths), peak() - before, time.perf_counter() - begun)
 """
 
 
+# Reads ten seconds from the middle of a file, and prints the GB that this added to the process, and CPU seconds.
+READ = """
+import resource, sys, time
+from formats_melp import read_ecg
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+before, begun = peak(), time.process_time()
+block = read_ecg(sys.argv[1], start=float(sys.argv[2]), seconds=10)
+assert block.signal.shape == (1, 12, 5000)
+print(peak() - before, time.process_time() - begun)
+"""
+
+
 # Runs Python with the arguments, and prints its peak. In a process of its own: Linux counts the memory of the process
 # that starts another as the other's peak, and the one that measures may be large.
 MEASURE = """
@@ -40,8 +54,10 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def measure_memory() -> list[dict]:
-    """Measures both; makes a million empty files and a recording of 1 GB below the folder of temporary files."""
-    return [_measure_list(FILES), *(_measure_recording(hours) for hours in HOURS)]
+    """Measures all; makes a million empty files and recordings of up to 2.3 GB below the folder of temporary files."""
+    holters = [_measure_recording(hours) for hours in HOURS]
+    parts = [_measure_part("aECG", write_aecg, HOURS[-1]), _measure_part("SCP-ECG", write_scp, 8 / 60)]
+    return [_measure_list(FILES), *holters, *parts]
 
 
 def _python(*arguments: str) -> tuple[str, float]:
@@ -80,6 +96,58 @@ def _measure_recording(hours: float) -> dict:
         options = ("--model", f"{root}/model", "--stride", "10", "--num-workers", "0", "--output", f"{root}/out")
         _, peak = _python("-m", "melp.predict", f"{root}/holter.hea", *options)
     return {"task": "memory", "way": f"predict.py --stride 10 on {hours:g} h", "gigabytes": peak, "seconds": None}
+
+
+def _measure_part(name: str, write, hours: float) -> dict:
+    with tempfile.TemporaryDirectory() as root:
+        file = Path(root, "ecg")
+        write(file, hours)
+        size = file.stat().st_size / 1e6
+        printed, _ = _python("-c", READ, str(file), str(1800 * hours))
+    added, seconds = map(float, printed.split())
+    way = f"10 s from the middle of {hours * 60:g} min of {name}, {size:,.1f} MB"
+    return {"task": "memory", "way": way, "gigabytes": added, "seconds": seconds}
+
+
+def write_aecg(file: Path, hours: float):
+    """Writes an HL7 aECG of 12 leads at 500 Hz, with the same minute again and again."""
+    minute = (np.random.default_rng(0).standard_normal((12, 500 * 60)).cumsum(1) * 2).astype(int)
+    with open(file, "w", encoding="utf-8") as xml:
+        xml.write(
+            '<AnnotatedECG xmlns="urn:hl7-org:v3"><component><series><code code="RHYTHM"/><component><sequenceSet>'
+        )
+        xml.write(
+            '<component><sequence><code code="TIME_RELATIVE"/><value><increment value="0.002" unit="s"/></value>'
+        )
+        xml.write("</sequence></component>")
+        for lead, samples in zip(USUAL_LEADS, minute, strict=True):
+            xml.write(f'<component><sequence><code code="MDC_ECG_LEAD_{lead.upper()}"/><value type="SLIST_PQ">')
+            xml.write('<origin value="0" unit="uV"/><scale value="2.5" unit="uV"/><digits>')
+            digits = " ".join(map(str, samples)) + "\n"
+            for _ in range(round(60 * hours)):
+                xml.write(digits)
+            xml.write("</digits></value></sequence></component>")
+        xml.write("</sequenceSet></component></series></component></AnnotatedECG>")
+
+
+def write_scp(file: Path, hours: float):
+    """Writes SCP-ECG of 12 leads at 500 Hz, 1, -1, 0, 0 in turns: a byte. The format allows 65,535 per lead."""
+    samples = round(hours * 3600 * 500)
+    packed = b"\x94" * (samples // 4)
+    codes = (1, 2, 61, 62, 63, 64, *range(3, 9))
+    sections = {
+        2: struct.pack("<H", 19999),
+        3: bytes([12, 0x64]) + b"".join(struct.pack("<IIB", 1, samples, code) for code in codes),
+        6: struct.pack("<HHBB12H", 2500, 2000, 0, 0, *[len(packed)] * 12) + packed * 12,
+    }
+    body, pointers, position = b"", [(0, 16 + 40, 7)], 6 + 16 + 40
+    for number, content in sections.items():
+        content = struct.pack("<HHI8x", 0, number, 16 + len(content)) + content
+        pointers.append((number, len(content), position + len(body) + 1))
+        body += content
+    index = b"".join(struct.pack("<HII", *pointer) for pointer in pointers)
+    whole = struct.pack("<HHI2x6s", 0, 0, 16 + len(index), b"SCPECG") + index + body
+    file.write_bytes(struct.pack("<HI", 0, len(whole) + 6) + whole)
 
 
 def write_holter(folder: Path, hours: float):
