@@ -60,7 +60,7 @@ except ImportError:
 MAX_SIZE = 256 * 2**20  # bytes of a document beside the digits of aECG, the one that may hold a day
 MAX_XLI = 2**23  # samples of a Philips file, which takes a microsecond each: hours
 MAX_ELEMENTS, MAX_DEPTH = 200_000, 64
-PIECE, TEXT = 2**18, 2**16  # bytes of a file that are parsed at once, letters of a text that are looked at at once
+PIECE, TEXT = 2**16, 2**15  # bytes of a file that are parsed at once, letters of a text that are looked at at once
 MAX_DIGITS = 32  # letters of a number
 
 # ---------------------------------------------------------------------------------------------------------------------

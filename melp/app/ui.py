@@ -1,10 +1,12 @@
 """The page and the interface for clients, in Gradio: what is asked goes to the engine, what it answers to the page."""
 
+import time
 from importlib import resources
 
 import gradio as gr
 
 from melp.app import pages
+from melp.app.batch import SHOW_EVERY, run_batch
 from melp.app.engine import Engine
 from melp.app.examples import EXAMPLES, PATIENT
 from melp.app.kept import Kept, Recording
@@ -125,16 +127,22 @@ class App:
         query = self.one(files) if files else words
         return [without_places(hit) for hit in self.engine.search(query, count)]
 
-    def api_batch(self, files: list) -> dict:
-        """Reads any number of recordings, files or zip files: an answer each, and why others were rejected."""
-        rows, rejected = [], []
+    def api_batch(self, files: list) -> dict:  # type: ignore[misc]  # Gradio takes the type of what is yielded
+        """Reads any number of recordings, files or zip files: an answer each, and why others were rejected.
+
+        Before the answer comes, a second apart, how many are `done`: it ends there when the client has left.
+        """
+        rows, rejected, shown = [], [], time.monotonic()
         with self.uploads.take(files) as folder:
             for one in self.engine.read(folder, Reading()):
                 if isinstance(one, Recording):
                     rows.append(self.engine.answer(one))
                 else:
                     rejected.append({"record": one[0], "reason": one[1]})
-        return {"notice": NOTICE, "recordings": rows, "rejected": rejected}
+                if time.monotonic() - shown >= SHOW_EVERY:
+                    shown = time.monotonic()
+                    yield {"notice": NOTICE, "done": len(rows) + len(rejected)}
+        yield {"notice": NOTICE, "recordings": rows, "rejected": rejected}
 
     # ------------------------------------------------------------------------------------------------- Read, as a page
 
@@ -269,8 +277,6 @@ class App:
             return (*self.failed(error), gr.skip())
 
     def page_batch(self, files, folder, pdf, request: gr.Request):
-        from melp.app.batch import run_batch
-
         yield (None, None, '<p role="status">Reading ...</p>', gr.update(visible=False), *[gr.skip()] * 2)
         try:
             payload = [*(files or []), *(folder or [])]
