@@ -71,7 +71,10 @@ def write_jsonl(rows: Iterable[dict], file):
 
 
 def write_csv(rows: Iterable[dict], classes: list[str], file):
-    """Writes the notice as a comment line (pandas: skiprows=1, as FILE#RECORD has a # too), then the rows: a column per finding and number."""
+    """Writes the notice as a comment line, then the rows: a column per finding and number.
+
+    pandas reads it with `skiprows=1`; `comment="#"` would cut FILE#RECORD.
+    """
     file.write(f"# {NOTICE}\n")
     table = None
     for row in rows:
