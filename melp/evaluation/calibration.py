@@ -221,7 +221,12 @@ MEASURES = {
 
 
 def measures(
-    targets: np.ndarray, probabilities: np.ndarray, absent_below: np.ndarray, present_above: np.ndarray, weights
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    absent_below: np.ndarray,
+    present_above: np.ndarray,
+    weights,
+    together: bool = False,
 ) -> np.ndarray:
     """Returns `MEASURES` of each finding: (draws, measures, findings).
 
@@ -233,21 +238,27 @@ def measures(
             whose limits are NaN count as "cannot say".
         absent_below, present_above: (findings,) probabilities.
         weights: (draws, recordings), see `melp.evaluation.metrics`.
+        together: count the verdicts on all findings as those on one, (draws, measures, 1): where few recordings have
+            any one finding, their mean would say little.
     """
     weights = np.asarray(weights, dtype=float)
+
+    def count(verdicts):
+        return weights @ (verdicts.sum(axis=1, keepdims=True) if together else verdicts)
+
     labelled = ~np.isnan(targets)
     truth = np.where(labelled, targets, 0.0)
     with_finding, without = labelled & (truth == 1), labelled & (truth == 0)
     absent, present = probabilities < absent_below, probabilities > present_above
-    total = weights @ labelled
+    total = _or_nan(count(labelled))
     with np.errstate(invalid="ignore", divide="ignore"):
-        covered_with = weights @ (with_finding & ~absent) / _or_nan(weights @ with_finding)
-        covered_without = weights @ (without & ~present) / _or_nan(weights @ without)
-        unsaid = weights @ (labelled & ~absent & ~present) / _or_nan(total)
-        brier = weights @ (labelled * (probabilities - truth) ** 2) / _or_nan(total)
+        covered_with = count(with_finding & ~absent) / _or_nan(count(with_finding))
+        covered_without = count(without & ~present) / _or_nan(count(without))
+        unsaid = count(labelled & ~absent & ~present) / total
+        brier = count(labelled * (probabilities - truth) ** 2) / total
         bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
         gap = labelled * (probabilities - truth)
-        error = sum(np.abs(weights @ (gap * (bins == number))) for number in range(BINS)) / _or_nan(total)
+        error = sum(np.abs(count(gap * (bins == number))) for number in range(BINS)) / total
     return np.stack([covered_with, covered_without, unsaid, error, brier], axis=1)
 
 

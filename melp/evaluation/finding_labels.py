@@ -100,8 +100,8 @@ def whole_recordings(rows: Dataset, derive: bool, where: str) -> tuple[Dataset, 
     if not any(whole):
         raise ValueError(f"{where} has no recording of 12 leads and 10 s, which a calibration is of.")
     left_out = whole.count(False)
-    notes = [f"Left out: {left_out:,} recordings of fewer than 12 leads, or less than 10 s."] if left_out else []
-    return rows.select(np.flatnonzero(whole)) if left_out else rows, notes
+    notes = [f"Left out of {where}: {left_out:,} recordings of fewer than 12 leads, or less than 10 s."]
+    return (rows.select(np.flatnonzero(whole)), notes) if left_out else (rows, [])
 
 
 def rests_on(data: Mapping, fingerprints: Collection[str | None], split: str) -> bool:

@@ -48,6 +48,11 @@ def load_folders(paths: Sequence[str], names: Sequence[str] | None = None, keep:
     return DatasetDict({split: concatenate_datasets(joined) for split, joined in parts.items()})
 
 
+def as_one(parts: Sequence[Dataset]) -> Dataset:
+    """Returns the rows of folders together; of several without their labels, patients told apart by the folder."""
+    return parts[0] if len(parts) == 1 else concatenate_datasets([_part(*pair) for pair in enumerate(parts)])
+
+
 def first_known(sets: dict[str, list[str]]) -> str | None:
     """Returns the first label set of a folder of which the table of correspondences knows a label."""
     return next((name for name, classes in sets.items() if any(finding_of(name, label) for label in classes)), None)
@@ -55,10 +60,8 @@ def first_known(sets: dict[str, list[str]]) -> str | None:
 
 def _joined(rows: Dataset, keep, number: int, name: str | None, columns: list[list[int]], findings: list[str]):
     """Returns a folder's rows as those of the others: the same columns, findings as labels, its number in patients."""
-    patients = [f"{number + 1}:{patient}" for patient in rows["patient"]]
     labels = rows.select_columns([name])[name] if name and findings else None
-    rows = rows.select_columns(list(dict.fromkeys((*REQUIRED_COLUMNS, *keep))))
-    rows = rows.remove_columns("patient").add_column("patient", patients)
+    rows = _part(number, rows, keep)
     if labels is None:
         return rows
     joined = [
@@ -66,3 +69,10 @@ def _joined(rows: Dataset, keep, number: int, name: str | None, columns: list[li
         for ids in labels
     ]
     return rows.add_column(SHARED, joined, feature=List(ClassLabel(names=findings)))
+
+
+def _part(number: int, rows: Dataset, keep: Sequence[str] = ()) -> Dataset:
+    """Returns a folder's rows with the columns that every folder has, and its number in patients."""
+    patients = [f"{number + 1}:{patient}" for patient in rows["patient"]]
+    rows = rows.select_columns(list(dict.fromkeys((*REQUIRED_COLUMNS, *keep))))
+    return rows.remove_columns("patient").add_column("patient", patients)

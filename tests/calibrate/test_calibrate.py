@@ -14,6 +14,7 @@ from melp.calibrate.__main__ import main
 from melp.calibrate.fit import tune
 from melp.calibrate.passport import transforms
 from melp.data.prepared import label_matrix, label_sets, load_prepared
+from melp.evaluation.calibration import MEASURES
 from melp.evaluation.finding_labels import finding_targets, findings_in
 from melp.evaluation.metrics import resample
 from modeling_melp import MelpModel
@@ -187,6 +188,28 @@ def test_a_calibration_is_carried_to_a_database_of_other_labels(evaluated, model
         assert rows["atrial fibrillation"]["positives"] == expected > 0 and "sinus rhythm" in rows
         assert ("left axis deviation" in rows) == (data == "data"), "PTB-XL's rhythm statements have none"
         assert set(predictions["label"]) == set(rows) and not any("WARNING" in note for note in results["notes"])
+        assert not results["groups"]
+
+    both = ("rhythm", "data")
+    results, predictions = evaluate(evaluated, "calibration", str(model), tmp_path / "both", data=both)
+    rows = {row["label"]: row for row in results["classes"]}
+    assert rows["atrial fibrillation"]["positives"] == 2 * expected, "each folder by its own labels"
+    assert rows["left axis deviation"]["records"] * 2 == rows["sinus rhythm"]["records"] == results["records"]
+    assert (
+        results["patients"]
+        == len(set(predictions["patient"]))
+        == 2 * len(set(load_prepared(evaluated / "data")["test"]["patient"]))
+    )
+    assert [(group["data"], group["findings"]) for group in results["groups"]] == [
+        (str(evaluated / name), known) for name, known in zip(both, (2, 3), strict=True)
+    ]
+    assert sum(group["positives"] for group in results["groups"]) == predictions["target"].sum()
+    for measure in MEASURES:
+        figure = results["metrics"][f"{measure}_together"]
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    verdicts = predictions.dropna(subset="target")
+    unsaid = verdicts["score"].between(entry["absent_below"], entry["present_above"]).mean()
+    assert results["metrics"]["cannot_say_together"]["value"] == pytest.approx(unsaid)
 
 
 def test_limits_are_taken_anew_where_labels_are_enough():

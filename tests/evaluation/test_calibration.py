@@ -133,3 +133,16 @@ def test_measures_are_counted_by_hand():
     assert first[4] == pytest.approx(np.mean((chances[:5] - targets[:5, 0]) ** 2))
     assert second[:3] == pytest.approx([0.0, 1 / 2, 0.0])
     assert np.isnan(measures(targets * 0 + 1, probabilities, below, above, weights)[0, 1, 0]), "nobody lacks it"
+
+
+def test_verdicts_on_all_findings_are_counted_together():
+    """The same as those on one finding that as many recordings are labelled in."""
+    generator = np.random.default_rng(0)
+    targets, chances = (generator.random((50, 3)) < (0.1, 0.3, 0.5)).astype(float), generator.random((50, 3))
+    targets[:20, 1] = np.nan
+    below, above = np.array([0.1, 0.2, 0.3]), np.array([0.6, 0.7, 0.8])
+    weights = generator.integers(0, 4, (5, 50))
+    together = measures(targets, chances, below, above, weights, together=True)
+    column = targets.reshape(-1, 1), chances.reshape(-1, 1), np.tile(below, 50)[:, None], np.tile(above, 50)[:, None]
+    np.testing.assert_allclose(together, measures(*column, np.repeat(weights, 3, axis=1)))
+    assert together.shape == (5, 5, 1)

@@ -64,7 +64,7 @@ def test_only_recordings_of_all_leads_and_10_s_are_whole():
     every = rows((list(LEADS), 10), (["I"], 10), (list(LEADS), 5), (eight, 10), (list(LEADS), 60))
     kept, notes = whole_recordings(every, True, "data")
     assert [len(leads) for leads in kept["leads"]] == [12, 8, 12] and notes == [
-        "Left out: 2 recordings of fewer than 12 leads, or less than 10 s."
+        "Left out of data: 2 recordings of fewer than 12 leads, or less than 10 s."
     ]
     assert len(whole_recordings(every, False, "data")[0]) == 2, "nothing is derived"
     assert whole_recordings(every.select([4]), True, "data")[1] == []

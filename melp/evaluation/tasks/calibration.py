@@ -9,7 +9,7 @@ from melp.evaluation.calibration import MEASURES, centred, measures, verdict_arr
 from melp.evaluation.classification import filled_split
 from melp.evaluation.encoding import encode
 from melp.evaluation.finding_labels import finding_targets, rests_on, whole_recordings
-from melp.evaluation.folders import load_folders
+from melp.evaluation.folders import as_one
 from melp.evaluation.metrics import auroc, interval, resample
 from melp.evaluation.models import Runtime, load_models
 from melp.evaluation.results import Results, difference, key_of, prediction_table, with_bounds
@@ -21,30 +21,40 @@ from melp.models import model_folder
 
 def run(settings: Calibration, runtime: Runtime) -> Results:
     """Measures every finding that the data label; see `Calibration`."""
-    rows = filled_split(load_folders(settings.data), settings.split, settings.where)
+    opened = {path: filled_split(load_prepared(path), settings.split, path) for path in settings.data}
     models = load_models(settings, runtime, text=True, untrained=False)
-    rows, notes = whole_recordings(rows, models["model"][1].feature_extractor.derive_leads, settings.where)
+    derive = models["model"][1].feature_extractor.derive_leads
+    whole = {path: whole_recordings(rows, derive, path) for path, rows in opened.items()}
+    parts = {path: kept for path, (kept, _) in whole.items()}
+    rows = as_one(list(parts.values()))
     results = Results.start(settings, rows)
-    results.notes += notes
+    results.notes += [note for _, notes in whole.values() for note in notes]
     for name, source in {"model": settings.model, **settings.comparison_models}.items():
-        measured = _measure(settings, runtime, rows, name, source, models[name])
+        measured = _measure(settings, runtime, parts, rows, name, source, models[name])
         _add(results, name, measured, settings)
         if name == "model":
             _add_pictures(results, rows, measured)
+            if len(parts) > 1:
+                _add_folders(results, settings, parts, measured)
             if settings.weighted is not None:
                 _add_weighted(results, settings, runtime, rows, models[name], measured)
     return results
 
 
-def _measure(settings, runtime, rows, name: str, source: str, pair) -> dict:
-    """Returns what a model says of the recordings, and how it holds, with draws of patients."""
+def _measure(settings, runtime, parts: dict, rows, name: str, source: str, pair) -> dict:
+    """Returns what a model says of the recordings, and how it holds, with draws of patients.
+
+    Args:
+        parts: the rows of each folder, whose labels are its own; what it does not label is unknown of its recordings.
+        rows: of all of them together.
+    """
     file = model_folder(source) / FINDINGS
     if not file.is_file():
         raise ValueError(f"{source} is not calibrated (it has no {FINDINGS}): python -m melp.calibrate {source}")
     check_calibration(pair[0], file)
     content = read_file(file)
     entries = {key: entry for key, entry in content["findings"].items() if entry.get("present_above") is not None}
-    targets = finding_targets(rows, entries)
+    targets = np.concatenate([finding_targets(part, entries) for part in parts.values()])
     there = (np.nansum(targets, axis=0) > 0) & (np.nansum(1 - targets, axis=0) > 0)
     if not there.any():
         raise ValueError(f"{settings.where}: its labels name none of the findings of {file}, or no recording has one.")
@@ -53,22 +63,39 @@ def _measure(settings, runtime, rows, name: str, source: str, pair) -> dict:
     texts = embed_prompts(*pair, [entry["prompts"] for entry in entries.values()]).cpu().numpy()
     embeddings = encode(*pair, rows, runtime, f"{settings.split} ({name})")["rhythm"]
     arrays = targets, *verdict_arrays(entries, embeddings @ texts.T)
-
-    def statistic(weights):
-        return measures(*arrays, weights)
-
-    values = statistic(np.ones((1, len(rows))))
+    patients = list(rows["patient"])
+    values, draws = _values_and_draws(arrays, patients, settings)
     return {
         "entries": entries,
         "targets": targets,
         "probabilities": arrays[1],
+        "arrays": arrays,
+        "patients": np.asarray(patients),
         "embeddings": embeddings,
         "texts": texts,
-        "values": values[0],
-        "draws": centred(resample(list(rows["patient"]), statistic, settings.samples, settings.seed), values),
+        "values": values,
+        "draws": draws,
         "calibrated_on": content.get("data", {}),
         "rests_on": [content.get(part, {}) for part in ("data", "adapted")],
     }
+
+
+def _values_and_draws(arrays, patients, settings: Calibration, together: bool = False):
+    """Returns `measures` of the recordings, (measures, findings), and in each draw of patients."""
+
+    def statistic(weights):
+        return measures(*arrays, weights, together)
+
+    values = statistic(np.ones((1, len(patients))))
+    return values[0], centred(resample(patients, statistic, settings.samples, settings.seed), values)
+
+
+def _together(measured: dict, settings: Calibration, chosen=slice(None)) -> dict[str, dict]:
+    """Returns each measure of the verdicts on all findings counted as those on one, of chosen recordings."""
+    targets, probabilities, *limits = measured["arrays"]
+    arrays = targets[chosen], probabilities[chosen], *limits
+    values, draws = _values_and_draws(arrays, measured["patients"][chosen], settings, together=True)
+    return {measure: _figure(float(values[place, 0]), draws[:, place, 0]) for place, measure in enumerate(MEASURES)}
 
 
 def _add(results: Results, name: str, measured: dict, settings: Calibration):
@@ -95,12 +122,17 @@ def _add(results: Results, name: str, measured: dict, settings: Calibration):
         lines.append(row)
     if name == "model":
         results.classes = lines
-    if len(enough):
-        for place, measure in enumerate(MEASURES):
+    together, shown = _together(measured, settings), []
+    for place, (measure, about) in enumerate(MEASURES.items()):
+        results.add(f"{measure}_together{suffix}", together[measure])
+        if len(enough):
             draws = np.nanmean(measured["draws"][:, place, enough], axis=1)
             results.add(measure + suffix, _figure(float(np.nanmean(measured["values"][place, enough])), draws))
-        shown = [[about, with_bounds(results.metrics[measure + suffix])] for measure, about in MEASURES.items()]
-        results.tables[f"Means over {len(enough)} findings{title}"] = table(["", "mean"], shown)
+        shown.append(
+            [about, *(with_bounds(results.metrics.get(measure + end)) for end in (suffix, f"_together{suffix}"))]
+        )
+    header = ["", f"mean of {len(enough)} findings", f"verdicts on all {len(entries)} together"]
+    results.tables[f"All findings{title}"] = table(header, shown)
     header = ["finding", "positives", "stated", *MEASURES.values(), "AUROC", "note"]
     results.tables[f"Findings{title}"] = table(
         header,
@@ -125,6 +157,23 @@ def _add_pictures(results: Results, rows, measured: dict):
     known = ~np.isnan(targets)
     results.figures["reliability"] = lambda: draw.reliability_diagram(targets[known] > 0, probabilities[known])
     results.figures["coverage"] = lambda: draw.coverage([row for row in results.classes if not row["note"]])
+
+
+def _add_folders(results: Results, settings: Calibration, parts: dict, measured: dict):
+    """Adds the verdicts on all findings together in each folder."""
+    ends = np.cumsum([len(part) for part in parts.values()])
+    lines = []
+    for path, part, end in zip(parts, parts.values(), ends, strict=True):
+        chosen = slice(end - len(part), end)
+        targets, figures = measured["targets"][chosen], _together(measured, settings, chosen)
+        row = {"data": path, "records": len(part), "findings": int((~np.isnan(targets)).any(axis=0).sum())}
+        row |= {"positives": int(np.nansum(targets))}
+        for measure, figure in figures.items():
+            row |= {measure: figure["value"], f"{measure}_low": figure["low"], f"{measure}_high": figure["high"]}
+        results.groups.append(row)
+        lines.append([*list(row.values())[:4], *(with_bounds(row, measure) for measure in MEASURES)])
+    header = ["data", "recordings", "findings labelled", "positives", *MEASURES.values()]
+    results.tables["By folder, verdicts on all findings together"] = table(header, lines)
 
 
 def _add_weighted(results: Results, settings: Calibration, runtime: Runtime, rows, pair, measured: dict):
