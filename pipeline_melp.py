@@ -8,10 +8,12 @@ unit, crop, ...) can be given at the call; a list is of recordings, so an array 
 import torch
 import torch.nn.functional as F
 from transformers import Pipeline
+from transformers.utils import logging
 
 try:
     from .findings_melp import (
         CONDITIONS,
+        NOT_CALIBRATED,
         check_calibration,
         condition_of,
         embed_prompts,
@@ -24,6 +26,7 @@ except ImportError:
         raise
     from findings_melp import (
         CONDITIONS,
+        NOT_CALIBRATED,
         check_calibration,
         condition_of,
         embed_prompts,
@@ -31,6 +34,8 @@ except ImportError:
         findings_of,
         read_findings,
     )
+
+logger = logging.get_logger(__name__)
 
 
 class MelpPipeline(Pipeline):
@@ -103,9 +108,9 @@ class MelpZeroShotPipeline(MelpTextPipeline):
 
     `candidate_labels` may also be a text with commas, or label -> prompts. `score` is the cosine similarity of
     recording and text; findings can occur together, so scores do not sum to 1. `probability` and `verdict` ("present",
-    "absent", "cannot say") are None unless the model folder holds a calibration of the label (findings.json); where
-    all have a probability, it orders the labels. Of a recording with fewer leads, a shorter or a printed one, labels
-    that cannot be told from such are left out.
+    "absent", "cannot say") are None unless the model folder holds a calibration of the label (findings.json), and a
+    warning says so; where all have a probability, it orders the labels. Of a recording with fewer leads, a shorter or
+    a printed one, labels that cannot be told from such are left out.
     """
 
     own_parameters = (("candidate_labels",), ("candidate_labels",))
@@ -142,8 +147,10 @@ class MelpZeroShotPipeline(MelpTextPipeline):
             if (told := finding.under(condition)) is not None:
                 numbers = {"probability": told.probability(score), "verdict": told.verdict(score)}
                 rows.append({"label": finding.name, "score": score} | numbers)
+        if bare := [row["label"] for row in rows if row["probability"] is None]:
+            logger.warning_once(f"{', '.join(bare)}: {NOT_CALIBRATED}")
         # Probabilities of some labels and similarities of others have no common order.
-        key = "score" if any(row["probability"] is None for row in rows) else "probability"
+        key = "score" if bare else "probability"
         return sorted(rows, key=lambda row: -row[key])
 
 

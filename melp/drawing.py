@@ -163,6 +163,7 @@ def draw_sheet(
     foot = f"{MM_PER_SECOND:g} mm/s   {MM_PER_MILLIVOLT:g} mm/mV   {shown}   {sampling_rate:g} Hz   unfiltered"
     if tints:
         foot += "   coloured: what carries a sentence, in its leads; bars: when; colours take turns where shared"
+        foot += "   scores: similarities, no probabilities"
     axes.text(LEFT, 3.5, foot, fontsize=2.6 * POINTS, va="center")
     return figure
 

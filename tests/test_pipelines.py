@@ -9,8 +9,10 @@ import pytest
 import torch
 from tiny import REPORTS, tiny_model, tiny_processor
 from transformers import pipeline
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
-from findings_melp import Finding, embed_prompts, findings_of, read_findings
+from findings_melp import NOT_CALIBRATED, Finding, embed_prompts, findings_of, read_findings
 from modeling_melp import MelpForEcgClassification, MelpModel
 from signal_melp import LEADS
 
@@ -85,9 +87,13 @@ def test_a_calibrated_label_has_a_probability(folders, files, tmp_path):
     entry = {"prompts": ["sinus rhythm."], "slope": -40.0, "intercept": 2.0, "threshold": 0.4}
     (tmp_path / "findings.json").write_text(json.dumps({"findings": {"SR": entry}}))
     ask = load("zero-shot-classification", tmp_path)
-    (answer,) = ask(files[0], candidate_labels="SR")
+    with CaptureLogger(logging.get_logger(ask.__module__)) as log:
+        (answer,) = ask(files[0], candidate_labels="SR")
+    assert not log.out
     assert answer["probability"] == pytest.approx(1 / (1 + math.exp(40 * answer["score"] - 2)))
-    mixed = ask(files[0], candidate_labels=["SR", "AF"])
+    with CaptureLogger(logging.get_logger(ask.__module__)) as log:
+        mixed = ask(files[0], candidate_labels=["SR", "AF"])
+    assert log.out.strip() == f"AF: {NOT_CALIBRATED}"
     assert {row["label"]: row["probability"] is None for row in mixed} == {"SR": False, "AF": True}
     # Other prompts than it was calibrated with are another finding.
     assert ask(files[0], candidate_labels={"SR": ["normal ecg."]})[0]["probability"] is None

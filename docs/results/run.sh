@@ -15,6 +15,8 @@ evaluate() { # RUN TASK OPTIONS...: measures, and keeps results.json as docs/res
 if [ "${1:-}" = untouched ]; then
     evaluate fold10-superclass zero-shot --model . --data data/fold10 --split test --label-set superclass --min-positives 5
     evaluate calibration-fold10 calibration --model . --data data/fold10 --split test
+    evaluate calibration-hospitals calibration --model . --split all --min-positives 5 \
+        --data data/georgia data/ningbo data/cpsc2018 data/code15
     for database in georgia ningbo code15; do
         evaluate "$database" zero-shot --model . --data "data/$database" --split all --min-positives 2
     done

@@ -83,15 +83,19 @@ def findings(answer: dict, heading: str = "Findings") -> str:
 def _table(rows: list[dict], calibrated: bool) -> str:
     columns = ("Verdict", "Finding", "Probability", "Rests on") if calibrated else ("Finding", "Similarity")
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
-    return f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{"".join(map(_row, rows))}</tbody></table>'
+    said = "".join(_row(row, calibrated) for row in rows)
+    return f'<table class="findings"><thead><tr>{head}</tr></thead><tbody>{said}</tbody></table>'
 
 
-def _row(row: dict) -> str:
+def _row(row: dict, calibrated: bool) -> str:
+    """Returns a line of a table; in one of calibrated findings, another finding says that it is not."""
     name = escape(row["label"])
     button = f'<button type="button" class="ask" data-evidence="{name}">{name}</button>'
     number, share = f"{row['score']:.3f}", max(0.0, row["score"])
-    if row["verdict"] is None and row["probability"] is None:
+    if not calibrated:
         return f'<tr><th scope="row">{button}</th><td>{_bar(share)}{number}</td></tr>'
+    if row["verdict"] is None and row["probability"] is None:
+        return f'<tr><td>not calibrated</td><th scope="row">{button}</th><td colspan="2">similarity {number}</td></tr>'
     verdict = row["verdict"] or "cannot say"
     basis = row["rests_on"]
     rests = ""

@@ -29,6 +29,7 @@ from melp.evaluation.calibration import (
     MIN_PATIENTS,
     Curve,
     NotCalibrated,
+    adaptation_table,
     calibrate_finding,
     centred,
     fit_curve,
@@ -204,13 +205,14 @@ class Calibration:
             "before": lambda chosen: entries,
             "after": lambda chosen: self._tuned(entries, targets, similarities, chosen),
         }
-        lines = _before_and_after(parts, states, targets, similarities, self.patients, self.options.seed)
-        measured = (
+        measured = _before_and_after(parts, states, targets, similarities, self.patients, self.options.seed)
+        how = (
             f"measured on the {len(rest):,} other recordings"
             if len(rest)
             else f"measured in {FOLDS} folds over patients"
         )
-        lines.insert(0, f"{len(local):,} local labels; {measured}. 95% intervals, bootstrap over patients.\n")
+        lines = [f"{len(local):,} local labels; {how}. 95% intervals, bootstrap over patients.\n"]
+        lines.append(adaptation_table(measured))
         tuned = self._tuned(entries, targets, similarities, local)
         conditions = self._tune_passport(tuned, targets, local)
         tuned = {name: entry for name, entry in tuned.items() if "local" in entry}
@@ -221,6 +223,7 @@ class Calibration:
             "records": len(local),
             "findings": list(tuned),
             "passport": conditions,
+            "measured": measured,
         }
         if conditions:
             lines.append(
@@ -303,8 +306,8 @@ def _similarity_at(curve: Curve, probability: float) -> float:
     return (np.log(probability) - np.log1p(-probability) - curve.intercept) / curve.slope
 
 
-def _before_and_after(parts, states: dict[str, Callable], targets, similarities, patients, seed: int) -> list[str]:
-    """Returns the table of mean measures before and after, and of their differences."""
+def _before_and_after(parts, states: dict[str, Callable], targets, similarities, patients, seed: int) -> dict:
+    """Returns `{measure: {"before", "after", "difference": {"value", "low", "high"}}}`, means over findings."""
     tested = np.concatenate([test for _, test in parts])
     draws, values = {}, {}
     for state, entries_for in states.items():
@@ -323,20 +326,15 @@ def _before_and_after(parts, states: dict[str, Callable], targets, similarities,
         measured = statistic(np.ones((1, len(tested))))
         values[state] = np.nanmean(measured, axis=2)[0]
         draws[state] = np.nanmean(centred(resample(patients[tested], statistic, 500, seed), measured), axis=2)
-    rows = []
-    for place, measure in enumerate(MEASURES):
-        cells = []
-        for state in states:
-            cells.append(_with_interval(values[state][place], draws[state][:, place]))
-        change = draws["after"][:, place] - draws["before"][:, place]
-        cells.append(_with_interval(values["after"][place] - values["before"][place], change))
-        rows.append([MEASURES[measure], *cells])
-    return [table(["mean over findings", "before", "after", "difference"], rows)]
+    values["difference"], draws["difference"] = (one["after"] - one["before"] for one in (values, draws))
+    return {
+        measure: {state: _figure(values[state][place], draws[state][:, place]) for state in values}
+        for place, measure in enumerate(MEASURES)
+    }
 
 
-def _with_interval(value: float, draws: np.ndarray) -> str:
-    low, high = interval(draws)
-    return with_bounds({"value": float(value), "low": float(low), "high": float(high)})
+def _figure(value: float, draws: np.ndarray) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), map(float, (value, *interval(draws))), strict=True))
 
 
 def describe(content: dict) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from melp.evaluation.metrics import auroc, best_threshold, bootstrap
+from melp.evaluation.results import with_bounds
 from melp.markdown import Markdown, table
 
 COVERAGE = 0.9
@@ -190,7 +191,8 @@ def area_with_interval(targets: np.ndarray, scores: np.ndarray, patients: Sequen
 def passport_table(findings: dict[str, dict], intervals: bool = False) -> Markdown | str:
     """Returns the AUROC of each finding of a `findings.json` from fewer leads, less time and prints; "" without any.
 
-    In parentheses is what `predict.py` leaves out, being not surely above 0.7 with less than all; not with intervals.
+    The last row is their mean. In parentheses is what `predict.py` leaves out, being not surely above 0.7 with less
+    than all; not with intervals.
     """
     passports = {name: entry["passport"] for name, entry in findings.items() if entry.get("passport")}
     conditions = list(dict.fromkeys(condition for passport in passports.values() for condition in passport))
@@ -198,7 +200,10 @@ def passport_table(findings: dict[str, dict], intervals: bool = False) -> Markdo
     for name, passport in passports.items():
         cells = [_area(key, passport[key], intervals) if key in passport else None for key in conditions]
         rows.append([name, next(iter(passport.values()))["positives"], *cells])
-    return table(["finding", "positives", *conditions], rows) if rows else ""
+    if len(rows) > 1:
+        areas = [[passport[key]["auroc"] for passport in passports.values() if key in passport] for key in conditions]
+        rows.append(["mean", None, *(f"{np.mean(column):.2f}" for column in areas)])
+    return table(["finding", "positives", *conditions], rows) if passports else ""
 
 
 def _area(condition: str, row: dict, interval: bool) -> str:
@@ -207,6 +212,15 @@ def _area(condition: str, row: dict, interval: bool) -> str:
     from findings_melp import UNTOLD, WHOLE  # which imports torch: too much for the --help of who imports this
 
     return f"{row['auroc']:.2f}" if condition == WHOLE or row["low"] > UNTOLD else f"({row['auroc']:.2f})"
+
+
+def adaptation_table(measured: dict[str, dict]) -> Markdown:
+    """Returns `measured` of the part `adapted` of a `findings.json`: each measure before and after, and the change."""
+    rows = [
+        [MEASURES[measure], *(with_bounds(row[state]) for state in ("before", "after", "difference"))]
+        for measure, row in measured.items()
+    ]
+    return table(["mean over findings", "before", "after", "difference"], rows)
 
 
 # ------------------------------------------------------------------------------------------------------- how it holds

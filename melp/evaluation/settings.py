@@ -354,7 +354,8 @@ class Calibration(DataSettings):
     of recordings with it that are not called absent, and of those without it that are not called present (both are
     to be the stated coverage or more), the share of "cannot say", the expected calibration error in ten bins, and the
     Brier score. The recordings must not be those that it was calibrated on; findings go by their names, so that
-    another database can be measured (`melp/evaluation/labels.yaml`).
+    another database can be measured (`melp/evaluation/labels.yaml`). Several folders are measured together, each by
+    the findings that it labels; where few recordings have any one finding, read the verdicts on all findings together.
     """
 
     task, next = "calibration", "zero-shot"

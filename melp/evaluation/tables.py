@@ -2,13 +2,15 @@
 
     python -m melp.evaluation.tables --store demo-zero-shot results/zero-shot    # docs/results/demo-zero-shot.json
     python -m melp.evaluation.tables             # docs/results.md from docs/results/page.md and the stored results
+    python -m melp.evaluation.tables --page docs/evidence.md    # another page, from docs/evidence/
     python -m melp.evaluation.tables --check     # fails where the page is not what the command would write
 
 In the template stand, between double braces: `figure RUN METRIC`, a figure with its interval; `value RUN METRIC`,
 without; `difference RUN METRIC`, a paired difference and whether it holds; `class RUN LABEL COLUMN`, a figure of a
 class; `table RUN TITLE`, a table as evaluate.py printed it; `records RUN` and `patients RUN`; `command RUN`, what made
 it. RUN is the name of a stored results.json. `passport FILE` is the table of a findings.json: AUROC with fewer leads,
-less time, and from prints; FILE is named as runs are: `../../findings` is the one of the root.
+less time, and from prints; FILE is named as runs are: `../../findings` is the one of the root. `adapted RUN` is what
+`python -m melp.calibrate --adapt` printed, where RUN keeps the findings.json that it wrote.
 """
 
 import argparse
@@ -18,14 +20,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from melp.evaluation.calibration import passport_table
+from melp.evaluation.calibration import adaptation_table, passport_table
 from melp.evaluation.results import difference, with_bounds
 from melp.files import write_atomically
 
 _FIELD = re.compile(r"\{\{(.+?)\}\}")
 # Of results.json: what a page can show. Settings name places of the machine; predictions are not in it.
 _KEPT = ("task", "model", "database", "label_set", "split", "against", "records", "patients", "metrics", "classes")
-_KEPT += ("groups", "notes", "tables", "fingerprints", "command")
+_KEPT += ("groups", "subgroups", "notes", "tables", "fingerprints", "command", "adapted")
 
 
 def store(folder: Path, output: Path):
@@ -68,6 +70,8 @@ def _value(field: str, runs: Path) -> str:
                 return f"{results[kind]:,}"
             case ("passport", []):
                 return passport_table(results["findings"])
+            case ("adapted", []):
+                return adaptation_table(results["adapted"]["measured"])
             case ("command", []):
                 return results["command"]
     except (KeyError, StopIteration) as error:

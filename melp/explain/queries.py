@@ -188,6 +188,12 @@ def write(item: Item, report: QueryReport, model: str, output: Path) -> list[str
     return [f"{name}.json", f"{name}.{{png,svg,pdf}}"]
 
 
+def write_summary(reports: list[QueryReport], output: Path):
+    """Writes `summary.json`: the means over recordings as a table, as `python -m melp.evaluation.tables` takes it."""
+    content = {"records": len(reports), "tables": {"Beat queries": str(summary(reports))}}
+    write_atomically(output / "summary.json", json.dumps(content, indent=1) + "\n")
+
+
 def draw_queries(item: Item, report: QueryReport) -> "Figure":
     """Draws two leads as printed, and below them each query's attention over the same time, the beats numbered."""
     from melp.drawing import INCH, LEFT, MM_PER_SECOND, POINTS, SECONDS, draw_sheet

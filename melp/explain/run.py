@@ -106,6 +106,8 @@ def run(options: Options):
                 _explain_item(options, model, processor, item)
     if reports:
         print("\n" + queries.summary(reports))
+        if options.output is not None:
+            queries.write_summary(reports, options.output)
     if failed:
         raise ValueError("\n".join(failed))
 
@@ -162,7 +164,8 @@ def as_text(item: Item, draft: str | None, evidence: list[Evidence], beats: Sequ
     lines = [f"{item.record}  ({item.path})", "-" * min(len(item.record) + len(item.path) + 4, 100)]
     if draft is not None:
         lines += textwrap.wrap(f"draft, to be checked: {draft or '(empty)'}", 112, initial_indent="  ")
-    lines.append(f"  {len(beats)} beats found; evidence by {evidence[0].method if evidence else '-'}")
+    method = evidence[0].method if evidence else "-"
+    lines.append(f"  {len(beats)} beats found; evidence by {method}; scores are similarities, no probabilities")
     width = min(48, max([4, *(len(one.text) for one in evidence)]))
     leads = [leads_in_words(one) for one in evidence]
     wide = max([5, *map(len, leads)])

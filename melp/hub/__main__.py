@@ -43,6 +43,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
             command.add_argument("--public", action="store_true", help="a new repository is visible to everyone")
             command.add_argument("--revision", default="main", help="branch (main)")
             command.add_argument("--tag", help="name for this version (default: the run's name and step)")
+        else:
+            command.add_argument("--output", type=Path, metavar="FILE", help="write it there (FOLDER/README.md)")
         command.add_argument("--run", type=Path, help="run folder of train.py (default: the one the model lies in)")
         for name, option, about, more in CARD_OPTIONS:
             command.add_argument(option, dest=name, default=argparse.SUPPRESS, help=f"for the card: {about}", **more)
@@ -95,7 +97,7 @@ def card_command(options):
     from melp.hub.runs import run_of
     from melp.models import load_model
 
-    folder, path = options.folder, options.folder / CARD_FILE
+    folder, path = options.folder, options.output or options.folder / CARD_FILE
     make_card(load_model(folder), folder, options.run or run_of(folder), **card_options(options)).save(path)
     print(f"Written to {path}. Next: python -m melp.hub push {shlex.quote(str(folder))} ID")
 

@@ -27,6 +27,12 @@ def test_findings_without_calibration_say_so():
     assert "Not calibrated" in said and "2 more findings" in said and "0.400" in said and "%</td>" not in said
 
 
+def test_a_finding_without_calibration_among_others_says_so_in_the_same_columns():
+    said = pages.findings({"findings": [row("long qt", "present", 0.8), row("my own words", None, None)]})
+    assert "<td>not calibrated</td>" in said and "similarity 0.400" in said and "● present" in said
+    assert said.count("<tr>") == 4 and '<td colspan="2">similarity' in said, "a head and a line, twice"
+
+
 def test_what_comes_from_a_file_is_escaped():
     evil = "<script>alert(1)</script>"
     facts = {

@@ -109,6 +109,8 @@ def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_pa
     main([str(model), "--data", data, "--split", "train", "--adapt", "--labels", "60"])
     printed, adapted = capsys.readouterr().out, json.loads((model / "findings.json").read_text())
     assert "before | after" in printed and 'share of "cannot say"' in printed and "60 local labels" in printed
+    measured = adapted["adapted"]["measured"]["coverage_with"]
+    assert measured["difference"]["value"] == pytest.approx(measured["after"]["value"] - measured["before"]["value"])
     assert adapted["adapted"]["records"] == 60 and adapted["findings"][name]["slope"] != entry["slope"]
     before, after = (content["findings"][name]["passport"], adapted["findings"][name]["passport"])
     for condition in ("limb leads", "5 s"):

@@ -23,6 +23,7 @@ RESULTS = {
     "classes": [{"label": "long qt", "positives": 1061, "auroc": 0.91, "auroc_low": 0.9, "auroc_high": 0.92}],
     "tables": {"Macro": "| a | b |\n| --- | ---: |\n| model | 0.937 |"},
 }
+ADAPTED = {"records": 100, "measured": {"brier": {key: {"value": 0.1} for key in ("before", "after", "difference")}}}
 PAGE = """# Results
 {{records demo}} recordings of {{patients demo}} patients: {{figure demo macro_auroc}}, {{value demo macro_auroc}},
 {{difference demo macro_auroc_less_untrained}}, rank {{ figure demo rankme }};
@@ -75,9 +76,10 @@ def test_a_field_without_its_figure_is_an_error(tmp_path, field, message):
         fill(f"a {{{{{field}}}}} b", tmp_path)
 
 
-def test_the_page_of_this_repository_is_up_to_date(monkeypatch):
+@pytest.mark.parametrize("page", ["results", "calibration", "evidence"])
+def test_the_pages_of_this_repository_are_up_to_date(page, monkeypatch):
     monkeypatch.chdir(REPO)
-    main(["--check"])
+    main(["--page", f"docs/{page}.md", "--check"])
 
 
 def test_a_page_shows_the_passport_of_a_model(tmp_path):

@@ -77,6 +77,7 @@ def test_where_queries_look_is_told_and_drawn(folder, tmp_path, capsys):
     (file,) = tmp_path.glob("*-beats.json")
     content = json.loads(file.read_text())
     assert len(content["queries"]) == 3 and sum(content["queries"][0]["waves"].values()) == pytest.approx(1, abs=1e-3)
+    assert json.loads((tmp_path / "summary.json").read_text())["tables"]["Beat queries"].strip() in printed
     assert {path.suffix for path in tmp_path.glob("*-beats.*")} == {".json", ".png", ".svg", ".pdf"}
 
 

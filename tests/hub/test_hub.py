@@ -331,6 +331,8 @@ def test_card_from_a_run(server, hub, tmp_path):
     text = (folder / "README.md").read_text()
     if huggingface_hub.__version__ >= "2":  # the older one asks huggingface.co, whatever the endpoint
         assert hub("validate", folder / "README.md")[1] is None
+    assert hub("card", folder, "--output", tmp_path / "card.md")[1] is None
+    assert (tmp_path / "card.md").read_text() == text
     assert hub("push", folder, "doctor/card")[1] is None  # asks the server too
     assert server.files("doctor/card")["README.md"].decode() == text
     (folder / "README.md").write_text(text.replace("license: apache-2.0", "license: [1]"))
@@ -437,6 +439,7 @@ def test_card_tells_what_a_calibration_gives_with_fewer_leads(tmp_path):
         r"| finding | positives | 12 leads | I, II | I |",
         r"| a\|b | 40 | 0.91 | (0.80) | - |",
         "| c | 40 | - | - | 0.91 |",
+        "| mean | - | 0.91 | 0.80 | 0.91 |",
         "except for the findings that are calibrated",
     ):
         assert expected in text, text

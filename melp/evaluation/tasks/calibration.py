@@ -215,7 +215,8 @@ def _add_weighted(results: Results, settings: Calibration, runtime: Runtime, row
         change = difference(results.metrics[f"{measure}_weighted_less_unweighted"])
         lines.append([MEASURES[measure], *map(with_bounds, figures), change])
     results.tables["Limits weighted by likeness"] = table(["", "as calibrated", "weighted", "difference"], lines)
-    apart = auroc(is_new[:, None], ratios[:, None])[0]
+    apart = float(auroc(is_new[:, None], ratios[:, None])[0])
+    results.add("told_apart", apart)
     results.notes.append(
         f"Weighted, the {len(old):,} recordings of the calibration say as much as {effective_count(weights):,.0f}; "
         f"the AUROC at which a classifier tells the two sets apart is {apart:.2f}."
