@@ -32,6 +32,8 @@ else
         evaluate "released-$labels" zero-shot --model . --against $simulated --data data/ptbxl --split validation \
             --label-set $labels --min-positives 5
     done
+    evaluate released-groups zero-shot --model . --data data/ptbxl --split validation --label-set superclass \
+        --min-positives 5 --by sex age device site
     evaluate words-superclass zero-shot --model . --data data/ptbxl --split validation --label-set superclass \
         --min-positives 5 --prompts melp/evaluation/wordings-test.yaml
     evaluate probe linear-probe --model . --against $simulated --data data/ptbxl --split validation --label-set superclass
