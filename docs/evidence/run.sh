@@ -15,8 +15,9 @@ python -m melp.explain "$out/simulated#synthetic-0000018-0" --model . --output $
     --findings "premature ventricular complexes,sinus rhythm,t wave inversion"
 cp $out/premature/*-3x4.png docs/evidence/premature.png
 
-python -m melp.explain "$root/records500/01000/01024_hr" --model . --beats --output $out/one
-cp $out/one/*-beats.png docs/evidence/beats.png
+python -m melp.explain "$root/records500/01000/01024_hr" "$root/records500/00000/00436_hr" --model . --beats --output $out/two
+cp $out/two/01024_hr-*-beats.png docs/evidence/beats.png
+cp $out/two/00436_hr-*-beats.png docs/evidence/beats-premature.png
 python -m melp.explain $(find "$root/records500/00000" -name '*.hea' | sort | head -40) --model . --beats --output $out/forty
 python -m melp.evaluation.tables --page $page --store beats $out/forty/summary.json
 
