@@ -1,9 +1,12 @@
 """Makes a Hugging Face Space of a clone: the header of its README and its requirements."""
 
+import re
+import sys
 from pathlib import Path
 
 from melp.notice import NOTICE
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 README = """---
 title: MELP
 emoji: 🫀
@@ -11,6 +14,7 @@ colorFrom: blue
 colorTo: red
 sdk: gradio
 sdk_version: {version}
+python_version: "3.11"
 app_file: app.py
 pinned: false
 license: apache-2.0
@@ -23,14 +27,46 @@ short_description: Reads 12-lead ECGs. Research software
 
 The app of MELP, Multi-scale ECG-Language Pretraining: see docs/app.md.
 """
-REQUIREMENTS = "--extra-index-url https://download.pytorch.org/whl/cpu\n-e .[app,formats]\n"
+# Without CUDA, which a Space's free hardware lacks.
+INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu"
 
 
 def write_space(folder: Path) -> str:
-    """Writes README.md and requirements.txt of a Space into a folder, and returns what to do next."""
+    """Writes README.md and requirements.txt of a Space into a folder, and returns what to do next.
+
+    Raises:
+        ValueError: outside a clone, whose pyproject.toml has the requirements, or with Python 3.10.
+    """
     from importlib.metadata import version
 
     folder.mkdir(parents=True, exist_ok=True)
+    requirements = "\n".join([INDEX, *_requirements("formats")]) + "\n"
     (folder / "README.md").write_text(README.format(version=version("gradio"), notice=NOTICE), encoding="utf-8")
-    (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
-    return f"Written: {folder}/README.md, requirements.txt. Next: push them with the clone's files to a Space."
+    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+    return (
+        f"Written: {folder}/README.md, requirements.txt. With the clone's files they are a Space. Next:\n"
+        "    hf repos create OWNER/melp-app --type space --sdk gradio\n"
+        "    hf upload OWNER/melp-app . . --type space"
+    )
+
+
+def _requirements(*extras: str) -> list[str]:
+    """What pyproject.toml asks for. A Space installs it before the files are there: this package is none of it.
+
+    Gradio is installed by the Space itself, in the version of its header.
+    """
+    if sys.version_info < (3, 11):
+        raise ValueError("--write-space needs Python 3.11 or later.")
+    import tomllib
+
+    if not (ROOT / "pyproject.toml").is_file():
+        raise ValueError("--write-space needs a clone of the repository: a Space has its files.")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked, waiting = list(project["dependencies"]), list(extras)
+    for extra in waiting:
+        for requirement in project["optional-dependencies"][extra]:
+            if ours := re.fullmatch(r"melp\[(.+)\]", requirement):
+                waiting += ours[1].split(",")
+            else:
+                asked.append(requirement)
+    return asked

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ from melp.app.limits import Limits, Refusal, without_quotations
 from melp.notice import NOTICE
 from melp.synthetic import corpus
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
 Client, handle_file = gradio_client.Client, gradio_client.handle_file
 
@@ -359,13 +362,24 @@ def test_members_of_a_zip_file_stay_inside(tmp_path):
     assert unpacked == ["a/abs.csv", "a/out.csv"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
 def test_the_files_of_a_space(tmp_path):
+    """A Space installs the requirements where the files are not yet: none of them may be a path."""
+    import yaml
+    from packaging.requirements import Requirement
+
     import app
 
     app.main(["--write-space", str(tmp_path / "space")])
-    readme = (tmp_path / "space" / "README.md").read_text()
-    assert "sdk: gradio" in readme and "app_file: app.py" in readme and NOTICE in readme
-    assert "app" in (tmp_path / "space" / "requirements.txt").read_text()
+    _, header, text = (tmp_path / "space" / "README.md").read_text().split("---\n")
+    fields = yaml.safe_load(header)
+    assert fields["sdk"] == "gradio" and (ROOT / fields["app_file"]).is_file() and NOTICE in text
+    assert fields["sdk_version"] == version("gradio") and fields["python_version"] == "3.11"
+    assert len(fields["short_description"]) <= 60
+    options, *lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    names = {Requirement(line).name for line in lines}
+    assert options.startswith("--extra-index-url") and {"torch", "transformers", "h5py", "pydicom"} < names
+    assert not {"melp", "gradio"} & names
 
 
 def test_a_missing_model_is_named(tmp_path):
