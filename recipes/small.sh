@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the released model from nothing: simulated ECGs, then PTB-XL's folds 1 to 8 with them. Some 75 minutes on two CPU
+# Trains the released model from nothing: simulated ECGs, then PTB-XL's folds 1 to 8 with them. Some 80 minutes on two CPU
 # cores. What is finished is not done again, and an interrupted stage continues. The sentence encoder from which the text
 # tower learns words, all-MiniLM-L6-v2 (Apache-2.0), comes from a PyPI package, unless data/ has it.
 #   bash recipes/small.sh PTBXL_ROOT
@@ -23,3 +23,4 @@ for file in config.json generation_config.json model.safetensors processor_confi
     cp "runs/small/model/$file" .
 done
 python -m melp.calibrate . --data data/ptbxl --passport
+echo "Done in $((SECONDS / 60)) minutes."

@@ -38,6 +38,7 @@ else
         --min-positives 5 --prompts melp/evaluation/wordings-test.yaml
     evaluate probe linear-probe --model . --against $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate finetune finetune --model $simulated --data data/ptbxl --split validation --label-set superclass
+    evaluate finetune-released finetune --model . --data data/ptbxl --split validation --label-set superclass
     evaluate retrieval retrieval --model . --data data/ptbxl --split validation
     evaluate report report --model . --data data/ptbxl --split validation
     rm -rf runs/simulated-calibrated && cp -r $simulated runs/simulated-calibrated
