@@ -2,9 +2,10 @@
 
     python docs/results/ingredients.py --data data/ptbxl
 
-Every training is `ingredients.yaml` with one thing changed, with three seeds. Measured is zero-shot on all recordings
-of `--data` (PTB-XL, prepared), over the classes with at least 10 positives. Each result goes into
-docs/results/ingredients.json at once; what is there is not done again. Two trainings at a time, five minutes each.
+Every training is the demo's size and length with the losses of the released model and one thing changed, with three
+seeds. Measured is zero-shot on all recordings of `--data` (PTB-XL, prepared), over the classes with at least 10
+positives. Each result goes into docs/results/ingredients.json at once; what is there is not done again. Two trainings
+at a time, five minutes each.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 LABEL_SETS = ("superclass", "subclass", "form", "rhythm")
-SMALL = yaml.safe_load((HERE.parents[1] / "recipes" / "small-simulated.yaml").read_text())
+RECIPES = HERE.parents[1] / "recipes"
+SMALL = yaml.safe_load((RECIPES / "small-simulated.yaml").read_text())
 # Name -> fields of the recipe, of the ECG tower, and what is left out of the corpus.
 CHANGES = {
     "all of it": {},
@@ -36,6 +38,16 @@ CHANGES = {
     "twice as long": {"recipe": {"max_steps": 1320, "eval_every": 1320}},
     "the released size": {"recipe": {"config": SMALL["config"], "learning_rate": SMALL["learning_rate"]}},
 }
+
+
+def base_recipe() -> dict:
+    """Returns the recipe that the changes are made to, from those of the demo and of the released model."""
+    demo = yaml.safe_load((RECIPES / "demo.yaml").read_text())
+    size = {name: demo[name] for name in ("config", "max_steps", "batch_size", "learning_rate", "warmup_steps")}
+    seen = {name: SMALL["config"]["ecg_config"][name] for name in ("scaling", "amplitude_embedding")}
+    size["config"]["ecg_config"] |= seen
+    once = {"eval_every": demo["max_steps"], "save_every": demo["max_steps"], "keep_checkpoints": 1}
+    return SMALL | size | once
 
 
 def run(command: list[str], log: Path):
@@ -63,7 +75,7 @@ def measure(name: str, seed: int, data: str, folder: Path, output: Path) -> dict
     change = CHANGES[name]
     here = output / f"{list(CHANGES).index(name):02d}-{seed}"
     here.mkdir(parents=True, exist_ok=True)
-    recipe = yaml.safe_load((HERE / "ingredients.yaml").read_text()) | change.get("recipe", {})
+    recipe = base_recipe() | change.get("recipe", {})
     recipe["config"]["ecg_config"] |= change.get("ecg", {})
     (here / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": str(folder), "seed": seed}))
     training = ["train.py", str(here / "recipe.yaml"), "--output", str(here / "run"), "--resume", "auto"]

@@ -1,5 +1,8 @@
 """An app with a tiny model and an index, served on loopback to all tests of this folder."""
 
+import time
+import zipfile
+
 import pytest
 from ecg_files import aecg, counts, dicom, wfdb
 from tiny import tiny_model, tiny_processor
@@ -46,3 +49,28 @@ def files(root):
         "xml": [folder / "two.xml"],
         "wfdb": [folder / "three.hea", folder / "three.dat"],
     }
+
+
+@pytest.fixture
+def slow_batch(served, files, tmp_path, monkeypatch):
+    """A zip of eight recordings, each read in a second, and a check that its batch ended before all were."""
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(8):
+            archive.write(files["xml"][0], f"{number}.xml")
+    engine, read = served.app.engine, []
+    recording = engine._recording
+
+    def slow(item, name):
+        read.append(name)
+        time.sleep(1)
+        return recording(item, name)
+
+    def ended():
+        ends = time.monotonic() + 120
+        while list(served.app.uploads._requests.iterdir()):
+            assert time.monotonic() < ends and len(read) < 8
+            time.sleep(0.1)
+        assert len(read) < 8
+
+    monkeypatch.setattr(engine, "_recording", slow)
+    return tmp_path / "many.zip", ended

@@ -295,30 +295,15 @@ def test_a_request_is_answered_while_a_batch_runs(client, served, files, tmp_pat
     assert len(batch.result(120)["recordings"]) == 3
 
 
-def test_a_batch_ends_when_its_client_leaves(served, files, tmp_path, monkeypatch):
-    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(8):
-            archive.write(files["xml"][0], f"{number}.xml")
-    engine, read = served.app.engine, []
-    recording = engine._recording
-
-    def slow(item, name):
-        read.append(name)
-        time.sleep(1)
-        return recording(item, name)
-
-    monkeypatch.setattr(engine, "_recording", slow)
+def test_a_batch_ends_when_its_client_leaves(served, slow_batch):
+    path, ended = slow_batch
     with httpx.Client(base_url=f"{served.url}/gradio_api".replace("//gradio", "/gradio"), timeout=120) as visitor:
-        (path,) = visitor.post("/upload", files={"files": (tmp_path / "many.zip").open("rb")}).json()
-        event = visitor.post("/call/batch", json={"data": [[{"path": path}]]}).json()["event_id"]
+        (uploaded,) = visitor.post("/upload", files={"files": path.open("rb")}).json()
+        event = visitor.post("/call/batch", json={"data": [[{"path": uploaded}]]}).json()["event_id"]
         with visitor.stream("GET", f"/call/batch/{event}") as answer:
             lines = (line for line in answer.iter_lines() if line.startswith("data: ["))
             assert json.loads(next(lines)[6:])[0]["done"] < 8
-    ends = time.monotonic() + 120
-    while list(served.app.uploads._requests.iterdir()):
-        assert time.monotonic() < ends and len(read) < 8
-        time.sleep(0.1)
-    assert len(read) < 8
+    ended()
 
 
 def test_a_visitor_who_leaves_is_forgotten(served):

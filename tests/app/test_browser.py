@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 import zipfile
 
 import pytest
@@ -165,33 +164,18 @@ def test_a_folder_is_a_batch(page, files, tmp_path):
     page.get_by_text("3 read, 0 rejected.").wait_for()
 
 
-def test_a_batch_ends_when_its_page_is_closed(page, files, served, tmp_path, monkeypatch):
-    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(8):
-            archive.write(files["xml"][0], f"{number}.xml")
-    engine, read = served.app.engine, []
-    recording = engine._recording
-
-    def slow(item, name):
-        read.append(name)
-        time.sleep(1)
-        return recording(item, name)
-
-    monkeypatch.setattr(engine, "_recording", slow)
+def test_a_batch_ends_when_its_page_is_closed(page, served, slow_batch):
+    path, ended = slow_batch
     page.get_by_role("tab", name="Batch").click()
     batch = page.get_by_role("tabpanel").filter(has_text="Files, or a zip file")
     with page.expect_response("**/upload*"):
-        batch.locator("input[type=file]").first.set_input_files(str(tmp_path / "many.zip"))
+        batch.locator("input[type=file]").first.set_input_files(str(path))
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Start").click()
     page.locator("progress").wait_for()
     assert list(served.app.uploads._requests.rglob("*.xml"))
     page.close()
-    ends = time.monotonic() + 120
-    while list(served.app.uploads._requests.iterdir()):
-        assert time.monotonic() < ends and len(read) < 8
-        time.sleep(0.1)
-    assert len(read) < 8
+    ended()
 
 
 def test_an_error_is_shown(page, tmp_path):
