@@ -92,7 +92,7 @@ def test_a_calibrated_label_has_a_probability(folders, files, tmp_path):
     assert not log.out
     assert answer["probability"] == pytest.approx(1 / (1 + math.exp(40 * answer["score"] - 2)))
     with CaptureLogger(logging.get_logger(ask.__module__)) as log:
-        mixed = ask(files[0], candidate_labels=["SR", "LQT"])  # a label is warned of once in a process: one of its own
+        mixed = ask(files[0], candidate_labels=["SR", "LQT"])
     assert log.out.strip() == f"LQT: {NOT_CALIBRATED}"
     assert {row["label"]: row["probability"] is None for row in mixed} == {"SR": False, "LQT": True}
     # Other prompts than it was calibrated with are another finding.

@@ -1,5 +1,6 @@
 """The towers as ONNX: written by torch's exporter, quantised by onnxruntime, compared with PyTorch."""
 
+import contextlib
 import importlib.util
 import logging
 import warnings
@@ -140,9 +141,8 @@ def write_onnx(tower: torch.nn.Module, batch: dict[str, torch.Tensor], path: Pat
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")  # of plain matrix products, which every runtime has, and int8 takes
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _errors_only("onnxscript"), torch.no_grad():
             warnings.simplefilter("ignore")
-            logging.getLogger("onnxscript").setLevel(logging.ERROR)
             torch.onnx.export(
                 tower.eval(),
                 (),
@@ -168,11 +168,23 @@ def quantise(path: Path) -> Path:
     model = onnx.load(path)
     del model.graph.value_info[:]  # shapes that the exporter of torch 2.9 has noted of weights that it then turned
     target = path.with_name(path.stem + "_int8.onnx")
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preparation that torch's exporter has done
-    quantize_dynamic(
-        model, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
-    )
+    with _errors_only():  # it recommends a preparation that torch's exporter has done
+        quantize_dynamic(
+            model, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+        )
     return target
+
+
+@contextlib.contextmanager
+def _errors_only(name: str | None = None):
+    """Lets a library say nothing but errors for as long as it works, and what comes after it say all."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def open_session(path: Path, threads: int = 0):

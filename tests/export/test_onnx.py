@@ -1,5 +1,7 @@
 """Both towers as ONNX: the same numbers at other batch sizes and lengths of texts, smaller in 8 bits."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,10 @@ def folder(tmp_path_factory):
 def exported(folder):
     from melp.export.onnx import export
 
+    levels = [logging.getLogger(name).level for name in (None, "onnxscript")]
     lines = list(export(str(folder), folder / "onnx", int8=True))
+    # Warnings of whatever runs later in the process are heard as before.
+    assert [logging.getLogger(name).level for name in (None, "onnxscript")] == levels
     return folder / "onnx", "\n".join(lines)
 
 
