@@ -31,11 +31,12 @@ else
             --label-set $labels --min-positives 5
         evaluate "released-$labels" zero-shot --model . --against $simulated --data data/ptbxl --split validation \
             --label-set $labels --min-positives 5
+        evaluate "words-$labels" zero-shot --model . --data data/ptbxl --split validation \
+            --label-set $labels --min-positives 5 --prompts melp/evaluation/wordings-test.yaml
     done
+    python -m melp.hub results . longisland3/ptb-xl docs/results/released-{superclass,subclass,form,rhythm}.json
     evaluate released-groups zero-shot --model . --data data/ptbxl --split validation --label-set superclass \
         --min-positives 5 --by sex age device site
-    evaluate words-superclass zero-shot --model . --data data/ptbxl --split validation --label-set superclass \
-        --min-positives 5 --prompts melp/evaluation/wordings-test.yaml
     evaluate probe linear-probe --model . --against $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate finetune finetune --model $simulated --data data/ptbxl --split validation --label-set superclass
     evaluate finetune-released finetune --model . --data data/ptbxl --split validation --label-set superclass

@@ -42,9 +42,8 @@ def load_yaml(path: str | Path) -> dict[str, dict[str, list[str]]]:
 
 
 def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[str, list[str]]:
-    """Reads the prompts of each class: the label set's own, else those of the same class in another label set.
+    """Reads the prompts of each class: the label set's own, else those of the same finding in another label set.
 
-    The same class has the same name and, as letters differ in meaning (AF), names the same finding of `labels.yaml`.
     What several folders share are findings, which stand in no label set of their own: see `prompts_of_findings`.
 
     Raises:
@@ -64,14 +63,19 @@ def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[s
 
 
 def prompts_elsewhere(prompts: dict[str, dict[str, list[str]]], label_set: str, name: str) -> list[str] | None:
-    """Returns the prompts of a class that its own label set lacks, from another where it names the same finding."""
+    """Returns the prompts of a class that its own label set lacks, from another where the same finding has any.
+
+    Letters differ in meaning between label sets (AF), so the finding of `labels.yaml` decides; of several labels that
+    name it, one of the class's own name is taken before others.
+    """
     finding = finding_of(label_set, name)
-    same = (
-        texts
-        for other, texts_of_label in prompts.items()
-        if (texts := texts_of_label.get(name)) and finding_of(other, name) == finding
-    )
-    return next(same, None)
+    same = [
+        (label, texts)
+        for other, own in prompts.items()
+        for label, texts in own.items()
+        if (label == name or finding) and finding_of(other, label) == finding
+    ]
+    return min(same, key=lambda entry: entry[0] != name, default=(name, None))[1]
 
 
 def prompts_of_findings(path: str | Path, findings: list[str]) -> dict[str, list[str]]:

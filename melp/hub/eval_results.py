@@ -1,5 +1,6 @@
 """Figures of `evaluate.py` in the form in which the Hub shows them beside a model: `.eval_results/*.yaml`."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -9,10 +10,12 @@ from melp.files import write_atomically
 from melp.hub.runs import read_results
 
 FOLDER = ".eval_results"
+# Ends of the names of figures that are not the model's own but those of what it was compared with, or a difference.
+COMPARED = re.compile(r"_(less_|untrained|from_scratch|signal_features|same_for_all|other)")
 
 
 def write_eval_results(model: Path, benchmark: str, results: list[Path]) -> Path:
-    """Writes the figures of evaluations with their intervals; returns the file.
+    """Writes a model's figures of evaluations with their intervals, without those of others; returns the file.
 
     A figure's `task_id` is task, label set, split and metric: the benchmark's own page says which it shows.
 
@@ -26,7 +29,7 @@ def write_eval_results(model: Path, benchmark: str, results: list[Path]) -> Path
     entries = []
     for content in read_results(results):
         for name, figure in content["metrics"].items():
-            if figure["value"] is None:
+            if figure["value"] is None or COMPARED.search(name):
                 continue
             parts = (content["task"], content.get("label_set"), content["split"], name)
             notes = f"{content['records']:,} recordings of {content['database']}"

@@ -2,15 +2,15 @@
 
 import re
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
-import yaml
 
 from melp.synthetic.findings import FINDINGS
 from melp.synthetic.heart import LEADS
 from melp.synthetic.patients import Recording
 from melp.synthetic.simulator import Truth
+from melp.yaml_file import read_yaml
 
 USUAL = 4  # wordings at the head of a finding's list that reports use most
 PLAIN_HEDGES = 7  # hedges of a cart
@@ -19,7 +19,7 @@ PLAIN_HEDGES = 7  # hedges of a cart
 @cache
 def wordings() -> dict:
     """Returns the table of `wordings.yaml`."""
-    return yaml.safe_load((resources.files("melp.synthetic") / "wordings.yaml").read_text())
+    return read_yaml(Path(__file__).with_name("wordings.yaml"), aliases=True)
 
 
 @cache

@@ -20,6 +20,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from modeling_melp import MelpPositionalConvEmbedding
 
 ATTENTION = "melp_cpu"  # the name of `cpu_attention_forward` among transformers' attention functions
+PRODUCTS_UP_TO = 256  # positions of masked attention (texts), beyond which the weights are not worth their memory
 
 
 def use_cpu_kernels(model: nn.Module):
@@ -121,17 +122,23 @@ class DropoutAttention(torch.autograd.Function):
 
 
 def cpu_attention_forward(module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs):
-    """Computes SDPA's attention; in training without a mask by its own products.
+    """Computes SDPA's attention; in training of up to `PRODUCTS_UP_TO` positions, by its own products.
 
-    SDPA's CPU kernel has no dropout, and its backward pass is slower than the products.
+    SDPA's CPU kernel has no dropout, and its backward pass takes six times as long as that of the products.
     """
-    if not module.training or attention_mask is not None or getattr(module, "is_causal", False):
+    causal = attention_mask is None and (kwargs.get("is_causal") or getattr(module, "is_causal", False))
+    if not module.training or ((causal or attention_mask is not None) and key.shape[2] > PRODUCTS_UP_TO):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if dropout == 0.0 or torch.compiler.is_compiling():
-        return eager_attention_forward(module, query, key, value, None, scaling, dropout)
-    return DropoutAttention.apply(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
+    if causal:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    if attention_mask is None and dropout and not torch.compiler.is_compiling():
+        return DropoutAttention.apply(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, lowest)
+    return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
 
 
 AttentionInterface.register(ATTENTION, cpu_attention_forward)

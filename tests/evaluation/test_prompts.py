@@ -32,6 +32,10 @@ def test_a_class_takes_its_prompts_from_another_label_set_that_means_the_same():
         prompts[label_set][name]
         for label_set, name in (("rhythm", "AFIB"), ("subclass", "IMI"), ("scp", "ASMI"), ("form", "QWAVE"))
     ]
+    # Where no label has that name, from one that names the same finding.
+    held_out = PROMPTS.with_name("wordings-test.yaml")
+    texts = yaml.safe_load(held_out.read_text())["findings"]["atrial fibrillation"]
+    assert load_prompts(held_out, "rhythm", ["AFIB"])["AFIB"] == texts
     # A user's own label set: AF is flutter in csn and fibrillation in code15, so it stands for neither.
     with pytest.raises(ValueError, match=r"no prompt for AF, unheard of \(label set 'mine'\)"):
         load_prompts(PROMPTS, "mine", ["AF", "unheard of", "atrial fibrillation"])

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import TINY_ECG, tiny_batch, tiny_model
 
-from melp.training.cpu_kernels import CpuDropout, DropoutAttention, fourier_convolution, use_cpu_kernels
+from melp.training.cpu_kernels import (
+    CpuDropout,
+    DropoutAttention,
+    cpu_attention_forward,
+    fourier_convolution,
+    use_cpu_kernels,
+)
 
 WITHOUT_DROPOUT = {
     "ecg_config": TINY_ECG
@@ -118,3 +125,25 @@ def test_dropout_attention_is_attention_with_dropped_weights(dtype, tolerance, m
     for ours, theirs in zip(torch.autograd.grad(attended, inputs, direction.to(dtype)), wanted, strict=True):
         scale = max(tolerance, 1e-4) * theirs.abs().max().item()
         torch.testing.assert_close(ours.double(), theirs, atol=scale, rtol=0)
+
+
+@pytest.mark.parametrize("positions", [20, 300])
+@pytest.mark.parametrize("kind", ["padded", "causal", "padded and causal", "additive", "none"])
+def test_attention_in_training_is_that_of_torch(kind, positions):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 2, positions, 8, generator=generator, requires_grad=True) for _ in range(3)]
+    mask = torch.arange(positions) < torch.tensor([positions, positions // 2, 3])[:, None, None, None]
+    if kind == "padded and causal":
+        mask = mask & torch.ones(positions, positions, dtype=torch.bool).tril()
+    if kind == "additive":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    module = torch.nn.Module()
+    module.is_causal = kind == "causal"
+    given = None if kind in ("causal", "none") else mask
+    attended, _ = cpu_attention_forward(module.train(), *inputs, given, scaling=0.3)
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=given, is_causal=module.is_causal, scale=0.3)
+    direction = torch.randn(expected.shape, generator=generator)
+    torch.testing.assert_close(attended, expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
+    wanted = torch.autograd.grad(expected, inputs, direction)
+    for ours, theirs in zip(torch.autograd.grad(attended, inputs, direction.transpose(1, 2)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
