@@ -98,7 +98,7 @@ def test_two_processes_find_what_one_finds(evaluated, zero_shot_output, tmp_path
     ],
 )
 def test_errors_name_the_cause(evaluated, arguments, message):
-    prompts = yaml.safe_load(PROMPTS.read_text())
+    prompts = {"findings": yaml.safe_load(PROMPTS.read_text())["findings"]}
     del prompts["findings"]["sinus arrhythmia"]
     (evaluated / "prompts.yaml").write_text(yaml.safe_dump(prompts))
     arguments = [argument.format(root=evaluated) for argument in arguments]
