@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Makes every result of docs/results.md again, after `bash recipes/small.sh PTBXL`.
+# Makes the results of docs/results.md again, after `bash recipes/small.sh PTBXL` (which writes the lead passport); those of the
+# ingredients: docs/results/ingredients.py.
 #   bash docs/results/run.sh            # simulated and real validation recordings: data/simulated, data/ptbxl
-#   bash docs/results/run.sh untouched  # data/fold10, georgia, ningbo, cpsc2018, code15, brugada, prepared beforehand: once, at the end
+#   bash docs/results/run.sh untouched  # once, at the end, on data/fold10, georgia, ningbo, cpsc2018, code15 and brugada, prepared by
+#       python -m melp.prepare ptbxl --root PTBXL_FOLD10 --reports wordings --output data/fold10
+#       python -m melp.prepare georgia --root GEORGIA --output data/georgia                      # as well ningbo, cpsc2018, code15
+#       python -m melp.prepare manifest --csv brugada.csv --root BRUGADA/files --output data/brugada
+# brugada.csv: record, patient, split (test), labels_brugada (BRUGADA where metadata.csv has brugada above 0).
 set -euo pipefail
 simulated=runs/small-simulated/model
 
@@ -34,7 +39,6 @@ else
         evaluate "words-$labels" zero-shot --model . --data data/ptbxl --split validation \
             --label-set $labels --min-positives 5 --prompts melp/evaluation/wordings-test.yaml
     done
-    python -m melp.hub results . longisland3/ptb-xl docs/results/released-{superclass,subclass,form,rhythm}.json
     evaluate released-groups zero-shot --model . --data data/ptbxl --split validation --label-set superclass \
         --min-positives 5 --by sex age device site
     evaluate probe linear-probe --model . --against $simulated --data data/ptbxl --split validation --label-set superclass
@@ -47,3 +51,9 @@ else
     evaluate calibration calibration --model runs/simulated-calibrated --data data/ptbxl --split validation
 fi
 python -m melp.evaluation.tables
+# What the root says of itself on the Hub.
+stored() { for run in "$@"; do echo "docs/results/$run.json"; done; }
+python -m melp.hub results . longisland3/ptb-xl $(stored released-{superclass,subclass,form,rhythm})
+python -m melp.hub card . --run runs/small --limits docs/results/limits.md --output MODEL_CARD.md --results $(stored \
+    released-{groups,subclass,form,rhythm} probe finetune-released \
+    retrieval report fold10-superclass georgia ningbo cpsc2018 code15 brugada calibration-{fold10,hospitals})

@@ -10,7 +10,8 @@ without; `difference RUN METRIC`, a paired difference and whether it holds; `cla
 class; `table RUN TITLE`, a table as evaluate.py printed it; `records RUN` and `patients RUN`; `command RUN`, what made
 it. RUN is the name of a stored results.json. `passport FILE` is the table of a findings.json: AUROC with fewer leads,
 less time, and from prints; FILE is named as runs are: `../../findings` is the one of the root. `adapted RUN` is what
-`python -m melp.calibrate --adapt` printed, where RUN keeps the findings.json that it wrote.
+`python -m melp.calibrate --adapt` printed, where RUN keeps the findings.json that it wrote. `text FILE` is a file
+beside the runs, as it is.
 """
 
 import argparse
@@ -52,6 +53,8 @@ def fill(template: str, runs: Path) -> str:
 
 def _value(field: str, runs: Path) -> str:
     kind, run, *names = shlex.split(field)
+    if kind == "text":
+        return (runs / run).read_text(encoding="utf-8").strip()
     results = _read(runs / f"{run}.json")
     try:
         match kind, names:

@@ -22,6 +22,7 @@ CARD_OPTIONS = (
     ("license_name", "--license", "the Hub's name of the model's licence (apache-2.0)", {"metavar": "NAME"}),
     ("base_models", "--base-model", "Hub ids it comes from that no run names (converted weights)", IDS),
     ("datasets", "--datasets", "Hub ids it was trained on that no run names", IDS),
+    ("limits", "--limits", "Markdown list of what the model cannot do", {"type": Path, "metavar": "FILE"}),
     ("template", "--template", "an edited copy of melp/hub/model_card.md", {"type": Path, "metavar": "FILE"}),
 )
 

@@ -1,17 +1,14 @@
 """Figures of `evaluate.py` in the form in which the Hub shows them beside a model: `.eval_results/*.yaml`."""
 
-import re
 from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from melp.files import write_atomically
-from melp.hub.runs import read_results
+from melp.hub.runs import own_figures, read_results
 
 FOLDER = ".eval_results"
-# Ends of the names of figures that are not the model's own but those of what it was compared with, or a difference.
-COMPARED = re.compile(r"_(less_|untrained|from_scratch|signal_features|same_for_all|other)")
 
 
 def write_eval_results(model: Path, benchmark: str, results: list[Path]) -> Path:
@@ -28,9 +25,7 @@ def write_eval_results(model: Path, benchmark: str, results: list[Path]) -> Path
     """
     entries = []
     for content in read_results(results):
-        for name, figure in content["metrics"].items():
-            if figure["value"] is None or COMPARED.search(name):
-                continue
+        for name, figure in own_figures(content).items():
             parts = (content["task"], content.get("label_set"), content["split"], name)
             notes = f"{content['records']:,} recordings of {content['database']}"
             if figure.get("low") is not None:

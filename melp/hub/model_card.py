@@ -1,18 +1,22 @@
 """The model card: its text is the template beside this file, every figure comes from training and evaluation."""
 
 import json
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from findings_melp import FINDINGS, check_calibration, read_file, read_findings
+from melp.databases import DATABASES
 from melp.evaluation.calibration import passport_table
 from melp.evaluation.results import difference, with_bounds
-from melp.hub.runs import STARTS, Run, is_hub_id, read_results, read_run
+from melp.hub.runs import STARTS, Run, is_hub_id, own_figures, read_results, read_run
 from melp.markdown import Markdown, escape, table
 
 CARD_FILE = "README.md"
+# A folder's own card: of a clone, whose README.md is the repository's, the other file.
+OWN_CARDS = ("MODEL_CARD.md", CARD_FILE)
 TEMPLATE = files("melp.hub") / "model_card.md"
 CITATION = files("melp.hub") / "citation.bib"
 # Fields of a recipe that name places on the machine of the run, or say nothing about the model.
@@ -29,6 +33,7 @@ def make_card(
     license_name: str = "apache-2.0",
     base_models: list[str] | tuple = (),
     datasets: list[str] | tuple = (),
+    limits: Path | None = None,
     template: Path | None = None,
 ) -> ModelCard:
     """Makes the card of a model folder.
@@ -40,6 +45,7 @@ def make_card(
         repo_id: where the model will be found.
         license_name: the Hub's name of the model's licence.
         base_models, datasets: Hub ids besides those that the run and the runs it started from name.
+        limits: Markdown list of what this model cannot do.
         template: an edited copy of `melp/hub/model_card.md`.
 
     Raises:
@@ -62,6 +68,7 @@ def make_card(
     )
     try:
         text = Path(template).read_text() if template is not None else TEMPLATE.read_text()
+        limits = None if limits is None else Path(limits).read_text().strip()
         return ModelCard.from_template(
             data,
             template_str=text,
@@ -70,10 +77,11 @@ def make_card(
             results=results_table(evaluations),
             subgroups=subgroups_table(evaluations),
             calibration=_calibration(model, folder),
+            limits=limits,
             citation=CITATION.read_text().strip(),
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{template} cannot be read: {error}") from error
+        raise ValueError(f"the card's --template or --limits cannot be read: {error}") from error
     except Exception as error:
         if type(error).__module__.startswith("jinja2"):
             raise ValueError(f"{template or TEMPLATE} is no template: {error}") from error
@@ -81,7 +89,7 @@ def make_card(
 
 
 def eval_results(results: dict) -> list[EvalResult]:
-    """Returns every figure of one `results.json`, its interval as arguments of the metric."""
+    """Returns the model's own figures of one `results.json`, their intervals as arguments of the metric."""
     return [
         EvalResult(
             task_type=results["task"],
@@ -97,8 +105,7 @@ def eval_results(results: dict) -> list[EvalResult]:
             if figure.get("low") is None
             else {"ci95_low": figure["low"], "ci95_high": figure["high"]},
         )
-        for name, figure in results["metrics"].items()
-        if figure["value"] is not None
+        for name, figure in own_figures(results).items()
     ]
 
 
@@ -176,9 +183,10 @@ def _calibration(model, folder: Path) -> dict | None:
 def _run_facts(run: Run | None) -> dict:
     """Returns what the template needs to know of the run, in escaped words."""
     if run is None:
-        return {"run": None, "data": None, "synthetic": False}
+        return {"run": None, "data": None, "sources": [], "simulated": None}
     shown = {name: value for name, value in run.recipe.items() if name not in NOT_SHOWN and value is not None}
     cells = [[name, json.dumps(value) if isinstance(value, dict) else str(value)] for name, value in shown.items()]
+    databases = {name for earlier in run.lineage for name in earlier.databases}
     speed = []
     if "device" in run.info:
         speed.append(f"{run.info.get('processes', 1)} x {escape(run.info['device'])}")
@@ -189,13 +197,22 @@ def _run_facts(run: Run | None) -> dict:
     return {
         "run": run,
         "data": _data(run),
-        "synthetic": set(run.data.get("database", "").split(" and ")) == {"synthetic"},
+        "sources": _sources(run),
+        "simulated": None if "synthetic" not in databases else "all" if databases == {"synthetic"} else "some",
         "starts": [f"`{name}` {_start(run, name)}" for name in STARTS if run.recipe.get(name)],
         "settings": table(["setting", "value"], cells, numeric=False),
         "losses": ", ".join(f"{name} {value:.4g}" for name, value in run.last_losses.items()),
         "speed": ", ".join(speed),
         "versions": ", ".join(f"{name} {escape(version)}" for name, version in run.info.get("versions", {}).items()),
     }
+
+
+def _sources(run: Run) -> list[str]:
+    """Returns a line for each database that the run and those before it learned from: licence, citation, address."""
+    names = dict.fromkeys(name for earlier in run.lineage for name in earlier.databases if name in DATABASES)
+    sources = [import_module(DATABASES[name]).SOURCE for name in names]
+    keys = ("name", "licence", "citation", "url")
+    return [escape("; ".join(source[key] for key in keys if source[key])) for source in sources if source["licence"]]
 
 
 def _data(run: Run) -> dict | None:

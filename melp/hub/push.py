@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
 from findings_melp import FINDINGS
-from melp.hub.model_card import CARD_FILE, make_card
+from melp.hub.model_card import CARD_FILE, OWN_CARDS, make_card
 from melp.hub.runs import read_run, run_of
 from melp.models import load_model, load_processor
 from modeling_melp import MelpPreTrainedModel
@@ -93,8 +93,9 @@ def push(
         ValueError: saying what to do, where the folder cannot be uploaded, the upload is refused or broke off, or the
             tag names another commit.
     """
-    run, own_card = run or run_of(folder), folder / CARD_FILE
-    if card and own_card.exists():
+    run = run or run_of(folder)
+    own_card = next((folder / name for name in OWN_CARDS if (folder / name).exists()), None)
+    if card and own_card:
         raise ValueError(
             f"{own_card} is uploaded as it is: leave the card's options out, or give them to `python -m melp.hub "
             "card`, which writes it again."
@@ -105,7 +106,7 @@ def push(
         staged = Path(staging)
         model = export(folder, staged)  # a folder that cannot be uploaded leaves no repository
         repo_id = open_repository(repo_id, private)
-        if own_card.exists():
+        if own_card:
             (staged / CARD_FILE).write_text(own_card.read_text())
         else:
             make_card(model, folder, run, repo_id=repo_id, **card).save(staged / CARD_FILE)

@@ -14,6 +14,8 @@ from melp.sources import without_revision
 
 # Fields of a recipe that name weights that the run started from.
 STARTS = ("model", "text_model", "ecg_model")
+# In the names of figures that are not the model's own, but of what it was compared with, or a difference.
+_COMPARED = re.compile(r"_(less_|untrained|from_scratch|signal_features|same_for_all|other)")
 
 
 @dataclass
@@ -87,13 +89,18 @@ class Run:
         return list(dict.fromkeys(start for start in starts if is_hub_id(start)))
 
     @property
+    def databases(self) -> list[str]:
+        """Of its recordings, by their names in `melp.prepare`."""
+        return (self.data.get("database") or "").split(" and ")
+
+    @property
     def datasets(self) -> list[str]:
         """Databases, and Hub ids of recordings and texts."""
         names = []
         for run in self.lineage:
             sources = f"{run.recipe.get('data') or ''},{run.recipe.get('text') or ''}".split(",")
             sources = (without_revision(source.strip()) for source in sources)
-            names += [run.data.get("database"), *filter(is_hub_id, sources)]
+            names += [*run.databases, *filter(is_hub_id, sources)]
         return list(dict.fromkeys(name for name in names if name))
 
 
@@ -172,6 +179,12 @@ def _log(path: Path) -> list[dict]:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): restore it, or name another folder.") from error
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+
+
+def own_figures(results: dict) -> dict[str, dict]:
+    """Returns the figures of one `results.json` that are the model's own, where others' would be taken for them."""
+    figures = results["metrics"].items()
+    return {name: figure for name, figure in figures if figure["value"] is not None and not _COMPARED.search(name)}
 
 
 def read_results(folders: list[Path]) -> list[dict]:

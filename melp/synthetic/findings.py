@@ -209,12 +209,12 @@ LABEL_SETS = {"findings": list(FINDINGS)} | {
 }
 
 
-def labels_of(findings: list[str], extra: frozenset[str] = frozenset()) -> dict[str, list[str] | None]:
-    """Returns the labels of every label set; `extra` are statements beside those that the findings name.
+def labels_of(findings: list[str]) -> dict[str, list[str] | None]:
+    """Returns the labels of every label set.
 
     As in PTB-XL, a recording without a statement of a kind is not labelled in that label set (None).
     """
-    statements = {FINDINGS[name].statement for name in findings} | extra
+    statements = {FINDINGS[name].statement for name in findings}
     labels: dict[str, list[str] | None] = {"findings": findings}
     for name, class_of in CLASSES.items():
         labels[name] = sorted({class_of[code] for code in statements if code in class_of}) or None
