@@ -81,7 +81,7 @@ def core_ways(rows, batch_size: int) -> dict:
     from processing_melp import MelpFeatureExtractor
     from signal_melp import LEADS, resample_ecg
 
-    extractor, plan = MelpFeatureExtractor(), synthetic.plan(records=batch_size).to_pylist()
+    extractor, plan = MelpFeatureExtractor(), synthetic.plan(records=batch_size, variety="full").to_pylist()
     signal = MelpCollator(extractor, text=False)(rows.__getitems__(range(batch_size)))["input_values"].numpy()
     slower = resample_ecg(signal, 500, 400)
     return {
