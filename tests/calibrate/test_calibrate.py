@@ -70,6 +70,7 @@ def model(evaluated, tmp_path) -> Path:
     return Path(shutil.copytree(evaluated / "model", tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_calibrated_measured_adapted_and_saved(evaluated, knowing, model, tmp_path, monkeypatch, capsys, told):
     knowing(evaluated)
     data = str(evaluated / "data")

@@ -318,6 +318,7 @@ def test_statements_follow_from_findings(full):
         assert labels["form"] is None or labels["form"]
 
 
+@pytest.mark.slow
 def test_truth_is_in_the_signal():
     items = synthetic.plan(records=400, seed=8, variety="full").to_pylist()
     spikes, blocked, early = 0, 0, 0
