@@ -30,6 +30,15 @@ LIMB_LEADS = {
     "aVL": (1.0, -0.5),
 }
 
+# What is recorded where there are not twelve electrodes: subsets of the PhysioNet/CinC Challenge 2021, and one lead.
+LEAD_SUBSETS = {
+    "limb leads": tuple(LIMB_LEADS),
+    "I, II, V2": ("I", "II", "V2"),
+    "I, II": ("I", "II"),
+    "I": ("I",),
+    "II": ("II",),
+}
+
 # The columns of a printed ECG, from left to right: each lead is there for a quarter of the time.
 PRINTED_COLUMNS = (("I", "II", "III"), ("aVR", "aVL", "aVF"), ("V1", "V2", "V3"), ("V4", "V5", "V6"))
 
