@@ -181,7 +181,7 @@ def _finding(name: str, entry, path) -> Finding:
 
 
 def _numbers_are_right(values: Mapping) -> bool:
-    """Whether slope and intercept are both there or both not, and limits at most where they are."""
+    """Tells whether slope and intercept are both there or both not, and limits at most where they are."""
     curve, limits = ([values.get(key) for key in keys] for keys in (NUMBERS, LIMITS))
     whole = curve == [None, None] or all(_is_finite(number) for number in curve)
     probabilities = all(_is_finite(number) and 0 <= number <= 1 for number in limits)

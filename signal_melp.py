@@ -394,7 +394,7 @@ def _equal_chest_leads(rows: Mapping[str, np.ndarray], ranges: Mapping[str, tupl
 
 
 def _agree_in_digital_units(rows: Mapping[str, np.ndarray], gain: Mapping[str, float], error: float | None) -> bool:
-    """Whether limb leads of different gains disagree in mV, but, up to rounding, not in the units of their file."""
+    """Tells whether limb leads of different gains disagree in mV but, up to rounding, not in their file's units."""
     if error is None or error <= MAX_LIMB_ERROR:
         return False
     limbs = {lead: row for lead, row in rows.items() if lead in LIMB_LEADS}
@@ -461,7 +461,7 @@ class EcgBlock:
 
     @property
     def seconds(self) -> float:
-        """How long the recordings are."""
+        """Returns how long the recordings are, in s."""
         return self.signal.shape[-1] / self.sampling_rate if self.whole is None else self.whole
 
 
