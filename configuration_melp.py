@@ -249,7 +249,7 @@ class MelpConfig(_CheckedConfig):
 
     @property
     def projection_dim(self) -> int:
-        """Width of the space that ECGs and reports share."""
+        """Returns the width of the space that ECGs and reports share."""
         return self.ecg_config.projection_dim
 
     @property
@@ -411,7 +411,7 @@ def _refuse_nearly(name: str, fields: list[str], prefix: str):
 
 
 def _fits(value, hint) -> bool:
-    """Whether a value is of a declared type; a whole number is a number, a truth value or an infinite one is not."""
+    """Tells whether a value is of a declared type; a whole number is a number, a truth value or an infinity is not."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)

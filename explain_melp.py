@@ -43,7 +43,7 @@ MASKS, MASKED_TIME, MASKED_LEADS = 512, 0.4, 0.2  # of masking: how many, and wh
 
 @dataclass
 class Evidence:
-    """Where a recording bears out a text.
+    """Holds where a recording bears out a text, and how that was tested.
 
     Attributes:
         text: the sentence, or the name of the finding.

@@ -21,6 +21,13 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import cached_file, logging
 
+try:
+    from .signal_melp import LEAD_SUBSETS, LEADS, LIMB_LEADS
+except ImportError:
+    if __package__:  # remote code
+        raise
+    from signal_melp import LEAD_SUBSETS, LEADS, LIMB_LEADS
+
 logger = logging.get_logger(__name__)
 
 FINDINGS = "findings.json"
@@ -32,22 +39,20 @@ SIGNALS = ("scaling", "sampling_rate", "duration", "num_leads")  # fields of the
 
 # -------------------------------------------------------------------------------------------------- kinds of recording
 
-LIMB = frozenset(("I", "II", "III", "aVR", "aVF", "aVL"))
-CHEST = frozenset(f"V{number}" for number in range(1, 7))
+LIMB, ALL = frozenset(LIMB_LEADS), frozenset(LEADS)
 WHOLE = "12 leads"
 # What the passport of a finding is measured on: leads, seconds, layout. Limb leads that follow from two others are
-# derived (by the processor), so that I and II are as good as all six.
+# derived (by the processor), so that I and II are as good as all six: all subsets but the single leads have these.
 CONDITIONS = {
-    WHOLE: (LIMB | CHEST, 10.0, None),
-    "limb leads": (LIMB, 10.0, None),
-    "I, II, V2": (LIMB | {"V2"}, 10.0, None),
-    "I, II": (LIMB, 10.0, None),
-    "I": (frozenset({"I"}), 10.0, None),
-    "II": (frozenset({"II"}), 10.0, None),
-    "5 s": (LIMB | CHEST, 5.0, None),
-    "2.5 s": (LIMB | CHEST, 2.5, None),
-    "3x4": (LIMB | CHEST, 10.0, "3x4"),
-    "3x4+II": (LIMB | CHEST, 10.0, "3x4+II"),
+    WHOLE: (ALL, 10.0, None),
+    **{
+        name: (LIMB.union(leads) if len(leads) > 1 else frozenset(leads), 10.0, None)
+        for name, leads in LEAD_SUBSETS.items()
+    },
+    "5 s": (ALL, 5.0, None),
+    "2.5 s": (ALL, 2.5, None),
+    "3x4": (ALL, 10.0, "3x4"),
+    "3x4+II": (ALL, 10.0, "3x4+II"),
 }
 UNTOLD = 0.7  # a finding is left out where its AUROC, at the lower end of the interval, is not above this
 
@@ -176,7 +181,7 @@ def _finding(name: str, entry, path) -> Finding:
 
 
 def _numbers_are_right(values: Mapping) -> bool:
-    """Whether slope and intercept are both there or both not, and limits at most where they are."""
+    """Tells whether slope and intercept are both there or both not, and limits at most where they are."""
     curve, limits = ([values.get(key) for key in keys] for keys in (NUMBERS, LIMITS))
     whole = curve == [None, None] or all(_is_finite(number) for number in curve)
     probabilities = all(_is_finite(number) and 0 <= number <= 1 for number in limits)

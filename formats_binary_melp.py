@@ -301,7 +301,7 @@ class _MferFrame:
 
     @property
     def stops(self) -> list[int]:
-        """The byte of a sequence at which each channel's block ends."""
+        """Returns the byte of a sequence at which each channel's block ends."""
         sizes = (block * one.samples.dtype.itemsize for block, one in zip(self.blocks, self.channels, strict=True))
         return list(accumulate(sizes))
 
@@ -583,7 +583,7 @@ def _refuse_cut(dataset, source: Source):
 
 
 def _is_deferred(element) -> bool:
-    """Whether an element was passed over: it stands in the file at `value_tell`."""
+    """Tells whether an element was passed over: it stands in the file at `value_tell`."""
     return element is not None and element.value is None and getattr(element, "length", 0) > _DEFERRED
 
 

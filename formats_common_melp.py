@@ -99,7 +99,7 @@ class Source:
 
     @property
     def is_plain(self) -> bool:
-        """Whether other libraries may open `path` themselves."""
+        """Tells whether other libraries may open `path` themselves."""
         return self._data is None
 
     def read(self, offset: int, count: int) -> bytes:

@@ -496,7 +496,7 @@ def list_records(path) -> list[str]:
 
 
 def _may_be_stack(path: Path) -> bool:
-    """Whether a file begins as those that may hold several records: a folder of a million is looked at so."""
+    """Tells, from how a file begins, whether it may hold several records: a folder of a million is looked at so."""
     with open(path, "rb") as file:
         head = file.read(1024)
     if head[:2] == b"\x1f\x8b":

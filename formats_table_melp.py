@@ -132,7 +132,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?|nan|NaN|NA|
 
 
 def _is_numeric(cells: list[str]) -> bool:
-    """Whether nearly all cells are numbers, and not all are empty; a clock may stand first."""
+    """Tells whether nearly all cells are numbers, and not all are empty; a clock may stand first."""
     rest = cells[1:] if len(cells) > 1 else cells
     return any(cells) and any(rest) and all(_NUMBER.fullmatch(cell) for cell in rest)
 
@@ -177,7 +177,7 @@ def read_table(source: Source, request: Request) -> Recording:
 
 
 def _is_clock(name: str, column: int) -> bool:
-    """Whether a column counts samples or time; without a name it does so only where it is the first."""
+    """Tells whether a column counts samples or time; without a name it does so only where it is the first."""
     return bool(_CLOCK.fullmatch(name.lower())) and bool(name or column == 0)
 
 

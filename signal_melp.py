@@ -30,6 +30,15 @@ LIMB_LEADS = {
     "aVL": (1.0, -0.5),
 }
 
+# What is recorded where there are not twelve electrodes: subsets of the PhysioNet/CinC Challenge 2021, and one lead.
+LEAD_SUBSETS = {
+    "limb leads": tuple(LIMB_LEADS),
+    "I, II, V2": ("I", "II", "V2"),
+    "I, II": ("I", "II"),
+    "I": ("I",),
+    "II": ("II",),
+}
+
 # The columns of a printed ECG, from left to right: each lead is there for a quarter of the time.
 PRINTED_COLUMNS = (("I", "II", "III"), ("aVR", "aVL", "aVF"), ("V1", "V2", "V3"), ("V4", "V5", "V6"))
 
@@ -385,7 +394,7 @@ def _equal_chest_leads(rows: Mapping[str, np.ndarray], ranges: Mapping[str, tupl
 
 
 def _agree_in_digital_units(rows: Mapping[str, np.ndarray], gain: Mapping[str, float], error: float | None) -> bool:
-    """Whether limb leads of different gains disagree in mV, but, up to rounding, not in the units of their file."""
+    """Tells whether limb leads of different gains disagree in mV but, up to rounding, not in their file's units."""
     if error is None or error <= MAX_LIMB_ERROR:
         return False
     limbs = {lead: row for lead, row in rows.items() if lead in LIMB_LEADS}
@@ -452,7 +461,7 @@ class EcgBlock:
 
     @property
     def seconds(self) -> float:
-        """How long the recordings are."""
+        """Returns how long the recordings are, in s."""
         return self.signal.shape[-1] / self.sampling_rate if self.whole is None else self.whole
 
 

@@ -1,8 +1,10 @@
-"""How files of ours reach a disk: whole or not at all, with the modes that the umask gives, one writer per folder."""
+"""Writes files whole or not at all, with the modes that the umask gives, and locks a folder for one writer."""
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 LOCK = ".melp-lock"
@@ -41,6 +43,15 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict]):
+    """Writes rows that have exactly these columns, under a header, as `write_atomically` does."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 @contextlib.contextmanager
@@ -289,14 +300,14 @@ def _machine() -> list[str | None]:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks: process numbers are used again."""
+    """Returns when a process started, in ticks: process numbers are used again."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return None
 
 
 def _is_alive(holder: dict) -> bool | None:
-    """Whether a lock's holder lives; None where that cannot be asked, as it runs elsewhere or did not say."""
+    """Tells whether a lock's holder lives; None where that cannot be asked, as it runs elsewhere or did not say."""
     pid = holder.get("pid")
     if holder.get("machine") != _machine() or not isinstance(pid, int):
         return None

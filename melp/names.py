@@ -1,4 +1,4 @@
-"""When two names, or two reports, are the same: as numbers that are equal in every process and run."""
+"""Turns names and reports into numbers that tell which are the same, equal in every process and run."""
 
 import hashlib
 import re

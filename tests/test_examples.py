@@ -64,3 +64,15 @@ def test_it_is_stored_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("opened_in, model", [("examples", ".."), (".", "runs/demo/model")])
+def test_without_a_setting_it_takes_the_clone_it_lies_in(tmp_path, monkeypatch, opened_in, model):
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "config.json").touch()
+    monkeypatch.chdir(tmp_path / opened_in)
+    monkeypatch.delenv("MELP_MODEL", raising=False)
+    settings = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "MODEL = " in cell.source)
+    names: dict = {}
+    exec(settings, names)
+    assert names["MODEL"] == model

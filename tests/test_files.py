@@ -21,6 +21,7 @@ from melp.files import (
     recover_folder,
     replacing_folder,
     write_atomically,
+    write_csv,
 )
 
 
@@ -44,6 +45,15 @@ def test_an_exception_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
     write_atomically(path, b"new")
     assert path.read_text() == "new"
+
+
+def test_rows_that_do_not_fit_leave_the_old_csv(tmp_path):
+    path = tmp_path / "rows.csv"
+    write_csv(path, ["record", "reason"], [{"record": "a", "reason": 'short, "flat"'}])
+    with pytest.raises(ValueError, match="other"):
+        write_csv(path, ["record", "reason"], [{"record": "b", "reason": "none", "other": 1}])
+    assert path.read_bytes() == b'record,reason\r\na,"short, ""flat"""\r\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.csv"]
 
 
 def test_a_folder_is_replaced_whole_or_kept(tmp_path):

@@ -25,7 +25,9 @@ import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
+from melp.files import write_atomically
 from melp.markdown import table
 
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
@@ -171,8 +173,7 @@ def main(arguments: list[str] | None = None):
     except (ValueError, OSError) as error:
         sys.exit(f"melp.benchmark: {error}")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(cases, file, indent=2)
+        write_atomically(Path(options.json), json.dumps(cases, indent=2))
         print(f"\nWritten to {options.json}.")
 
 

@@ -1,4 +1,4 @@
-"""How long visitors of the app wait: its start, the first answer to a file, and further queries in words."""
+"""Measures how long visitors of the app wait: its start, the first answer to a file, and further queries in words."""
 
 import contextlib
 import itertools

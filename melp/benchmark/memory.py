@@ -1,4 +1,4 @@
-"""How much memory is taken beyond one recording: by a long list of files, by a day's Holter, by ten seconds of one."""
+"""Measures the memory that a long list of files, a day's Holter, and ten seconds of one take beyond a recording's."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""How long commands take to begin: CPU time of new processes, and whose packages it goes to."""
+"""Measures how long commands take to begin: CPU time of new processes, and whose packages it goes to."""
 
 import os
 import re

@@ -8,10 +8,7 @@ from findings_melp import CONDITIONS, WHOLE
 from melp.data.stored import STORED_RATE
 from melp.evaluation.calibration import NotCalibrated, area_with_interval, calibrate_finding
 from melp.evaluation.encoding import SignalTransform
-from signal_melp import LEADS, derive_limb_leads, printed_mask
-
-# What is taken away; the processor derives the other limb leads where it does so by default.
-RECORDED = {"I, II": ("I", "II"), "I, II, V2": ("I", "II", "V2")}
+from signal_melp import LEAD_SUBSETS, LEADS, derive_limb_leads, printed_mask
 
 
 def reduced(signal, lead_mask, records, leads, seconds: float, layout: str | None, derive: bool):
@@ -32,7 +29,7 @@ def transforms(derive: bool) -> dict[str, SignalTransform | None]:
     """Returns what makes recordings of each condition; None for the recordings as they are."""
     made = {}
     for name, (leads, seconds, layout) in CONDITIONS.items():
-        recorded = sorted(RECORDED.get(name, leads))
+        recorded = sorted(LEAD_SUBSETS.get(name, leads))  # the processor derives the other limb leads, if it does so
         apply = partial(reduced, leads=recorded, seconds=seconds, layout=layout, derive=derive)
         made[name] = SignalTransform(f"passport: {name}, derived: {derive}", apply)
     return made | {WHOLE: None}

@@ -12,18 +12,11 @@ from datasets import Dataset
 
 from melp.data.stored import STORED_RATE
 from processing_melp import CROPS, crop_start, scale_ecg, split_sentences
-from signal_melp import LEADS, LIMB_LEADS, derive_limb_leads, printed_mask
+from signal_melp import LEAD_SUBSETS, LEADS, LIMB_LEADS, derive_limb_leads, printed_mask
 
-# What is recorded where there are not twelve electrodes. Any two limb leads give the other four, which the processor
-# derives unless told not to: so each pair also stands here with them.
-LEAD_SUBSETS = (
-    tuple(LIMB_LEADS),
-    (*LIMB_LEADS, "V2"),
-    ("I", "II", "V2"),
-    ("I", "II"),
-    ("I",),
-    ("II",),
-)
+# What training keeps. Any two limb leads give the other four, which the processor derives unless told not to: so I, II
+# and V2 also stand here with them, as I and II do.
+KEPT_LEADS = (LEAD_SUBSETS["limb leads"], (*LIMB_LEADS, "V2"), *list(LEAD_SUBSETS.values())[1:])
 WINDOW = 50  # batches whose rows are sorted together: enough to save most padding, few enough to keep an epoch random
 
 
@@ -126,7 +119,7 @@ def prepare_inputs(
 
     Args:
         lead_dropout: the probability that a lead is zeroed, in recordings that neither of the next two has taken.
-        lead_subsets: the share of recordings of which one of `LEAD_SUBSETS`, or a random one, is kept.
+        lead_subsets: the share of recordings of which one of `KEPT_LEADS`, or a random one, is kept.
         printed_layout: the share of recordings cut to what a 3x4 print shows, half of them with a rhythm strip of II.
     """
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -181,13 +174,12 @@ def move_electrodes(signals: torch.Tensor) -> torch.Tensor:
     down = (2 * second - first) / math.sqrt(3)  # the frontal vector has the components I and this
     one = angle.cos() * first - angle.sin() * down
     two = one / 2 + math.sqrt(3) / 2 * (angle.sin() * first + angle.cos() * down)
-    limb = {"I": one, "II": two, "III": two - one}
-    limb |= {"aVR": -(one + two) / 2, "aVF": two - one / 2, "aVL": one - two / 2}
+    limb = [of_one * one + of_two * two for of_one, of_two in map(LIMB_LEADS.get, LEADS[: len(LIMB_LEADS)])]
     chest = signals[:, len(limb) :]
     way = 0.2 * (2 * torch.rand(*chest.shape[:2], 1) - 1)
     before, after = (torch.cat(ends, dim=1) for ends in ((chest[:, :1], chest[:, :-1]), (chest[:, 1:], chest[:, -1:])))
     chest = chest + way.abs() * (torch.where(way > 0, after, before) - chest)
-    return torch.where(whole, torch.cat([torch.stack([limb[lead] for lead in LEADS[:6]], 1), chest], 1), signals)
+    return torch.where(whole, torch.cat([torch.stack(limb, 1), chest], 1), signals)
 
 
 def drop_leads(lead_mask: torch.Tensor, probability: float) -> torch.Tensor:
@@ -196,8 +188,8 @@ def drop_leads(lead_mask: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 def keep_subsets(lead_mask: torch.Tensor) -> torch.Tensor:
-    """Keeps of each record in (batch, leads) one of `LEAD_SUBSETS`, or each lead with a probability of 0.5."""
-    subsets = torch.tensor([[lead in subset for lead in LEADS] for subset in LEAD_SUBSETS], device=lead_mask.device)
+    """Keeps of each record in (batch, leads) one of `KEPT_LEADS`, or each lead with a probability of 0.5."""
+    subsets = torch.tensor([[lead in subset for lead in LEADS] for subset in KEPT_LEADS], device=lead_mask.device)
     choices = torch.randint(len(subsets) + 1, lead_mask.shape[:1], device=lead_mask.device)
     random = torch.rand(lead_mask.shape, device=lead_mask.device) < 0.5
     kept = torch.where((choices == len(subsets))[:, None], random, subsets[choices.clamp(max=len(subsets) - 1)])

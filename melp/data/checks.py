@@ -1,4 +1,4 @@
-"""Whether a folder that something else wrote is in the format that `melp.data.stored` describes."""
+"""Checks whether a folder that something else wrote is in the format that `melp.data.stored` describes."""
 
 import pyarrow as pa
 import pyarrow.compute as pc

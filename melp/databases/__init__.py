@@ -1,4 +1,4 @@
-"""Where recordings come from: one module per database, each turning its files into `EcgRecord`s.
+"""Reads databases: one module for each, which turns its files into `EcgRecord`s.
 
 A database module offers
 

@@ -1,12 +1,12 @@
 """Calibration of similarities: probabilities, thresholds, verdicts, and how well they hold.
 
 A verdict on a finding is "present", "absent" or "cannot say". Its limits are split-conformal and class-conditional:
-"absent" is said only below what all but a share of the recordings with the finding have, "present" only above what all
-but the same share of those without it have. So at a coverage of 90% at most one patient in ten who has the finding is
-told "absent", however rare it is, and at most one in ten who lacks it "present" (Vovk, "Conditional validity of
+a finding is called "absent" only below what all but a share of the recordings with it have, "present" only above what
+all but the same share of those without it have. So at a coverage of 90% at most one patient in ten who has the finding
+is told "absent", however rare it is, and at most one in ten who lacks it "present" (Vovk, "Conditional validity of
 inductive conformal predictors", 2012; Sadinle, Lei, Wasserman, "Least ambiguous set-valued classifiers", 2019).
 
-Besides, "present" is said only of what is more likely than not, "absent" only of what is less.
+Besides, only what is more likely than not is called "present", only what is less likely "absent".
 
 The limits are ranks of similarities, which the logistic curve does not change, since it rises: curve and limits may
 rest on the same recordings, and nothing has to be held back for either.
@@ -128,8 +128,8 @@ def limits(
 def worded(absent_below, present_above):
     """Returns limits at which the words are true to the probability, too.
 
-    Among those without a rare finding one in ten are more than all who have it: "present" is said of nobody who more
-    likely lacks the finding, "absent" of nobody who more likely has it. Both coverages can only grow.
+    Among those without a rare finding one in ten are more than all who have it: nobody who more likely lacks the
+    finding is told "present", nobody who more likely has it "absent". Both coverages can only grow.
     """
     return np.minimum(absent_below, 0.5), np.maximum(present_above, 0.5)
 

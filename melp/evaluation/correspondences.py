@@ -1,4 +1,4 @@
-"""Which labels of two databases name the same finding, and what kind of finding a label is (`labels.yaml`)."""
+"""Matches labels of two databases that name the same finding, and tells a label's kind of finding (`labels.yaml`)."""
 
 import functools
 from importlib.resources import files

@@ -302,17 +302,17 @@ def faithfulness(shares: Sequence[float], curves: Mapping[str, Mapping[str, Mapp
     return figure
 
 
-def subgroups(rows: Sequence[dict], compared: Mapping[str, str] | None = None) -> Figure:
+def subgroups(rows: Sequence[dict], comparison_models: Mapping[str, str] | None = None) -> Figure:
     """Draws the macro AUROC of each subgroup with its interval, and that of the rest; a panel per column.
 
     Args:
         rows: of `melp.evaluation.subgroups.subgroup_rows`; those without a figure are left out.
-        compared: the names of further models, and the columns that have their figures.
+        comparison_models: the names of further models, and the columns that have their figures.
 
     Raises:
         NotDrawable: when no group has a figure.
     """
-    shown, compared = {}, compared or {}
+    shown, comparison_models = {}, comparison_models or {}
     for row in rows:
         if row["auroc"] is not None:
             shown.setdefault(row["column"], []).append(row)
@@ -326,7 +326,7 @@ def subgroups(rows: Sequence[dict], compared: Mapping[str, str] | None = None) -
         value, low, high = (np.array([row[key] for row in part]) for key in ("auroc", "auroc_low", "auroc_high"))
         axis.errorbar(value, places, xerr=np.abs([value - low, high - value]), fmt="o", color=BLUE, ms=5, capsize=2)
         axis.plot([row["auroc_rest"] for row in part], places, "|", color=GREY, ms=12, mew=1.8)
-        for key, colour in zip(compared.values(), cycle(MODEL_COLOURS[2:]), strict=False):
+        for key, colour in zip(comparison_models.values(), cycle(MODEL_COLOURS[2:]), strict=False):
             axis.plot([row[key] for row in part], places, "s", color=colour, ms=4)
         labels = [f"{row['group']} ({row['records']:,})" + " *" * row["difference"]["holds"] for row in part]
         axis.set_yticks(places, labels, fontsize=8)
@@ -334,7 +334,11 @@ def subgroups(rows: Sequence[dict], compared: Mapping[str, str] | None = None) -
         axis.set_title(column, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel("macro AUROC; * the difference from the rest holds")
-    entries = [("model", BLUE), ("the rest, model", GREY), *zip(compared, cycle(MODEL_COLOURS[2:]), strict=False)]
+    entries = [
+        ("model", BLUE),
+        ("the rest, model", GREY),
+        *zip(comparison_models, cycle(MODEL_COLOURS[2:]), strict=False),
+    ]
     handles = [
         matplotlib.lines.Line2D([], [], color=colour, marker="o" if colour != GREY else "|", lw=0)
         for _, colour in entries

@@ -105,6 +105,6 @@ def whole_recordings(rows: Dataset, derive: bool, where: str) -> tuple[Dataset, 
 
 
 def rests_on(data: Mapping, fingerprints: Collection[str | None], split: str) -> bool:
-    """Whether a part of `findings.json` (`data` or `adapted`) was made with recordings of a split of these folders."""
+    """Tells whether a part of `findings.json` (`data` or `adapted`) rests on a split of these folders."""
     known = data.get("fingerprint") is not None and data["fingerprint"] in fingerprints
     return known and (data["split"] == split or ALL in (data["split"], split))

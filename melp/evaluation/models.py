@@ -21,7 +21,7 @@ from processing_melp import MelpFeatureExtractor, MelpProcessor
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how recordings are encoded.
+    """Holds where and how recordings are encoded.
 
     Attributes:
         rank, world: this process among those of `accelerate launch`; each encodes its share and all get the whole.

@@ -1,4 +1,4 @@
-"""Whether a model was trained on what it is measured on: as its card says, and by the recordings themselves."""
+"""Finds what a model was trained on among what it is measured on: by its card, and by the recordings themselves."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How far up the right one comes among candidates ordered by similarity: retrieval and identification."""
+"""Ranks the right one among candidates ordered by similarity: retrieval and identification."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -87,12 +87,12 @@ class _Part:
 
 
 def subgroup_rows(
-    column: str, groups: dict[str, np.ndarray], scored: dict[str, ClassFigures], compared: Sequence[str]
+    column: str, groups: dict[str, np.ndarray], scored: dict[str, ClassFigures], comparison_models: Sequence[str]
 ) -> list[dict]:
     """Returns a row per group of a column.
 
     Its columns are `column`, `group`, `records`, `patients`, `labels` (those measured in group and rest), `auroc` with
-    bounds, `auroc_rest`, `difference` from the rest, and for each model in `compared` `auroc_NAME` and
+    bounds, `auroc_rest`, `difference` from the rest, and for each model in `comparison_models` `auroc_NAME` and
     `difference_NAME`, the first model's figure less that one's within the group. Without a class they are None.
 
     Args:
@@ -103,25 +103,25 @@ def subgroup_rows(
     patients, rows = np.asarray(first.patients, dtype=object), []
     for name, mask in groups.items():
         row = {"column": column, "group": name, "records": int(mask.sum()), "patients": len(set(patients[mask]))}
-        classes = [] if mask.all() else _shared_classes(scored, compared, mask)
+        classes = [] if mask.all() else _shared_classes(scored, comparison_models, mask)
         row["labels"] = [first.classes[index] for index in classes]
         row |= dict.fromkeys(("auroc", "auroc_low", "auroc_high", "auroc_rest", "difference"))
-        row |= {f"{key}_{key_of(other)}": None for other in compared for key in ("auroc", "difference")}
+        row |= {f"{key}_{key_of(other)}": None for other in comparison_models for key in ("auroc", "difference")}
         if classes:
             inside, rest = _Part.measure(first, mask, classes), _Part.measure(first, ~mask, classes)
             low, high = interval(inside.draws)
             row |= {"auroc": inside.value, "auroc_low": float(low), "auroc_high": float(high)}
             row |= {"auroc_rest": rest.value, "difference": inside.less(rest)}
-            for other in compared:
+            for other in comparison_models:
                 theirs = _Part.measure(scored[other], mask, classes)
                 row |= {f"auroc_{key_of(other)}": theirs.value, f"difference_{key_of(other)}": inside.less(theirs)}
         rows.append(row)
     return rows
 
 
-def _shared_classes(scored: dict[str, ClassFigures], compared: Sequence[str], mask: np.ndarray) -> list[int]:
+def _shared_classes(scored: dict[str, ClassFigures], comparison_models: Sequence[str], mask: np.ndarray) -> list[int]:
     """Lists the classes with enough positives, and as many negatives, in the group and in the rest."""
-    first, *others = (next(iter(scored.values())), *(scored[name] for name in compared))
+    first, *others = (next(iter(scored.values())), *(scored[name] for name in comparison_models))
     finite = np.all([np.isfinite(figures.scores).all(axis=0) for figures in (first, *others)], axis=0)
     enough = [
         np.minimum(part.sum(axis=0), (~part).sum(axis=0)) >= first.min_positives
@@ -138,11 +138,11 @@ def add_subgroups(results: Results, rows: Dataset, scored: dict[str, ClassFigure
     """
     from melp.evaluation import figures as draw
 
-    compared = list(results.against)
+    comparison_models = list(results.against)
     for column in columns:
-        part = subgroup_rows(column, groups_of(rows, column), scored, compared)
+        part = subgroup_rows(column, groups_of(rows, column), scored, comparison_models)
         results.subgroups += part
-        results.tables[f"By {column}"] = _subgroup_table(column, part, compared)
+        results.tables[f"By {column}"] = _subgroup_table(column, part, comparison_models)
     if not columns:
         return
     least = next(iter(scored.values())).min_positives
@@ -152,17 +152,17 @@ def add_subgroups(results: Results, rows: Dataset, scored: dict[str, ClassFigure
         f"differ between groups. Of {count} differences from the rest about {0.05 * count:.1f} hold by chance."
     )
     results.figures["subgroups"] = lambda: draw.subgroups(
-        results.subgroups, {name: f"auroc_{key_of(name)}" for name in compared}
+        results.subgroups, {name: f"auroc_{key_of(name)}" for name in comparison_models}
     )
 
 
-def _subgroup_table(column: str, rows: list[dict], compared: list[str]) -> str:
+def _subgroup_table(column: str, rows: list[dict], comparison_models: list[str]) -> str:
     header = [column, "recordings", "patients", "classes", "AUROC", "AUROC of the rest", "less the rest"]
-    header += [name for other in compared for name in (f"AUROC {other}", f"model less {other}")]
+    header += [name for other in comparison_models for name in (f"AUROC {other}", f"model less {other}")]
     cells = []
     for row in rows:
         cells.append([row["group"], row["records"], row["patients"], len(row["labels"])])
         cells[-1] += [with_bounds(row, "auroc"), row["auroc_rest"], difference(row["difference"])]
-        for other in map(key_of, compared):
+        for other in map(key_of, comparison_models):
             cells[-1] += [row[f"auroc_{other}"], difference(row[f"difference_{other}"])]
     return table(header, cells)

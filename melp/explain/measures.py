@@ -1,4 +1,4 @@
-"""How good an attribution is: deletion and insertion curves, faithfulness of what is shown, and where it points."""
+"""Measures attributions: deletion and insertion curves, faithfulness of what is shown, and where it points."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Where the beat queries look: which heart beats and which waves each covers, and how far they specialise."""
+"""Measures where the beat queries look: the beats and waves that each covers, and how far they specialise."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ COVERED = 1.5  # times as much attention as time: a query covers a beat from the
 
 @dataclass
 class QueryReport:
-    """Where the queries look in one recording.
+    """Holds where the queries look in one recording.
 
     Attributes:
         attention: (queries, frames), rows sum to 1 over what was recorded; a frame is `FRAME` s.
@@ -52,7 +52,7 @@ class QueryReport:
 
     @property
     def mean_overlap(self) -> float:
-        """The mean over all pairs of queries."""
+        """Returns the mean over all pairs of queries."""
         pairs = self.overlap[np.triu_indices(len(self.overlap), 1)]
         return float(pairs.mean()) if len(pairs) else 1.0
 

@@ -3,8 +3,6 @@
 Public databases hold the same tracing under several names. In two splits it is a leak from training into the test.
 """
 
-import csv
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from melp.databases import SPLITS
+from melp.files import write_atomically, write_csv
 from melp.prepare.shards import Shard
 
 
@@ -71,14 +70,17 @@ def _batches(path: Path, rows: set[int], chosen: bool) -> Iterator[pa.RecordBatc
 
 
 def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
-    partial, count = path.with_suffix(".partial"), 0
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        for batch in batches:
-            if len(batch):
-                stream.write_batch(batch)
-                count += len(batch)
-    os.replace(partial, path)
-    return count
+    counts = []
+
+    def write(partial: Path):
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            for batch in batches:
+                if len(batch):
+                    stream.write_batch(batch)
+                    counts.append(len(batch))
+
+    write_atomically(path, write)
+    return sum(counts)
 
 
 def find_copies(tables: dict[str, pa.Table]) -> pa.Table:
@@ -109,7 +111,4 @@ def count_copies(copies: pa.Table) -> dict[str, int]:
 def write_copies(copies: pa.Table, path: Path):
     order = {split: place for place, split in enumerate(SPLITS)}
     rows = sorted(copies.to_pylist(), key=lambda row: (row["tracing"], order[row["split"]], row["record"]))
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=["tracing", "split", "record", "patient"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, ["tracing", "split", "record", "patient"], rows)

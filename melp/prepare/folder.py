@@ -5,7 +5,6 @@ split and a quality report. One that cannot be used costs a line in `rejected.cs
 killed, the same call continues where it stopped: finished shards of 1,000 recordings are kept, begun ones redone.
 """
 
-import csv
 import importlib
 import json
 import os
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from melp.data.stored import label_names, stored_features
 from melp.databases import DATABASES, SPLITS
-from melp.files import LOCK, FolderLock, explaining_full_disk, read_json, sha256, write_atomically
+from melp.files import LOCK, FolderLock, explaining_full_disk, read_json, sha256, write_atomically, write_csv
 from melp.prepare.copies import count_copies, find_copies, keep_together, write_copies
 from melp.prepare.dataset_card import count_reports, dataset_card, light_columns
 from melp.prepare.plan import cut_into_shards, make_plan, plan_fingerprint, reading_order, write_plan
@@ -180,7 +179,7 @@ def place_shards(output: Path, shards: list[Shard], summaries: list[dict], featu
             "_output_all_columns": False,
             "_split": split,
         }
-        (folder / "state.json").write_text(json.dumps(state, indent=2))
+        write_atomically(folder / "state.json", json.dumps(state, indent=2))
         DatasetInfo(features=features).write_to_directory(str(folder))
     return counts
 
@@ -195,10 +194,7 @@ def finish(module, output: Path, description: dict, rejected: list[dict], featur
     copies = find_copies(tables)
     description["copies"] = count_copies(copies) | description["copies"]
     write_copies(copies, output / "copies.csv")
-    with open(output / "rejected.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=["record", "split", "reason"])
-        writer.writeheader()
-        writer.writerows(rejected)
+    write_csv(output / "rejected.csv", ["record", "split", "reason"], rejected)
     write_atomically(output / "melp.json", json.dumps(description, indent=2))
     write_atomically(output / "README.md", dataset_card(module, output.name, description, features, tables))
     write_atomically(output / "dataset_dict.json", json.dumps({"splits": list(description["records"])}))

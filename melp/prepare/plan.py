@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from melp.databases import SPLITS
+from melp.files import write_atomically
 from melp.prepare.shards import Shard
 
 SHARD_RECORDS = 1000
@@ -83,12 +83,14 @@ def plan_fingerprint(plan: pa.Table, order: pa.Array, settings) -> str:
 
 
 def write_plan(plan: pa.Table, order: pa.Array, path: Path):
-    partial = path.with_suffix(".partial")
     schema = plan.drop_columns(["reject"]).schema
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in ordered_batches(plan, order):
-            writer.write_batch(batch)
-    os.replace(partial, path)
+
+    def write(partial: Path):
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for batch in ordered_batches(plan, order):
+                writer.write_batch(batch)
+
+    write_atomically(path, write)
 
 
 def cut_into_shards(splits: pa.ChunkedArray, work: Path) -> list[Shard]:

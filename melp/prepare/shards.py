@@ -34,7 +34,7 @@ class Shard:
 
     @property
     def summary(self) -> Path:
-        """Written after the shard itself: where it exists, the shard is finished."""
+        """Returns the summary's path. It is written after the shard: where it exists, the shard is finished."""
         return self.path.with_suffix(".json")
 
 

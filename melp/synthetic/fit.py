@@ -9,12 +9,13 @@ what these leave: a Gaussian, from which no recording can be told.
 """
 
 import argparse
-import csv
 import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from melp.files import write_atomically
 from melp.synthetic.compare import real_signals
 from melp.synthetic.heart import EIGHT, KNOTS, LEADS, P_WINDOW, SAMPLING_RATE, splines
 from melp.synthetic.measure import measurements, qrs_limits
@@ -81,10 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"fit: {error}")
     names = [f"{wave}{knot}_{lead}" for wave in _WEIGHTS for lead in EIGHT for knot in range(KNOTS[wave])]
-    with open(options.output, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([round(1000 * value) for value in row] for row in gaussian(np.stack(rows)))
+    lines = [names, *([round(1000 * value) for value in row] for row in gaussian(np.stack(rows)))]
+    write_atomically(Path(options.output), "".join(",".join(map(str, line)) + "\n" for line in lines))
     print(f"{options.output}: the Gaussian of {len(rows):,} normal beats, in microvolts")
 
 

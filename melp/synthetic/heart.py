@@ -180,7 +180,7 @@ def p_wave(beat: Beat) -> np.ndarray:
 
 
 def _positions(layer: Layer) -> np.ndarray:
-    """Where in the QRS the layer's knots lie, 0 at its start and 1 at its end."""
+    """Returns where in the QRS the layer's knots lie, 0 at its start and 1 at its end."""
     knots = layer.coefficients.shape[1]
     return (np.arange(knots) + 1) / (knots + 1)
 

@@ -103,7 +103,7 @@ def _axis(part: np.ndarray) -> float:
 
 
 def _t_end(beat: np.ndarray, start: int, end: int) -> float:
-    """Where the steepest tangent after the peak of T meets the level before QRS."""
+    """Returns where the steepest tangent after the peak of T meets the level before QRS."""
     size = np.sqrt((beat**2).sum(0))
     slope = np.gradient(np.convolve(size, np.ones(9) / 9, "same"))
     peak = min(start + int(np.abs(beat[[1, 9, 10], start:end]).sum(0).argmax()), beat.shape[1] - 20)

@@ -1,4 +1,4 @@
-"""Who the synthetic patients are and what each of their recordings shows.
+"""Draws the synthetic patients and what each of their recordings shows.
 
 A patient is drawn first (age, sex, the healthy beat, chronic conditions), then each recording (rhythm, premature
 complexes, acute changes, device). Families of conditions are drawn independently, so that rare findings meet each

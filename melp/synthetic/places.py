@@ -1,4 +1,4 @@
-"""Where a finding stands on a simulated recording: stretches of time and leads, from its `Truth`.
+"""Finds where a finding stands on a simulated recording: stretches of time and leads, from its `Truth`.
 
 Only findings with a place are here: premature beats, pauses, blocked P waves, delta waves, stimuli, broad QRS, changes
 of ST and T. A rate or an axis is everywhere.

@@ -91,8 +91,8 @@ def short_wordings() -> dict[str, list[str]]:
 def statements_in_words(statements: list[str], descriptions: dict[str, str], rng: np.random.Generator) -> str:
     """Returns a report that states PTB-XL's statements in the corpus's words.
 
-    A statement of several findings (PACE: of the atrium, the ventricle, or both) is said by their family's words; one
-    that the corpus lacks by its description.
+    A statement of several findings (PACE: of the atrium, the ventricle, or both) takes their family's words; one that
+    the corpus lacks takes its description.
     """
     names: dict[str, list[str]] = {}
     for name, finding in FINDINGS.items():

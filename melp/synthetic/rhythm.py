@@ -1,4 +1,4 @@
-"""When atria and ventricles are activated: the rhythms and what interrupts them.
+"""Draws when atria and ventricles are activated: the rhythms and what interrupts them.
 
 Each rhythm function returns a `Schedule` that covers the record and a little more on both sides. Sources: Marriott's
 Practical Electrocardiography; ACC/AHA/HRS guidelines on bradycardia (2018) and supraventricular tachycardia (2015).

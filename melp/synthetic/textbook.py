@@ -31,7 +31,7 @@ def _within(value: float, low: float, high: float) -> bool:
 
 
 def _clear_beat(beat: Beat, findings: set[str]) -> bool:
-    """Whether axis, voltages, ST and T are well on one side of their limits (those of `patients.measured`)."""
+    """Tells whether axis, voltages, ST and T are well on one side of their limits (of `patients.measured`)."""
     qrs, st, t = levels(beat)
     grey = ((beat.axis(), -42, -18), (beat.axis(), 75, 105), (float(np.ptp(qrs[:6], axis=1).max()), 0.45, 0.75))
     if any(_within(*each) for each in grey):
@@ -51,7 +51,7 @@ def _clear_beat(beat: Beat, findings: set[str]) -> bool:
 
 
 def _clear_rhythm(recording: Recording) -> bool:
-    """Whether rate, regularity, prematurity, PR and QT are well on one side of their limits."""
+    """Tells whether rate, regularity, prematurity, PR and QT are well on one side of their limits."""
     schedule, findings = recording.schedule, recording.findings
     rr = schedule.mean_rr()
     if "ventricular pacing" in findings:

@@ -21,7 +21,7 @@ LOWER_IS_BETTER = ("loss", "val_perplexity", "alignment", "uniformity")  # ends 
 
 @dataclass
 class Progress:
-    """Where a run stands: with the weights, optimizer and random states, all that a resume needs."""
+    """Holds where a run stands: with the weights, optimizer and random states, all that a resume needs."""
 
     step: int = 0
     hours: float = 0.0  # on the clock, over all starts

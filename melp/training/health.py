@@ -1,4 +1,4 @@
-"""Whether a run is well: steps without a finite loss, towers that collapse, a request to stop."""
+"""Watches whether a run is well: steps without a finite loss, towers that collapse, a request to stop."""
 
 import json
 import math

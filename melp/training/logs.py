@@ -1,4 +1,4 @@
-"""Where a run's figures and pictures go: `metrics.jsonl` and `figures/` always, a tracker of Accelerate's as well."""
+"""Keeps a run's figures and pictures: always in `metrics.jsonl` and `figures/`, and in a tracker of Accelerate's."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""How the learning rate moves, and which parameters decay: one rule for pretraining and for fine-tuning."""
+"""Sets the learning rate of each step, and which parameters decay: one rule for pretraining and fine-tuning."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How fast a run is: pairs per second, the loop's wait for data, the share of the device's matrix peak, memory."""
+"""Measures a run's speed: pairs per second, the wait for data, the share of the device's matrix peak, memory."""
 
 import functools
 import time

@@ -1,4 +1,4 @@
-"""What a pretrained sentence encoder knows of words, taught to a smaller text tower.
+"""Teaches a smaller text tower what a pretrained sentence encoder knows of words.
 
 A tower that has read the corpus alone knows its words and no other: a question in other words means nothing to it. The
 teacher (a sentence-transformers model of BERT's kind) has read far more. The tower takes over its words, starts from

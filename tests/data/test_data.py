@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_processor
 
 from melp.data.batches import (
-    LEAD_SUBSETS,
+    KEPT_LEADS,
     MelpCollator,
     TrainingBatches,
     augment_signals,
@@ -238,7 +238,7 @@ def test_training_masks_leads_and_times_as_recordings_lack_them():
     subsets = drawn(lead_subsets=1.0)["lead_mask"]
     assert subsets.any(dim=1).all() and not (subsets & ~whole["lead_mask"]).any()
     kept = {tuple(lead for lead, there in zip(LEADS, row, strict=True) if there) for row in subsets[1::3].tolist()}
-    assert set(LEAD_SUBSETS) <= kept and len(kept) > len(LEAD_SUBSETS) + 5
+    assert set(KEPT_LEADS) <= kept and len(kept) > len(KEPT_LEADS) + 5
 
     printed = drawn(printed_layout=1.0, lead_dropout=0.5)
     assert torch.equal(printed["lead_mask"], whole["lead_mask"]), "a print has all its leads"

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from melp.data.prepared import load_prepared
-from melp.prepare import copies as copies_module
 from melp.prepare import folder as folder_module
 from melp.prepare import plan as planning
 from melp.prepare.__main__ import main
@@ -84,10 +83,10 @@ def test_a_run_that_is_killed_while_it_moves_copies_goes_on(challenge, tmp_path,
                 raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(copies_module.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare("georgia", tmp_path / "again", root=challenge)
-    monkeypatch.setattr(copies_module.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     again = prepare("georgia", tmp_path / "again", root=challenge)
     assert not (again / ".work").exists()
     for name, rows in load_prepared(whole).items():

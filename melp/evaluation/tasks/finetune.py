@@ -24,8 +24,8 @@ from melp.evaluation.results import Results
 from melp.evaluation.settings import Finetune
 from melp.markdown import table
 from melp.models import load_processor, load_whole, read_config
+from melp.training import optim
 from melp.training.cpu_kernels import use_cpu_kernels
-from melp.training.optim import matrices, warmup_cosine
 from modeling_melp import MelpForEcgClassification
 
 _WARMUP = 0.1  # share of all steps
@@ -83,20 +83,19 @@ def parameter_groups(
 
     From the top: head, pooler, transformer layers, and everything before them. Only matrices of weights decay.
     """
-    layers, decaying, groups = model.config.num_hidden_layers, matrices(model), {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    layers = model.config.num_hidden_layers
+
+    def rate_of(name: str) -> float:
         if name.startswith("ecg_model.encoder.layers."):
             below = layers + 1 - int(name.split(".")[3])
         elif name.startswith(("ecg_model.feature", "ecg_model.encoder.")):
             below = layers + 2
         else:
             below = 0 if name.startswith("classifier.") else 1
-        decay = weight_decay if name in decaying else 0.0
-        group = {"params": [], "lr": learning_rate * layer_decay**below, "weight_decay": decay}
-        groups.setdefault((below, decay), group)["params"].append(parameter)
-    return list(groups.values())
+        return layer_decay**below
+
+    groups = optim.parameter_groups(model, weight_decay, matrices_only=True, rate_of=rate_of)
+    return [group | {"lr": learning_rate * group["rate"]} for group in groups]
 
 
 def predict(task: Task, model, split: str) -> np.ndarray:
@@ -144,7 +143,7 @@ def fit(task: Task, network: MelpForEcgClassification, name: str) -> tuple[MelpF
     bar = tqdm(loader, desc=f"finetune ({name})", unit="step", disable=not accelerator.is_main_process)
     for step, batch in enumerate(bar):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * warmup_cosine(step, warmup, steps)
+            group["lr"] = peak * optim.warmup_cosine(step, warmup, steps)
         model.train()
         loss = model(**prepare_inputs(batch, accelerator.device, network.config.scaling)).loss
         accelerator.backward(loss)

@@ -18,10 +18,10 @@ from melp.evaluation.settings import Robustness
 from melp.markdown import table
 from melp.names import name_hash
 from melp.synthetic.recorder import Noise, noise_in_leads
-from processing_melp import LEADS, LIMB_LEADS, resample_ecg
+from processing_melp import LEADS, resample_ecg
+from signal_melp import LEAD_SUBSETS
 
-# The subsets of the PhysioNet/CinC Challenge 2021, and lead I alone.
-LEAD_SUBSETS = {"6": tuple(LIMB_LEADS), "3": ("I", "II", "V2"), "2": ("I", "II"), "1": ("I",)}
+FEWER_LEADS = {"6": "limb leads", "3": "I, II, V2", "2": "I, II", "1": "I"}  # number -> which of `LEAD_SUBSETS`
 RATES = (250, 100)  # Hz; recordings are stored at 500
 SILENT = {"muscle": 0.0, "wander": 0.0, "mains": 0.0}
 # Root mean squares, and the mains' amplitude, in mV at an electrode: visible on paper, the QRS still recognisable.
@@ -71,7 +71,7 @@ def scaled(signal, lead_mask, records, factor):
 def conditions() -> list[tuple[str, str, SignalTransform | None]]:
     """Returns (kind, condition, transform) for every line of the table; the first is the recordings as they are."""
     changes: list[tuple[str, str, Callable | None]] = [("clean", "as recorded", None), ("leads", "12", None)]
-    changes += [("leads", name, partial(only_leads, leads=leads)) for name, leads in LEAD_SUBSETS.items()]
+    changes += [("leads", name, partial(only_leads, leads=LEAD_SUBSETS[which])) for name, which in FEWER_LEADS.items()]
     changes += [("rate", "500 Hz", None), *(("rate", f"{rate} Hz", partial(at_rate, rate=rate)) for rate in RATES)]
     changes += [("duration", "10 s", None), ("duration", "5 s", partial(first_samples, count=5 * STORED_RATE))]
     changes += [("noise", name, partial(noisy, noise=noise)) for name, noise in NOISES.items()]
