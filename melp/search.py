@@ -89,6 +89,14 @@ class Index:
             among *= 8
 
 
+def index_files(folder: Path) -> list[Path]:
+    """Returns the tables of an output of predict.py; raises ValueError where there is none."""
+    files = sorted((Path(folder) / "data").glob("*.parquet"))
+    if not files:
+        raise ValueError(f"{folder} is no output of predict.py: it has no data/*.parquet.")
+    return files
+
+
 def open_index(folder: Path) -> Index:
     """Opens the output of a run of predict.py.
 
@@ -97,10 +105,7 @@ def open_index(folder: Path) -> Index:
     """
     import pyarrow.dataset as datasets
 
-    files = sorted((Path(folder) / "data").glob("*.parquet"))
-    if not files:
-        raise ValueError(f"{folder} is no output of predict.py: it has no data/*.parquet.")
-    data = datasets.dataset(files)
+    data = datasets.dataset(index_files(folder))
     if "embedding" not in data.schema.names:
         raise ValueError(f"{folder} has no embeddings: run predict.py with --embeddings, into another --output.")
     return Index(data.to_table(["embedding", *SHOWN, "model", "commit"]))

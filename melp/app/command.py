@@ -65,15 +65,22 @@ def main(arguments: list[str] | None = None, name: str = "app.py"):
         print(write_space(options.write_space))
         return
     try:
-        from melp.app.engine import Settings  # torch and all that it takes, which --help can do without
         from melp.app.limits import Limits
-        from melp.app.run import serving
-        from melp.predict.options import default_model
+        from melp.predict.options import check_model, default_model
+        from melp.search import index_files
 
+        limits = Limits(**{name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS})
+        if options.port is not None and not 0 <= options.port <= 65535:
+            raise ValueError(f"--port must be from 0 to 65535, not {options.port}.")
         options.model = options.model or default_model()
         if options.model is None:
             raise ValueError("there is no model in this repository: name one with --model.")
-        limits = Limits(**{name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS})
+        check_model(options.model)
+        if options.index is not None:
+            index_files(options.index)
+        from melp.app.engine import Settings  # torch and all that it takes, which a mistake need not wait for
+        from melp.app.run import serving
+
         settings = Settings(options.model, options.index, options.device, limits)
         with serving(settings, options.host, options.port, options.root_path) as served:
             print(f"MELP answers at {served.url}  (Ctrl-C ends it)", flush=True)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from melp.files import write_atomically
 from melp.markdown import table
+from melp.sources import parse_source
 
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
 BATCH_SIZES |= {"predict": 16, "search": 1, "memory": 1, "app": 1}
@@ -168,6 +169,8 @@ def show_memory() -> list[dict]:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
+        for source in filter(None, (options.config, options.model, options.data)):
+            parse_source(source)
         shown = {"startup": show_startup, "memory": show_memory}.get(options.task)
         cases = shown() if shown else measure_rates(options)
     except (ValueError, OSError) as error:

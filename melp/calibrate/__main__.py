@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from melp.sources import parse_source
+from melp.yaml_file import read_yaml
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,6 +43,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--coverage must be from 0.5 to 0.99, not {options.coverage:g}")
     if options.labels is not None and (not options.adapt or options.labels < 10):
         parser.error("--labels takes 10 or more, and belongs to --adapt")
+    for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(options, name)}")
     if options.passport and options.adapt:
         parser.error("--passport takes more labels than --adapt: calibrate with it first")
     return options
@@ -54,6 +58,8 @@ def main(arguments: list[str] | None = None):
             parse_source(source)
         if options.output is None and parse_source(options.model).path is None:
             raise ValueError(f"{options.model} is on the Hub: name a file to write with --output.")
+        if options.prompts is not None:
+            read_yaml(options.prompts, aliases=True)  # what it has to hold is known after torch was imported
         from accelerate import PartialState
 
         from melp.calibrate.fit import Calibration, Options, describe, write

@@ -10,6 +10,7 @@ is how the rules of docs/calibration.md were chosen.
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -121,6 +122,10 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--seed", type=int, default=0, help="of the halves (0)")
     options = parser.parse_args(arguments)
     try:
+        if not Path(options.predictions).is_file():
+            raise ValueError(
+                f"{options.predictions} is no predictions.parquet of `evaluate.py calibration`: there is no such file."
+            )
         import pandas as pd
 
         print(compare(pd.read_parquet(options.predictions), options.repeats, options.seed))

@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None):
     try:
         for source in filter(None, (options.source, options.text_model, options.tokenizer)):
             parse_source(source)  # before torch, which takes longer
+        if options.output.exists() and not (options.output.is_dir() and not any(options.output.iterdir())):
+            raise ValueError(f"{options.output} exists; give another --output.")
         run(options)
     except (ValueError, OSError) as error:
         sys.exit(f"melp.convert: {error}")

@@ -272,8 +272,6 @@ def to_original(source: str | Path) -> tuple[Tensors, dict, list[Row]]:
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Gives a folder to write into, which becomes `output` when all went well and is removed otherwise."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output} exists; give another --output.")
     with explaining_full_disk(output), replacing_folder(output) as folder:
         yield folder
 

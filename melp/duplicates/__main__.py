@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from melp.sources import parse_source
+
 SHOWN = 20
 
 
@@ -25,9 +27,11 @@ def main(arguments: list[str] | None = None):
     options = parser.parse_args(arguments)
     if len(set(options.folders)) < len(options.folders):
         parser.error("a folder is named twice")
-    from melp.duplicates.search import find_equal, find_near, load_recordings, write_duplicates
-
     try:
+        for folder in options.folders:
+            parse_source(folder)
+        from melp.duplicates.search import find_equal, find_near, load_recordings, write_duplicates
+
         recordings = load_recordings(options.folders)
         pairs = find_equal(recordings)
         pairs += [] if options.equal_only else find_near(recordings)

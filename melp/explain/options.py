@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melp.evaluation.settings import ATTRIBUTIONS
-from melp.predict.options import Reading
+from melp.predict.options import Reading, check_model
 from melp.predict.paths import check_sources
-from melp.sources import parse_source
 
 
 @dataclass
@@ -44,8 +43,6 @@ def check_files(options: Options):
         ValueError: naming the source, model or output that cannot be used.
     """
     check_sources(options.sources)
-    folder = parse_source(options.model).path
-    if folder is not None and not (folder / "config.json").is_file():
-        raise ValueError(f"{options.model} is no model folder: it has no config.json.")
+    check_model(options.model)
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output {options.output} is no folder.")

@@ -18,6 +18,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from melp.predict.paths import check_sources
 from melp.sources import parse_source
 
 
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None):
     try:
         for source in filter(None, (options.model, options.data)):
             parse_source(source)
+        check_sources(options.recordings or ())
         from melp.export.onnx import export
 
         for line in export(**vars(options)):

@@ -63,9 +63,31 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
+        check_names(options)
         {"push": push_command, "card": card_command, "results": results_command}[options.task](options)
     except (ValueError, OSError) as error:
         sys.exit(f"melp.hub: {error}")
+
+
+def check_names(options):
+    """Looks at ids, and at what the options name on this disk, before torch is imported.
+
+    Raises:
+        ValueError: naming what cannot be.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    from melp.hub.runs import read_results, read_run
+
+    for name in ("id", "benchmark"):
+        if name in options:
+            validate_repo_id(vars(options)[name])
+    read_results(getattr(options, "results", ()))
+    if getattr(options, "run", None) is not None:
+        read_run(options.run)
+    for name in ("limits", "template"):
+        if name in options and not vars(options)[name].is_file():
+            raise ValueError(f"--{name} {vars(options)[name]} is no file.")
 
 
 def push_command(options):

@@ -114,15 +114,20 @@ def check_files(options: Options):
         ValueError: naming the source, model, label set or output that cannot be used.
     """
     check_sources(options.sources)
-    folder = parse_source(options.model).path
-    if folder is not None and not (folder / "config.json").is_file():
-        raise ValueError(f"{options.model} is no model folder: it has no config.json.")
+    check_model(options.model)
     if options.label_set is not None:
         known = read_yaml(Path(str(files("melp.evaluation") / "prompts.yaml")), aliases=True)
         if options.label_set not in known:
             raise ValueError(f"--label-set {options.label_set} is none of {', '.join(known)}.")
     if options.output is not None:
         check_output(options.output)
+
+
+def check_model(source: str):
+    """Raises ValueError where a name is neither a model folder nor in the form of a Hub id."""
+    folder = parse_source(source).path
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ValueError(f"{source} is no model folder: it has no config.json.")
 
 
 def check_output(folder: Path):

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from melp.sources import parse_source
 from melp.synthetic import corpus
 from melp.synthetic.heart import LEADS, SAMPLES
 from melp.synthetic.measure import BANDS, BEFORE, measurements, noise_bands
@@ -128,7 +129,11 @@ def picture(real: np.ndarray, simulated: np.ndarray, path: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m melp.synthetic.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("data", help="prepared folder of real recordings")
     parser.add_argument("--split", default="train", help="of the folder")
     parser.add_argument("--label", choices=("all", "normal"), default="all", help="which recordings are compared")
@@ -137,14 +142,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--delineate", type=int, default=0, help="recordings for NeuroKit2's intervals (slow)")
     parser.add_argument("--picture", help="PNG file to write")
     options = parser.parse_args(arguments)
+    if options.records < 1:
+        parser.error(f"--records must be 1 or more, not {options.records}")
     normal = options.label == "normal"
     try:
+        parse_source(options.data)
         real, real_beats, real_noise = measured(
             real_signals(options.data, options.split, normal, options.records), "real"
         )
         simulated, beats, noise = measured(simulated_signals(options.seed, normal, options.records), "simulated")
     except (ValueError, OSError) as error:
-        sys.exit(f"compare: {error}")
+        sys.exit(f"melp.synthetic.compare: {error}")
     header = " ".join(f"{f'{100 * q:.0f}%':>8s}" for q in QUANTILES)
     print(f"{len(real_beats):,} real, {len(beats):,} simulated recordings ({options.label})\n")
     print(f"{'':14s} | {f'real {header}':>44s} | {header}   simulated")

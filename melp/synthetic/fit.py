@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from melp.files import write_atomically
+from melp.sources import parse_source
 from melp.synthetic.compare import real_signals
 from melp.synthetic.heart import EIGHT, KNOTS, LEADS, P_WINDOW, SAMPLING_RATE, splines
 from melp.synthetic.measure import measurements, qrs_limits
@@ -69,18 +70,23 @@ def gaussian(rows: np.ndarray) -> np.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m melp.synthetic.fit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("data", help="prepared folder of PTB-XL")
     parser.add_argument("--split", default="train", help="of the folder; folds 1 to 8 for the table in use")
     parser.add_argument("--output", required=True, help="CSV file to write")
     options = parser.parse_args(arguments)
     try:
+        parse_source(options.data)
         signals = tqdm(real_signals(options.data, options.split, True, 10**9), desc="fit", unit=" records")
         rows = [row for signal in signals if (row := coefficients(signal.astype(float))) is not None]
         if len(rows) < 10 * COMPONENTS:
             raise ValueError(f"{len(rows)} normal beats are too few: {10 * COMPONENTS} are needed.")
     except (ValueError, OSError) as error:
-        sys.exit(f"fit: {error}")
+        sys.exit(f"melp.synthetic.fit: {error}")
     names = [f"{wave}{knot}_{lead}" for wave in _WEIGHTS for lead in EIGHT for knot in range(KNOTS[wave])]
     lines = [names, *([round(1000 * value) for value in row] for row in gaussian(np.stack(rows)))]
     write_atomically(Path(options.output), "".join(",".join(map(str, line)) + "\n" for line in lines))

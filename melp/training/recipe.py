@@ -7,8 +7,10 @@ error in a recipe, do not wait for torch.
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,28 @@ SOURCES = {"model": "model", "text_model": "model", "ecg_model": "model", "data"
 # What may differ between a run and its continuation.
 RESUMABLE = ("output", "resume", "push_to_hub", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
 RESUMABLE += ("device_watts", "keep_checkpoints", "max_skipped_steps", "tracker", "sample_pictures", "measure_peak")
+
+# What a number may be, in words and as a check, which NaN fails.
+Range = tuple[str, Callable[[float], bool]]
+AT_LEAST_0: Range = ("at least 0", lambda value: value >= 0)
+AT_LEAST_1: Range = ("at least 1", lambda value: value >= 1)
+NOT_NEGATIVE: Range = ("at least 0, and finite", lambda value: 0 <= value < math.inf)
+POSITIVE: Range = ("above 0, and finite", lambda value: 0 < value < math.inf)
+SHARE: Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_1: Range = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("max_steps", "batch_size", "accumulation_steps", "corpus_records", "vocab_size"), AT_LEAST_1),
+    **dict.fromkeys(("eval_every", "save_every", "log_every", "keep_checkpoints"), AT_LEAST_1),
+    **dict.fromkeys(("num_workers", "warmup_steps", "max_skipped_steps", "sample_pictures"), AT_LEAST_0),
+    "corpus_seed": AT_LEAST_0,
+    **dict.fromkeys(("learning_rate", "weight_decay", "label_loss_weight", "device_watts"), NOT_NEGATIVE),
+    **dict.fromkeys(("mlm_probability", "lead_dropout", "lead_subsets", "printed_layout"), SHARE),
+    **dict.fromkeys(("signal_augmentation", "sentence_augmentation", "text_learning_rate"), SHARE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), BELOW_1),
+    "max_grad_norm": ("above 0", lambda value: value > 0),  # infinite: gradients stay as they are
+    "seed": ("from 0 to 4294967295", lambda value: 0 <= value < 2**32),  # numpy's
+    "sequence_length": ("at least 8", lambda value: value >= 8),
+}
 
 
 def setting(help: str, default, **metadata):
@@ -77,14 +101,7 @@ class Recipe:
         hints = typing.get_type_hints(type(self))
         for info in dataclasses.fields(self):
             setattr(self, info.name, check_type(info.name, getattr(self, info.name), hints[info.name]))
-        positive = ("max_steps", "batch_size", "accumulation_steps", "eval_every", "save_every", "log_every")
-        for name, least in {
-            **dict.fromkeys((*positive, "keep_checkpoints"), 1),
-            "num_workers": 0,
-            "warmup_steps": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        check_ranges(self, RANGES)
 
     def sources(self) -> list[tuple[str, str]]:
         """Returns the field and the name of each folder, file or Hub id that the run reads."""
@@ -171,3 +188,15 @@ def check_type(name: str, value, hint):
         wanted = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
         raise ValueError(f"recipe field {name!r} is {value!r}; it must be of type {wanted}.")
     return value
+
+
+def check_ranges(settings, ranges: dict[str, Range], where: str = ""):
+    """Compares numbers with the ranges in which they make sense; None, and what `settings` lacks, passes.
+
+    Raises:
+        ValueError: naming the first that is outside, as `where` and its name.
+    """
+    for name, (words, within) in ranges.items():
+        value = getattr(settings, name, None)
+        if value is not None and not within(value):
+            raise ValueError(f"{where}{name} is {value}; it must be {words}.")

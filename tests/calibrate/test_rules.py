@@ -19,5 +19,5 @@ def test_class_conditional_limits_cover_the_rare(tmp_path, capsys):
     assert float(rows["marginal"][0]) < 0.5 < 0.85 < float(rows["class-conditional"][0])
     assert float(rows["class-conditional, and 50%"][4]) > float(rows["class-conditional"][4])
     assert {"logistic", "beta", "isotonic"} <= set(rows)
-    with pytest.raises(SystemExit, match="melp.calibrate.rules"):
+    with pytest.raises(SystemExit, match="melp.calibrate.rules: .*nothing.parquet is no predictions.parquet"):
         main([str(tmp_path / "nothing.parquet")])

@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
+from melp.training.recipe import RANGES
 from melp.training.stages.recipes import (
+    PRETRAINING_RANGES,
+    RECIPES,
     EcgRecipe,
     LanguageRecipe,
     MelpRecipe,
+    Pretraining,
     load_recipe,
     parse_recipe_options,
     recipe_parser,
@@ -34,6 +39,20 @@ def written(path: Path, **values) -> Path:
         ({"batch_size": "many"}, "'batch_size' is 'many'; it must be of type int"),
         ({"batch_size": True}, "must be of type int"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"learning_rate": -1}, "learning_rate is -1.0; it must be at least 0, and finite"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"adam_beta1": 3}, "adam_beta1 is 3.0; it must be at least 0 and below 1"),
+        ({"max_grad_norm": 0}, "max_grad_norm is 0.0; it must be above 0"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be from 0 to 4294967295"),
+        ({"lead_dropout": 7}, "lead_dropout is 7.0; it must be from 0 to 1"),
+        ({"stage": "ecg", "lead_dropout": -0.1}, "lead_dropout is -0.1; it must be from 0 to 1"),
+        ({"text_learning_rate": 2}, "text_learning_rate is 2.0; it must be from 0 to 1"),
+        ({"data": "a,b", "data_weights": "1, inf"}, "a positive number for each of the 2 folders"),
+        ({"stage": "language", "mlm_probability": 5}, "mlm_probability is 5.0; it must be from 0 to 1"),
+        ({"stage": "language", "sequence_length": -3}, "sequence_length is -3; it must be at least 8"),
+        ({"stage": "ecg", "pretraining": {"mask_time_prob": 1}}, "pretraining.mask_time_prob is 1.0; .* below 1"),
+        ({"stage": "ecg", "pretraining": {"num_codevector_groups": 0}}, "num_codevector_groups is 0; .* at least 1"),
         ({"config": 3}, "must be of type dict"),
         ({"stage": "ecgs"}, "stage is 'ecgs'; it must be one of language, ecg, melp"),
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; it must be one of no, bf16, fp16"),
@@ -48,6 +67,13 @@ def written(path: Path, **values) -> Path:
 def test_a_wrong_recipe_is_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(written(tmp_path / "recipe.yaml", **values))
+
+
+def test_every_number_of_a_recipe_has_its_range():
+    for kinds, ranges in ((RECIPES.values(), RANGES), ([Pretraining], PRETRAINING_RANGES)):
+        hints = {name: hint for kind in kinds for name, hint in typing.get_type_hints(kind).items()}
+        numbers = {name for name, hint in hints.items() if {int, float} & {hint, *typing.get_args(hint)}}
+        assert ranges.keys() == numbers
 
 
 @pytest.mark.parametrize("stage, kind", [("language", LanguageRecipe), ("ecg", EcgRecipe), ("melp", MelpRecipe)])
@@ -91,6 +117,7 @@ WRONG = [
     (["--learning-rat", "1"], "there is no option --learning-rat: did you mean --learning-rate?"),
     (["recipes/melp.yaml", "--batch-size", "many"], "invalid int value: 'many'"),
     (["recipes/melp.yaml", "--batch-size", "-1"], "batch_size is -1; it must be at least 1"),
+    (["recipes/melp.yaml", "--learning-rate", "-1"], "learning_rate is -1.0; it must be at least 0, and finite"),
     (["recipes/melp.yaml", "--printed-layout", "0.6", "--lead-subsets", "0.5"], "together at most 1"),
     (["recipes/small.yaml", "--data-weights", "3, nan"], "a positive number for each of the 2 folders"),
     (["recipes/ecg.yaml", "--data", "one,two"], "the ecg stage learns from one folder"),

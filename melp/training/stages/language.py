@@ -163,10 +163,8 @@ class LanguageStage(Stage):
 
     def _check_length(self):
         positions, length = self.model.config.max_position_embeddings, self.recipe.sequence_length
-        if not 8 <= length <= positions:
-            raise ValueError(
-                f"sequence_length is {length}; it must be at least 8 and at most the model's positions, {positions}."
-            )
+        if length > positions:
+            raise ValueError(f"sequence_length is {length}; it must be at most the model's positions, {positions}.")
 
     def load_rows(self) -> tuple[Dataset, Dataset]:
         """Returns documents in a column `text`: `recipe.text`, and the reports of `recipe.data` if both are given."""

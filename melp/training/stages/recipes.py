@@ -4,17 +4,40 @@ import argparse
 import copy
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from melp.training.recipe import Recipe, check_names, check_type, setting
+from melp.training.recipe import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    Recipe,
+    check_names,
+    check_ranges,
+    check_type,
+    setting,
+)
 from melp.yaml_file import read_yaml
 
 TEXT_MODEL = "BERT for the text tower: folder, ID or ID@REVISION"
 ECG_MODEL = "ECG tower to start from: folder, ID or ID@REVISION"
 LEAD_DROPOUT = "probability of zeroing a lead in training"
+PRETRAINING_RANGES: dict[str, Range] = {
+    **dict.fromkeys(("num_codevector_groups", "num_codevectors_per_group", "num_negatives"), AT_LEAST_1),
+    **dict.fromkeys(("codevector_dim", "proj_codevector_dim"), AT_LEAST_1),
+    **dict.fromkeys(("gumbel_temperature", "min_gumbel_temperature"), POSITIVE),
+    **dict.fromkeys(("contrastive_logits_temperature", "cmsc_temperature"), POSITIVE),
+    **dict.fromkeys(("diversity_loss_weight", "feature_penalty_weight", "cmsc_loss_weight"), NOT_NEGATIVE),
+    "feat_quantizer_dropout": BELOW_1,
+    "gumbel_temperature_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "mask_time_prob": ("above 0 and below 1", lambda value: 0 < value < 1),
+    "mask_time_length": ("at least 2", lambda value: value >= 2),  # negatives are other masked frames
+}
 
 
 @dataclass(kw_only=True)
@@ -67,15 +90,11 @@ class Pretraining:
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
             setattr(self, name, check_type(f"pretraining.{name}", getattr(self, name), hint))
+        check_ranges(self, PRETRAINING_RANGES, "pretraining.")
         if self.codevector_dim % self.num_codevector_groups:
             raise ValueError(
                 f"pretraining: codevector_dim ({self.codevector_dim}) is not a multiple of num_codevector_groups "
                 f"({self.num_codevector_groups})."
-            )
-        if self.mask_time_length < 2 or not 0 < self.mask_time_prob < 1 or self.num_negatives < 1:
-            raise ValueError(
-                "pretraining: mask_time_length must be at least 2 (negatives are other masked frames), "
-                "mask_time_prob between 0 and 1, num_negatives at least 1."
             )
 
 
@@ -140,8 +159,6 @@ class MelpRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.text_learning_rate <= 1:
-            raise ValueError(f"text_learning_rate is {self.text_learning_rate:g}; it must be a share, from 0 to 1.")
         if self.lead_subsets + self.printed_layout > 1:
             raise ValueError(
                 f"lead_subsets ({self.lead_subsets:g}) and printed_layout ({self.printed_layout:g}) are shares of all "
@@ -150,7 +167,7 @@ class MelpRecipe(Recipe):
         if self.data_weights is not None:
             weights, folders = self.data_weights.split(","), (self.data or "").split(",")
             try:
-                valid = len(weights) == len(folders) and all(float(weight) > 0 for weight in weights)
+                valid = len(weights) == len(folders) and all(0 < float(weight) < math.inf for weight in weights)
             except ValueError:
                 valid = False
             if not valid:
