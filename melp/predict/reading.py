@@ -7,7 +7,6 @@ used, the others are.
 import ctypes
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from formats_melp import UNKNOWN, LongRecording, check_whole, part_of_block, read_crop, read_ecg, reads_parts
 from melp.predict.options import Reading
 from melp.predict.paths import WFDB_FILES
+from melp.predict.reasons import reason_of
 from processing_melp import MelpFeatureExtractor
 from signal_melp import EcgBlock
 
@@ -114,7 +114,7 @@ class Recordings(Dataset):
         except MemoryError:
             return Item(path, error="larger than the memory; name a part of it by --start and --seconds")
         except Exception as error:  # of one file among many, whatever it made of a reader
-            return Item(path, error=_reason(error, path), is_other=self._is_other(path, error))
+            return Item(path, error=reason_of(error, path), is_other=self._is_other(path, error))
 
     def _is_other(self, path: str, error: Exception) -> bool:
         suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
@@ -257,17 +257,6 @@ class Recordings(Dataset):
         )
 
 
-# What a reader's errors call the options, as Python has them; a value may follow.
-_READER_OPTION = re.compile(r"\b(sampling_rate|unit|leads|start|seconds|stride|layout)=(?=([\w'\"])?)")
-
-
-def _reason(error: Exception, path: str) -> str:
-    """Returns an error's words, with options as the command line has them."""
-    reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
-    reason = reason.replace("nan_handling='interpolate'", "--interpolate")
-    return _READER_OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}{' ' if found[2] else ''}", reason)
-
-
 class Windows:
     """Where the windows of a recording start: as the extractor cuts it, without having the recording.
 
@@ -393,7 +382,7 @@ def _in_parts(recordings: Recordings, item: Item, num_workers: int) -> Iterator[
     try:
         pieces = Pieces(recordings, item.path, item.long)
     except ValueError as error:
-        yield Item(item.path, error=_reason(error, item.path))
+        yield Item(item.path, error=reason_of(error, item.path))
     else:
         yield from pieces.read(num_workers)
 

@@ -23,6 +23,7 @@ from melp.predict.paths import absolute, list_recordings
 from melp.predict.plan import Plan, Shard, Tally
 from melp.predict.predictor import Predictor
 from melp.predict.reading import PAGES, Item, Recordings, read_all
+from melp.predict.reasons import hide_quotations
 
 FEW = 20  # recordings that are shown on the screen
 
@@ -169,7 +170,7 @@ def _predict_shards(plan, shards: list[Shard], predictor, options, settings, loc
         for shard in shards:
             tally = Tally()
             predicted = predictor.predict(_take(items, shard.stop - shard.start))
-            rows = _rows(predicted, tally, sheets, bar, lock)
+            rows = _rows(_unquoted(predicted, options), tally, sheets, bar, lock)
             write_atomically(plan.data_file(shard), partial(write_parquet, rows, settings, predictor.dim))
             if not tally.rows:
                 plan.data_file(shard).unlink()
@@ -199,6 +200,14 @@ def _rows(predicted, tally: Tally, sheets, bar: tqdm, lock: FolderLock | None) -
         yield from rows
     if lock is not None:
         lock.check()
+
+
+def _unquoted(predicted, options: Options) -> Iterator[tuple[Item, list[dict]]]:
+    """Keeps out of an output what a reason quotes from a file: it may be a patient's name."""
+    for item, rows in predicted:
+        if item.error is not None and not options.keep_identifiers:
+            item.error = hide_quotations(item.error)
+        yield item, rows
 
 
 class _Order:

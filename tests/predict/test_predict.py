@@ -233,6 +233,17 @@ def test_pseudonyms_are_of_one_output(models, ecgs, tmp_path):
     assert os.stat(tmp_path / "one" / plan_module.WORK / "key").st_mode & 0o077 == 0
 
 
+def test_an_output_quotes_no_file_unless_asked(models, ecgs, tmp_path):
+    (tmp_path / "in.csv").write_text("Mustermann Erika,1960-01-01\n" + "0.1,0.2\n" * 5000)
+    said = (ecgs / "a", tmp_path / "in.csv", "--model", models / "tower", "--unit", "mV", "--sampling-rate", 500)
+    run(*said, "--output", tmp_path / "out")
+    assert "unknown lead: (not shown)" in rejected_of(tmp_path / "out")["in.csv"]
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"Mustermann" in path.read_bytes()]
+    run(*said, "--output", tmp_path / "kept", "--keep-identifiers")
+    assert "Mustermann Erika" in rejected_of(tmp_path / "kept")["in.csv"]
+
+
 def test_patients_without_an_identifier_are_nobody(models, ecgs, tmp_path):
     named = (ecgs / "sub" / "named.edf").read_bytes()
     for number, patient in enumerate(("X X X X", "000000 X X X", "P1 X X X")):
