@@ -1,6 +1,7 @@
 """The sheet of a prediction: the ECG as clinicians print it, with findings, draft and warnings above."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def draw_prediction(
     block: EcgBlock, row: dict, calibration: str | None, identifiers: dict[str, str] | None = None
 ) -> "Figure":
     """Draws a window with what was predicted of it."""
-    signal, leads, derived = all_leads(block)
+    signal, leads, derived = all_leads(block, row["derived_leads"])
     return draw_sheet(
         signal,
         leads,
@@ -81,14 +82,18 @@ def draw_prediction(
     )
 
 
-def all_leads(block: EcgBlock) -> tuple[np.ndarray, list[str], list[str]]:
-    """Returns signal (leads, samples) in mV and leads of a block, with limb leads computed from others; and these."""
+def all_leads(block: EcgBlock, read: Sequence[str] = LEADS) -> tuple[np.ndarray, list[str], list[str]]:
+    """Returns signal (leads, samples) in mV and leads of a block, with limb leads computed from others; and these.
+
+    Args:
+        read: leads that may be computed: `derived_leads` of the processor's report are those that the model had.
+    """
     signal = np.zeros((1, len(LEADS), block.signal.shape[-1]), dtype=np.float32)
     present = np.zeros((1, len(LEADS)), dtype=bool)
     for row, lead in zip(block.signal[0], block.leads, strict=True):
         signal[0, LEADS.index(lead)], present[0, LEADS.index(lead)] = row, True
     usable = present & (signal.min(-1) != signal.max(-1))
-    derived = derive_limb_leads(signal, present, usable)[0]
+    derived = derive_limb_leads(signal, present, usable)[0] & [lead in read for lead in LEADS]
     kept = present[0] | derived
     names = [lead for lead, keep in zip(LEADS, kept, strict=True) if keep]
     return signal[0, kept], names, [lead for lead, was in zip(LEADS, derived, strict=True) if was]

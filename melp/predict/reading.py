@@ -21,8 +21,8 @@ from formats_melp import UNKNOWN, LongRecording, check_whole, part_of_block, rea
 from melp.predict.options import Reading
 from melp.predict.paths import WFDB_FILES
 from melp.predict.reasons import reason_of
-from processing_melp import MelpFeatureExtractor
-from signal_melp import EcgBlock
+from processing_melp import MelpFeatureExtractor, as_printed
+from signal_melp import EcgBlock, rhythm_strips
 
 PIECE = 256  # windows of a long recording that are in memory at a time: 60 MB, and some more while they are made
 PAGES = 100  # windows of a recording that are drawn
@@ -137,8 +137,10 @@ class Recordings(Dataset):
         block = self.read(path, reading.start, reading.seconds, **({} if reading.layout else long))
         before = extractor.crop_seconds(max(0.0, block.seconds - extractor.duration), crop)
         item = self._item(path, block, self._inputs(block, crop=crop), [before])
-        if self.keep_block:
-            item.blocks = [self._window(block, before if block.whole is None else 0.0)]
+        if self.keep_block:  # of a print what is on it, as the model has it
+            layout = reading.layout
+            drawn = block if layout is None else as_printed(block, layout, rhythm_strips(layout))
+            item.blocks = [self._window(drawn, before if block.whole is None else 0.0)]
         return item
 
     def _read_windows(self, path: str) -> Item:

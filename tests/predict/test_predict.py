@@ -27,6 +27,7 @@ from melp.notice import NOTICE
 from melp.predict import plan as plan_module
 from melp.predict import reading as reading_module
 from melp.predict.paths import list_recordings
+from melp.predict.pictures import draw_prediction
 from modeling_melp import MelpForEcgClassification, MelpModel
 from signal_melp import LEADS
 
@@ -375,6 +376,24 @@ def test_prints(models, ecgs, tmp_path):
     assert "read as a print (3x4+II)" in row["done"] and list(row["masked_leads"]) == []
     assert row["nan_share"] == pytest.approx(11 / 12 * 0.75)
     assert "needs 2.5 s" in rejected_of(tmp_path / "out")["short.hea"]
+
+
+@pytest.mark.parametrize("seconds, count, absent", [(10, 12, 0), (2.5, 12, 0), (10, 8, 4)])
+def test_a_print_is_drawn_as_the_model_has_it(tmp_path, seconds, count, absent):
+    """Each lead for its 2.5 s, without a strip that is not on it, or leads that the model did not derive."""
+    leads = list(LEADS if count == 12 else ("I", "II", *LEADS[6:]))
+    signal = np.random.default_rng(0).standard_normal((count, round(500 * seconds))).astype(np.float32)
+    np.savez(tmp_path / "a.npz", signal=signal, leads=leads, sampling_rate=500, unit="mV")
+    listed, extractor = list_recordings([str(tmp_path)]), tiny_processor().feature_extractor
+    reading = reading_module.Reading(layout="3x4")
+    item = reading_module.Recordings(listed, extractor, reading, keep_block=True)[0]
+    axes = draw_prediction(item.block, item.quality | {"start": 0.0}, None).axes[0]
+    labels = [text.get_text() for text in axes.texts]
+    assert sorted(label for label in labels if label in LEADS) == sorted(leads)
+    assert sum(label.endswith("(absent)") for label in labels) == absent
+    assert not any(label.endswith("(derived)") for label in labels)
+    traces = [line for line in axes.lines if np.isfinite(line.get_ydata()).sum() > 1000]
+    assert [len(line.get_xdata()) for line in traces] == [pytest.approx(1250, abs=1)] * count
 
 
 # -------------------------------------------------------------------------------------------------------------- screen
