@@ -10,6 +10,7 @@ import numpy as np
 from melp.drawing import draw_sheet
 from melp.files import write_atomically
 from melp.names import name_hash
+from melp.predict.output import no_probabilities
 from melp.predict.reading import Item, picture_name
 from signal_melp import LEADS, EcgBlock, derive_limb_leads
 
@@ -107,8 +108,8 @@ def header_columns(row: dict, calibration: str | None) -> tuple[list[str], list[
         for name, similarity, probability, verdict in list(numbers)[:FINDINGS]:
             number = f"{similarity:.3f}" if probability is None else f"{probability:.0%}"
             left.append(f"{number}  {name}{f': {verdict}' if verdict else ''}")
-        if calibration:
-            left.append(f"({calibration})")
+        if None in row["probabilities"]:
+            left.append(f"({no_probabilities(calibration)})")
     if row.get("draft"):
         right += textwrap.wrap(f"Draft, to be checked: {row['draft']}", WIDTH, max_lines=3)
     right += [textwrap.shorten(f"Warning: {warning}", WIDTH) for warning in row["warnings"]]

@@ -392,4 +392,6 @@ def _in_parts(recordings: Recordings, item: Item, num_workers: int) -> Iterator[
 def picture_name(path: str, digest: int) -> str:
     """Returns a file name that is readable and belongs to one recording only."""
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in Path(path).name)
-    return f"{record_name(plain)}-{digest % 16**8:08x}"
+    # With what is added to it, a name that a file system takes: 255 bytes at most.
+    short = record_name(plain).encode()[:150].decode(errors="ignore")
+    return f"{short}-{digest % 16**8:08x}"

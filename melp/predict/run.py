@@ -226,8 +226,10 @@ class _Order:
 
 def _finish(plan: Plan, options: Options, predictor: Predictor, done: list[Shard], seconds: float):
     plan.write_rejected()
-    if options.format in ("csv", "jsonl"):
-        write_atomically(plan.folder / f"predictions.{options.format}", partial(_convert, plan, options, predictor))
+    for form in ("csv", "jsonl"):
+        table = plan.folder / f"predictions.{form}"
+        if options.format == form or table.exists():  # one of an earlier run lacks what came since
+            write_atomically(table, partial(_convert, plan, form, predictor))
     print(f"\n{NOTICE}\n")
     total, reasons = Tally(), Counter()
     for tally in plan.tallies():
@@ -262,9 +264,9 @@ def _kind(reason: str) -> str:
     return re.sub(r"b?'[^']*'|\d[\d.,]*", "...", reason.partition(";")[0])
 
 
-def _convert(plan: Plan, options: Options, predictor: Predictor, path: Path):
+def _convert(plan: Plan, form: str, predictor: Predictor, path: Path):
     with open(path, "w", newline="", encoding="utf-8") as file:
-        if options.format == "csv":
+        if form == "csv":
             write_csv(read_rows(plan.folder), predictor.classes, file)
         else:
             write_jsonl(read_rows(plan.folder), file)

@@ -27,7 +27,8 @@ from melp.notice import NOTICE
 from melp.predict import plan as plan_module
 from melp.predict import reading as reading_module
 from melp.predict.paths import list_recordings
-from melp.predict.pictures import draw_prediction
+from melp.predict.pictures import draw_prediction, header_columns
+from melp.predict.reading import picture_name
 from modeling_melp import MelpForEcgClassification, MelpModel
 from signal_melp import LEADS
 
@@ -251,6 +252,14 @@ def test_patients_without_an_identifier_are_nobody(models, ecgs, tmp_path):
         (tmp_path / f"{number}.edf").write_bytes(named[:8] + patient.ljust(80).encode() + named[88:])
     run(tmp_path, "--model", models / "tower", "--output", tmp_path / "out")
     assert rows_of(tmp_path / "out")["patient"].isna().to_dict() == {"0.edf": True, "1.edf": True, "2.edf": False}
+
+
+def test_names_that_no_table_holds_are_left_out_and_named(ecgs, tmp_path):
+    for name in (b"M\xfcller.xml", b"Jos\xe9"):
+        (tmp_path / os.fsdecode(name)).write_text("x")
+    (tmp_path / "a.xml").write_text("x")
+    with pytest.warns(UserWarning, match=r"not in UTF-8; rename them: \S+Jos\\xe9, \S+M\\xfcller.xml$"):
+        assert list_recordings([str(tmp_path)]).to_pylist() == [str(tmp_path / "a.xml")]
 
 
 def test_segments_are_read_with_their_record(tmp_path):
@@ -540,6 +549,9 @@ def test_a_classifier_gives_its_own_classes(models, ecgs, capsys):
         ("classifier", ["--draft"], "report decoder"),
         ("whole", ["--label-set", "nothing"], "nothing is none of"),
         ("whole", ["--pictures"], "--output"),
+        ("whole", ["--embeddings"], "--format csv or jsonl"),
+        ("whole", ["--keep-identifiers"], "--format csv or jsonl"),
+        ("whole", ["--format", "table", "--output", "out"], "--format table is for the screen"),
         ("whole", ["--stride", "0"], "--stride"),
         ("absent", [], "absent"),
     ],
@@ -560,6 +572,23 @@ def test_pictures(models, ecgs, tmp_path):
     for name in ("a", "named.edf"):
         sheet = (tmp_path / "out" / rows.loc[name, "picture"]).read_text()
         assert NOTICE in sheet and "<svg" in sheet and "Doe" not in sheet and "P123" not in sheet
+
+
+def test_a_sheet_says_what_is_no_probability():
+    row = {"findings": ["AF"], "similarities": [0.41], "probabilities": [None], "verdicts": [None]}
+    row |= {"warnings": [], "done": []}
+    assert header_columns(row, None)[0] == [
+        "0.410  AF",
+        "(not calibrated for such recordings: similarities, not probabilities)",
+    ]
+    assert header_columns(row, "not calibrated")[0][1] == "(not calibrated)"
+    assert header_columns(row | {"probabilities": [0.9]}, None)[0] == ["90%  AF"]
+
+
+def test_the_name_of_a_picture_leaves_room_for_its_suffix():
+    for path in ("/ecgs/" + 225 * "a" + ".hea", "/ecgs/" + 80 * "€" + ".xml"):
+        assert len(f".{picture_name(path, 7)}-0001.svg.partial".encode()) < 200
+    assert picture_name("/ecgs/a b.hea", 7) == "a_b-00000007"
 
 
 @pytest.mark.slow
@@ -648,6 +677,16 @@ def test_files_that_came_since_are_added(models, ecgs, tmp_path):
     assert (tmp_path / "out" / "data" / "00000.parquet").stat().st_mtime_ns == before
     assert sorted(rows_of(tmp_path / "out")["record"]).count("a") == 1 and len(rows_of(tmp_path / "out")) == 8
     assert set(rejected_of(tmp_path / "out")) == {"flat.hea"}
+
+
+def test_the_tables_of_an_earlier_run_hold_what_came_since(models, ecgs, tmp_path):
+    arguments = ("--model", models / "tower", "--output", tmp_path / "out")
+    run(ecgs / "a", *arguments, "--format", "csv")
+    run(ecgs / "a", ecgs / "b", *arguments, "--format", "jsonl")
+    run(ecgs / "a", ecgs / "b", ecgs / "short", *arguments)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["record"] for line in lines[1:]] == ["a", "b", "short"]
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv", skiprows=1)["record"].tolist() == ["a", "b", "short"]
 
 
 def test_an_output_is_of_one_model_and_its_settings(models, ecgs, output, tmp_path):
