@@ -72,7 +72,8 @@ def _name_one(records: int, example) -> FormatError:
 
 
 def _which_signal(names) -> FormatError:
-    return FormatError("unclear signal", f"one of {', '.join(list(names)[:6])}", "call it 'ecg' or 'tracings'")
+    shown = ", ".join(map(brief, list(names)[:6]))
+    return FormatError("unclear signal", f"one of {shown}", "call it 'ecg' or 'tracings'")
 
 
 def _bounded(size: int, source: Source):

@@ -143,8 +143,12 @@ def _safely(function, name, *arguments, **options):
 # Printed ECGs
 
 
-def _as_printed(block, layout: str, strips: Sequence[str]):
+def as_printed(block, layout: str, strips: Sequence[str]):
     """Returns a block of 10 s with NaN where a print has no trace.
+
+    Args:
+        block: of 10 s, or of one column's 2.5 s.
+        layout, strips: "3x4+II", and the leads that it has for all 10 s (`rhythm_strips`).
 
     Raises:
         ValueError: naming the record, where it has neither one column's time nor that of all, or lacks a strip.
@@ -382,7 +386,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         reading |= self._no_more_than_used(stride, crop) if strips is None else {}
         blocks = self._blocks(ecg, sampling_rate, leads, unit, record_names, reading, strips is not None)
         if strips is not None:
-            blocks = [_as_printed(block, layout, strips) for block in blocks]
+            blocks = [as_printed(block, layout, strips) for block in blocks]
             nan_handling = "mask"
         if crop == "random" and stride is None:  # an own crop for each record of an array
             blocks = [
@@ -457,7 +461,7 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
         if isinstance(item, Mapping):
             channels = [plain_array(channel, f"{name}: lead {brief(lead)}") for lead, channel in item.items()]
             longest = max((channel.size for channel in channels), default=0)
-            if printed:  # of what stands in each column, `_as_printed` keeps the one at its place
+            if printed:  # of what stands in each column, `as_printed` keeps the one at its place
                 repeats = len(PRINTED_COLUMNS)
                 channels = [np.tile(c, repeats) if c.size * repeats == longest else c for c in channels]
             if not channels or {channel.shape for channel in channels} != {(channels[0].size,)}:

@@ -36,6 +36,7 @@ POINTS = 72 / INCH  # per mm
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#6b4c00")
 PALE = 0.5  # how much white a tint that is not sure has
 DASH = 1.5  # mm: where tints share a trace, their colours take turns
+FREE = {"va": "center", "parse_math": False}  # words of others: what two $ enclose is no formula
 BAR, BARS_GAP = 1.6, 0.7  # mm: height of a bar below the traces, and between two
 
 
@@ -144,7 +145,9 @@ def draw_sheet(
     Raises:
         ValueError: for an unknown layout.
     """
-    panels, width, ruled = lay_out(layout, leads)
+    # A rhythm strip is of a lead that is there throughout, which those of a print are not.
+    whole = [lead for lead, row in zip(leads, signal, strict=True) if np.isfinite(row).mean() > 0.5]
+    panels, width, ruled = lay_out(layout, whole)
     panels = [[replace(panel, baseline=panel.baseline + _bars_height(tints)) for panel in row] for row in panels]
     ruled += _bars_height(tints)
     header = TITLE + 2 * LINE + LINE * max(map(len, columns)) + _legend_height(tints)
@@ -184,7 +187,7 @@ def draw_strips(hits: Sequence[Mapping], leads: Sequence[str] = ("II", "V1", "V5
     for number, hit in enumerate(hits):
         bottom = block * (len(hits) - 1 - number)
         rows = {lead: _about_median(row) for lead, row in zip(hit["leads"], hit["signal"], strict=True)}
-        axes.text(LEFT, bottom + ruled + 4.0, hit["title"], fontsize=3.2 * POINTS, weight="bold", va="center")
+        axes.text(LEFT, bottom + ruled + 4.0, hit["title"], fontsize=3.2 * POINTS, weight="bold", **FREE)
         for (panel,) in panels:
             moved = Panel(panel.lead, panel.left, panel.baseline + bottom, panel.start, panel.stop)
             _pulse(axes, moved.baseline)
@@ -334,10 +337,10 @@ def _legend(axes, top: float, tints: Sequence[Tint]):
         fill, ink = (tint.colour, "white") if tint.sure else ("white", tint.colour)
         axes.add_patch(Rectangle((LEFT, at - 1.5), 3.0, 3.0, facecolor=fill, edgecolor=tint.colour, linewidth=1.0))
         axes.text(LEFT + 1.5, at - 0.1, str(number), fontsize=2.2 * POINTS, color=ink, ha="center", va="center")
-        axes.text(LEFT + 4.5, at, tint.title, fontsize=3.0 * POINTS, weight="bold", color=tint.colour, va="center")
+        axes.text(LEFT + 4.5, at, tint.title, fontsize=3.0 * POINTS, weight="bold", color=tint.colour, **FREE)
         at -= LINE
         if tint.note:
-            axes.text(LEFT + 4.5, at, tint.note, fontsize=2.5 * POINTS, va="center")
+            axes.text(LEFT + 4.5, at, tint.note, fontsize=2.5 * POINTS, **FREE)
             at -= LINE
         at -= 0.8
 
@@ -348,9 +351,9 @@ def _about_median(row: np.ndarray) -> np.ndarray:
 
 def _header(axes, width: float, height: float, title: str, columns=((), ())):
     if title:
-        axes.text(LEFT, height - 5.0, title, fontsize=4.2 * POINTS, weight="bold", va="center")
+        axes.text(LEFT, height - 5.0, title, fontsize=4.2 * POINTS, weight="bold", **FREE)
     top = height - 5.0 - (LINE + 1 if title else 0)
     axes.text(LEFT, top, NOTICE, fontsize=2.9 * POINTS, va="center", color="#a01010")
     for x, lines in zip((LEFT, LEFT + (width - LEFT - RIGHT) / 2), columns, strict=True):
         for number, line in enumerate(lines, start=1):
-            axes.text(x, top - LINE * number, line, fontsize=2.9 * POINTS, va="center")
+            axes.text(x, top - LINE * number, line, fontsize=2.9 * POINTS, **FREE)

@@ -25,19 +25,24 @@ SILENCE = 60.0  # s without one after which a holder that cannot be asked counts
 # --------------------------------------------------------------------------------------------------------- atomically
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]):
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object], private: bool = False):
     """Writes a file under another name first: a kill leaves the old file or the new one.
 
     Args:
         content: text (UTF-8), bytes, or a function that writes to the path it is given.
+        private: for its owner alone, from the first byte on.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
+        if private:
+            partial.unlink(missing_ok=True)  # of a killed run, whatever its mode
+            partial.touch(mode=0o600)
         if callable(content):
             content(partial)
         else:
             partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-        give_umask_modes(partial)
+        if not private:
+            give_umask_modes(partial)
         flush(partial)
         os.replace(partial, path)
     except BaseException:

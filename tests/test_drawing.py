@@ -8,7 +8,7 @@ import pytest
 
 from melp.drawing import COLOURS, INCH, LAYOUTS, Tint, draw_sheet, draw_strips, lay_out
 from melp.notice import NOTICE
-from signal_melp import LEADS
+from signal_melp import LEADS, printed_mask
 
 
 def ecg(rate: float = 500.0, seconds: float = 10.0) -> np.ndarray:
@@ -110,3 +110,25 @@ def test_baselines_stay_on_thick_lines_below_tints():
     figure = draw_sheet(ecg(), LEADS, 500.0, "3x4", tints=[Tint(COLOURS[0], [(1, 2)], ["II"], "a")] * 4)
     traces = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) >= 1250]
     assert all(np.median(trace) % 5 == pytest.approx(0.0, abs=1e-3) for trace in traces)
+
+
+@pytest.mark.parametrize("strip", [(), ("II",), ("V1",)])
+def test_the_rhythm_strip_is_of_a_lead_that_is_there_throughout(strip):
+    figure = draw_sheet(np.where(printed_mask(LEADS, 5000, strip), ecg(), np.nan), LEADS, 500.0)
+    labels = [text for text in texts(figure) if text in LEADS]
+    assert sorted(labels) == sorted([*LEADS, *strip])
+    shown = [line for line in figure.axes[0].lines if np.isfinite(line.get_ydata()).sum() > 1000]
+    assert len(shown) == len(labels)
+
+
+def test_words_of_others_are_no_formula():
+    words = "a$x^$b"
+    tint = Tint(COLOURS[0], [(1, 2)], ["II"], words, words)
+    hit = {"signal": ecg(), "leads": LEADS, "sampling_rate": 500.0, "title": words}
+    sheets = [
+        draw_sheet(ecg(), LEADS, 500.0, title=words, columns=([words], [words]), tints=[tint]),
+        draw_strips([hit], title=words),
+    ]
+    for sheet, count in zip(sheets, (5, 2), strict=True):
+        assert texts(sheet).count(words) == count
+        sheet.savefig(io.BytesIO(), format="svg")

@@ -87,6 +87,13 @@ def test_modes_are_those_of_the_umask(tmp_path, umask):
     assert (tmp_path / "text").stat().st_mode & 0o777 == 0o640
 
 
+def test_what_is_private_is_so_from_the_first_byte(tmp_path, umask):
+    modes = []
+    (tmp_path / ".key.partial").touch(mode=0o644)  # of a killed run
+    write_atomically(tmp_path / "key", lambda path: modes.append(path.stat().st_mode), private=True)
+    assert [mode & 0o777 for mode in [*modes, (tmp_path / "key").stat().st_mode]] == [0o600, 0o600]
+
+
 @pytest.mark.parametrize(
     "error",
     [

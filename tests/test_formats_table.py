@@ -185,7 +185,7 @@ def test_npz_says_what_it_holds(compress):
     check(npz(compress, x=MV.T, fs=np.array([500])), unit="mV", **LEADS)
     refused(npz(ecg=MV, **said), "contradiction: sampling_rate=250", sampling_rate=250)
     refused(npz(ecg=MV, **(said | {"fs": np.array(np.nan)})), "its rate is")
-    refused(npz(first=MV, second=MV), "unclear signal: one of first, second")
+    refused(npz(first=MV, second=MV), "unclear signal: one of 'first', 'second'")
     check(npz(ecg=MV, mask=MV, **said))
     refused(npz(ecg=np.array([None])), "a pickled array")
     refused(npz(text=np.array("x")), "unclear signal|no ECG")
@@ -304,7 +304,7 @@ def test_stacks_and_datasets_of_records(write):
 def test_hdf5_that_is_refused(write, tmp_path):
     h5py = pytest.importorskip("h5py")
     refused(write(text="hello"), "no dataset of samples")
-    refused(write(one=MV[None], two=MV[None]), "unclear signal: one of one, two")
+    refused(write(one=MV[None], two=MV[None]), "unclear signal: one of 'one', 'two'")
     refused(write(ecg=MV), "not stated: the name of channel 1", **SAID)
     refused(write(ecg=MV[:, :5]), "not stated", **SAID)
     path = write(ecg=MV)

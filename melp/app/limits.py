@@ -1,10 +1,11 @@
 """Limits of a request to the app, and errors that a visitor may read."""
 
 import logging
-import re
 import traceback
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from melp.predict.reasons import hide_quotations
 
 LOG = logging.getLogger("melp.app")
 MB = 2**20
@@ -57,12 +58,7 @@ def explained(error: Exception) -> str:
     return UNEXPECTED
 
 
-_QUOTED = re.compile(r"b?'[^']*'|b?\"[^\"]*\"")
-
-
 def without_quotations(error: str) -> str:
-    """Returns a reader's error without what it quotes from a file; its last part says what to do, and stays."""
-    reason, mark, remedy = error.rpartition("; ")
-    if "--start" in remedy:
-        remedy = "take a shorter part of it"
-    return f"{_QUOTED.sub('(not shown)', reason if mark else remedy)}{mark}{remedy if mark else ''}"
+    """Returns a reader's error for a visitor, who has no command line: `hide_quotations`, and no option of one."""
+    reason, mark, remedy = hide_quotations(error).rpartition("; ")
+    return f"{reason}{mark}{'take a shorter part of it' if '--start' in remedy else remedy}"

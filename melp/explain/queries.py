@@ -198,7 +198,7 @@ def draw_queries(item: Item, report: QueryReport) -> "Figure":
     """Draws two leads as printed, and below them each query's attention over the same time, the beats numbered."""
     from melp.drawing import INCH, LEFT, MM_PER_SECOND, POINTS, SECONDS, draw_sheet
 
-    signal, leads, derived = all_leads(item.block)
+    signal, leads, derived = all_leads(item.block, item.quality["derived_leads"])
     chosen = [lead for lead in ("II", "V1") if lead in leads] or list(leads[:1])
     sheet = draw_sheet(
         signal,

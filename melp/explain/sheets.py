@@ -24,7 +24,7 @@ def draw_evidence(item: Item, evidence: list[Evidence], layout: str, rate: float
     Args:
         rate: Hz of `item.values`, what the model read.
     """
-    signal, leads, derived = all_leads(item.block)
+    signal, leads, derived = all_leads(item.block, item.quality["derived_leads"])
     signal = _as_read(item, signal, leads, rate)
     start = item.starts[0]
     sheets = []

@@ -92,6 +92,13 @@ class Options:
             self.format = "table" if self.output is None else "parquet"
         if self.output is None and (self.format == "parquet" or self.pictures):
             raise ValueError("--pictures and --format parquet write files: name a folder with --output.")
+        if self.output is not None and self.format == "table":
+            raise ValueError("--format table is for the screen: leave out --output, or take another --format.")
+        if self.format == "table" and (self.embeddings or self.keep_identifiers):
+            raise ValueError(
+                "the table on the screen has no room for what --embeddings and --keep-identifiers add: name a folder "
+                "with --output, or take --format csv or jsonl."
+            )
         if self.model is None:
             raise ValueError("there is no model in this repository: name one with --model.")
         if self.batch_size < 1:

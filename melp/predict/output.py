@@ -94,6 +94,11 @@ def write_csv(rows: Iterable[dict], classes: list[str], file):
         table.writerow(flat)
 
 
+def no_probabilities(calibration: str | None) -> str:
+    """Returns why there are similarities alone: what `Predictor.calibration` says, or that such were not measured."""
+    return calibration or NOT_CALIBRATED.replace(":", " for such recordings:")
+
+
 def as_text(row: dict, calibration: str | None, windows: int) -> str:
     """Returns a recording's, or a window's, predictions for the screen."""
     title = f"{row['record']}  ({row['path']})"
@@ -117,7 +122,7 @@ def as_text(row: dict, calibration: str | None, windows: int) -> str:
         pairs = zip(findings, row["probabilities"], strict=True)
         if bare := [name for name, probability in pairs if probability is None]:
             some = "" if len(bare) == len(findings) else f"{', '.join(bare)}: "
-            lines.append(f"  ({some}{calibration or NOT_CALIBRATED.replace(':', ' for such recordings:')})")
+            lines.append(f"  ({some}{no_probabilities(calibration)})")
     if row.get("left_out"):
         lines.append(f"  cannot be told from {row['condition']}: {', '.join(row['left_out'])}")
     if "draft" in row:

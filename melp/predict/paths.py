@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
 
     Files that are named are taken whatever they are; of a folder all files below it but hidden ones and those that
     belong to a WFDB header, as signals or segments. What turns out to be no ECG is for the reader to refuse. Links to
-    folders are left out.
+    folders are left out, and so are names that are not in UTF-8, as no table holds them; a warning names these.
 
     Args:
         sources: files, WFDB records without a suffix, FILE#RECORD, folders.
@@ -29,15 +30,19 @@ def list_recordings(sources: Iterable[str], leave_out: Path | None = None) -> pa
     Raises:
         ValueError: where a source does not exist, or there is nothing at all.
     """
-    chunks, paths = [], []
+    chunks, paths, left_out = [], [], []
     sources = list(dict.fromkeys(map(absolute, sources)))
     check_sources(sources)
     for source in sources:
         for path in _below(source, leave_out and os.path.abspath(leave_out)):
-            paths.append(path)
+            (paths if _is_utf8(path) else left_out).append(path)
             if len(paths) == CHUNK:
                 chunks.append(pa.array(paths, pa.large_string()))
                 paths = []
+    if left_out:
+        shown = ", ".join(os.fsencode(path).decode(errors="backslashreplace") for path in left_out[:3])
+        more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
+        warnings.warn(f"left out, as their names are not in UTF-8; rename them: {shown}{more}", stacklevel=2)
     listed = pa.chunked_array([*chunks, pa.array(paths, pa.large_string())])
     if not len(listed):
         raise ValueError("there is no file in what was named: name ECG files, or folders that hold some.")
@@ -55,6 +60,14 @@ def check_sources(sources: Iterable[str]):
 def absolute(source: str) -> str:
     """Returns the path of a source as listings have it."""
     return os.path.abspath(os.path.expanduser(source))
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # of the surrogates by which Python keeps other bytes
+        return False
+    return True
 
 
 def _below(source: str, leave_out: str | None) -> Iterator[str]:

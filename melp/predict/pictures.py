@@ -1,6 +1,7 @@
 """The sheet of a prediction: the ECG as clinicians print it, with findings, draft and warnings above."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 from melp.drawing import draw_sheet
 from melp.files import write_atomically
 from melp.names import name_hash
+from melp.predict.output import no_probabilities
 from melp.predict.reading import Item, picture_name
 from signal_melp import LEADS, EcgBlock, derive_limb_leads
 
@@ -69,7 +71,7 @@ def draw_prediction(
     block: EcgBlock, row: dict, calibration: str | None, identifiers: dict[str, str] | None = None
 ) -> "Figure":
     """Draws a window with what was predicted of it."""
-    signal, leads, derived = all_leads(block)
+    signal, leads, derived = all_leads(block, row["derived_leads"])
     return draw_sheet(
         signal,
         leads,
@@ -81,14 +83,18 @@ def draw_prediction(
     )
 
 
-def all_leads(block: EcgBlock) -> tuple[np.ndarray, list[str], list[str]]:
-    """Returns signal (leads, samples) in mV and leads of a block, with limb leads computed from others; and these."""
+def all_leads(block: EcgBlock, read: Sequence[str] = LEADS) -> tuple[np.ndarray, list[str], list[str]]:
+    """Returns signal (leads, samples) in mV and leads of a block, with limb leads computed from others; and these.
+
+    Args:
+        read: leads that may be computed: `derived_leads` of the processor's report are those that the model had.
+    """
     signal = np.zeros((1, len(LEADS), block.signal.shape[-1]), dtype=np.float32)
     present = np.zeros((1, len(LEADS)), dtype=bool)
     for row, lead in zip(block.signal[0], block.leads, strict=True):
         signal[0, LEADS.index(lead)], present[0, LEADS.index(lead)] = row, True
     usable = present & (signal.min(-1) != signal.max(-1))
-    derived = derive_limb_leads(signal, present, usable)[0]
+    derived = derive_limb_leads(signal, present, usable)[0] & [lead in read for lead in LEADS]
     kept = present[0] | derived
     names = [lead for lead, keep in zip(LEADS, kept, strict=True) if keep]
     return signal[0, kept], names, [lead for lead, was in zip(LEADS, derived, strict=True) if was]
@@ -102,8 +108,8 @@ def header_columns(row: dict, calibration: str | None) -> tuple[list[str], list[
         for name, similarity, probability, verdict in list(numbers)[:FINDINGS]:
             number = f"{similarity:.3f}" if probability is None else f"{probability:.0%}"
             left.append(f"{number}  {name}{f': {verdict}' if verdict else ''}")
-        if calibration:
-            left.append(f"({calibration})")
+        if None in row["probabilities"]:
+            left.append(f"({no_probabilities(calibration)})")
     if row.get("draft"):
         right += textwrap.wrap(f"Draft, to be checked: {row['draft']}", WIDTH, max_lines=3)
     right += [textwrap.shorten(f"Warning: {warning}", WIDTH) for warning in row["warnings"]]

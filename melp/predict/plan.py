@@ -153,8 +153,7 @@ class Plan:
         (self.folder / "data").mkdir(exist_ok=True)
         self._agree(settings)
         if not (self.work / "key").is_file():
-            write_atomically(self.work / "key", secrets.token_hex(16))
-            (self.work / "key").chmod(0o600)
+            write_atomically(self.work / "key", secrets.token_hex(16), private=True)
         if self._parts:
             paths = paths.filter(pc.invert(pc.is_in(paths, value_set=self.paths.combine_chunks())))
         if len(paths):

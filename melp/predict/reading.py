@@ -7,7 +7,6 @@ used, the others are.
 import ctypes
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from formats_melp import UNKNOWN, LongRecording, check_whole, part_of_block, read_crop, read_ecg, reads_parts
 from melp.predict.options import Reading
 from melp.predict.paths import WFDB_FILES
-from processing_melp import MelpFeatureExtractor
-from signal_melp import EcgBlock
+from melp.predict.reasons import reason_of
+from processing_melp import MelpFeatureExtractor, as_printed
+from signal_melp import EcgBlock, rhythm_strips
 
 PIECE = 256  # windows of a long recording that are in memory at a time: 60 MB, and some more while they are made
 PAGES = 100  # windows of a recording that are drawn
@@ -114,7 +114,7 @@ class Recordings(Dataset):
         except MemoryError:
             return Item(path, error="larger than the memory; name a part of it by --start and --seconds")
         except Exception as error:  # of one file among many, whatever it made of a reader
-            return Item(path, error=_reason(error, path), is_other=self._is_other(path, error))
+            return Item(path, error=reason_of(error, path), is_other=self._is_other(path, error))
 
     def _is_other(self, path: str, error: Exception) -> bool:
         suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
@@ -137,8 +137,10 @@ class Recordings(Dataset):
         block = self.read(path, reading.start, reading.seconds, **({} if reading.layout else long))
         before = extractor.crop_seconds(max(0.0, block.seconds - extractor.duration), crop)
         item = self._item(path, block, self._inputs(block, crop=crop), [before])
-        if self.keep_block:
-            item.blocks = [self._window(block, before if block.whole is None else 0.0)]
+        if self.keep_block:  # of a print what is on it, as the model has it
+            layout = reading.layout
+            drawn = block if layout is None else as_printed(block, layout, rhythm_strips(layout))
+            item.blocks = [self._window(drawn, before if block.whole is None else 0.0)]
         return item
 
     def _read_windows(self, path: str) -> Item:
@@ -255,17 +257,6 @@ class Recordings(Dataset):
             gain=block.gain and [block.gain[row] for row in rows],
             done=[*block.done, *([f"left out {', '.join(dropped)}"] if dropped else [])],
         )
-
-
-# What a reader's errors call the options, as Python has them; a value may follow.
-_READER_OPTION = re.compile(r"\b(sampling_rate|unit|leads|start|seconds|stride|layout)=(?=([\w'\"])?)")
-
-
-def _reason(error: Exception, path: str) -> str:
-    """Returns an error's words, with options as the command line has them."""
-    reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
-    reason = reason.replace("nan_handling='interpolate'", "--interpolate")
-    return _READER_OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}{' ' if found[2] else ''}", reason)
 
 
 class Windows:
@@ -393,7 +384,7 @@ def _in_parts(recordings: Recordings, item: Item, num_workers: int) -> Iterator[
     try:
         pieces = Pieces(recordings, item.path, item.long)
     except ValueError as error:
-        yield Item(item.path, error=_reason(error, item.path))
+        yield Item(item.path, error=reason_of(error, item.path))
     else:
         yield from pieces.read(num_workers)
 
@@ -401,4 +392,6 @@ def _in_parts(recordings: Recordings, item: Item, num_workers: int) -> Iterator[
 def picture_name(path: str, digest: int) -> str:
     """Returns a file name that is readable and belongs to one recording only."""
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in Path(path).name)
-    return f"{record_name(plain)}-{digest % 16**8:08x}"
+    # With what is added to it, a name that a file system takes: 255 bytes at most.
+    short = record_name(plain).encode()[:150].decode(errors="ignore")
+    return f"{short}-{digest % 16**8:08x}"

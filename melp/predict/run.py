@@ -23,6 +23,7 @@ from melp.predict.paths import absolute, list_recordings
 from melp.predict.plan import Plan, Shard, Tally
 from melp.predict.predictor import Predictor
 from melp.predict.reading import PAGES, Item, Recordings, read_all
+from melp.predict.reasons import hide_quotations
 
 FEW = 20  # recordings that are shown on the screen
 
@@ -169,7 +170,7 @@ def _predict_shards(plan, shards: list[Shard], predictor, options, settings, loc
         for shard in shards:
             tally = Tally()
             predicted = predictor.predict(_take(items, shard.stop - shard.start))
-            rows = _rows(predicted, tally, sheets, bar, lock)
+            rows = _rows(_unquoted(predicted, options), tally, sheets, bar, lock)
             write_atomically(plan.data_file(shard), partial(write_parquet, rows, settings, predictor.dim))
             if not tally.rows:
                 plan.data_file(shard).unlink()
@@ -201,6 +202,14 @@ def _rows(predicted, tally: Tally, sheets, bar: tqdm, lock: FolderLock | None) -
         lock.check()
 
 
+def _unquoted(predicted, options: Options) -> Iterator[tuple[Item, list[dict]]]:
+    """Keeps out of an output what a reason quotes from a file: it may be a patient's name."""
+    for item, rows in predicted:
+        if item.error is not None and not options.keep_identifiers:
+            item.error = hide_quotations(item.error)
+        yield item, rows
+
+
 class _Order:
     """The numbers of the recordings of shards, without a list of them."""
 
@@ -217,8 +226,10 @@ class _Order:
 
 def _finish(plan: Plan, options: Options, predictor: Predictor, done: list[Shard], seconds: float):
     plan.write_rejected()
-    if options.format in ("csv", "jsonl"):
-        write_atomically(plan.folder / f"predictions.{options.format}", partial(_convert, plan, options, predictor))
+    for form in ("csv", "jsonl"):
+        table = plan.folder / f"predictions.{form}"
+        if options.format == form or table.exists():  # one of an earlier run lacks what came since
+            write_atomically(table, partial(_convert, plan, form, predictor))
     print(f"\n{NOTICE}\n")
     total, reasons = Tally(), Counter()
     for tally in plan.tallies():
@@ -253,9 +264,9 @@ def _kind(reason: str) -> str:
     return re.sub(r"b?'[^']*'|\d[\d.,]*", "...", reason.partition(";")[0])
 
 
-def _convert(plan: Plan, options: Options, predictor: Predictor, path: Path):
+def _convert(plan: Plan, form: str, predictor: Predictor, path: Path):
     with open(path, "w", newline="", encoding="utf-8") as file:
-        if options.format == "csv":
+        if form == "csv":
             write_csv(read_rows(plan.folder), predictor.classes, file)
         else:
             write_jsonl(read_rows(plan.folder), file)

@@ -27,6 +27,8 @@ from melp.notice import NOTICE
 from melp.predict import plan as plan_module
 from melp.predict import reading as reading_module
 from melp.predict.paths import list_recordings
+from melp.predict.pictures import draw_prediction, header_columns
+from melp.predict.reading import picture_name
 from modeling_melp import MelpForEcgClassification, MelpModel
 from signal_melp import LEADS
 
@@ -233,12 +235,31 @@ def test_pseudonyms_are_of_one_output(models, ecgs, tmp_path):
     assert os.stat(tmp_path / "one" / plan_module.WORK / "key").st_mode & 0o077 == 0
 
 
+def test_an_output_quotes_no_file_unless_asked(models, ecgs, tmp_path):
+    (tmp_path / "in.csv").write_text("Mustermann Erika,1960-01-01\n" + "0.1,0.2\n" * 5000)
+    said = (ecgs / "a", tmp_path / "in.csv", "--model", models / "tower", "--unit", "mV", "--sampling-rate", 500)
+    run(*said, "--output", tmp_path / "out")
+    assert "unknown lead: (not shown)" in rejected_of(tmp_path / "out")["in.csv"]
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"Mustermann" in path.read_bytes()]
+    run(*said, "--output", tmp_path / "kept", "--keep-identifiers")
+    assert "Mustermann Erika" in rejected_of(tmp_path / "kept")["in.csv"]
+
+
 def test_patients_without_an_identifier_are_nobody(models, ecgs, tmp_path):
     named = (ecgs / "sub" / "named.edf").read_bytes()
     for number, patient in enumerate(("X X X X", "000000 X X X", "P1 X X X")):
         (tmp_path / f"{number}.edf").write_bytes(named[:8] + patient.ljust(80).encode() + named[88:])
     run(tmp_path, "--model", models / "tower", "--output", tmp_path / "out")
     assert rows_of(tmp_path / "out")["patient"].isna().to_dict() == {"0.edf": True, "1.edf": True, "2.edf": False}
+
+
+def test_names_that_no_table_holds_are_left_out_and_named(ecgs, tmp_path):
+    for name in (b"M\xfcller.xml", b"Jos\xe9"):
+        (tmp_path / os.fsdecode(name)).write_text("x")
+    (tmp_path / "a.xml").write_text("x")
+    with pytest.warns(UserWarning, match=r"not in UTF-8; rename them: \S+Jos\\xe9, \S+M\\xfcller.xml$"):
+        assert list_recordings([str(tmp_path)]).to_pylist() == [str(tmp_path / "a.xml")]
 
 
 def test_segments_are_read_with_their_record(tmp_path):
@@ -364,6 +385,24 @@ def test_prints(models, ecgs, tmp_path):
     assert "read as a print (3x4+II)" in row["done"] and list(row["masked_leads"]) == []
     assert row["nan_share"] == pytest.approx(11 / 12 * 0.75)
     assert "needs 2.5 s" in rejected_of(tmp_path / "out")["short.hea"]
+
+
+@pytest.mark.parametrize("seconds, count, absent", [(10, 12, 0), (2.5, 12, 0), (10, 8, 4)])
+def test_a_print_is_drawn_as_the_model_has_it(tmp_path, seconds, count, absent):
+    """Each lead for its 2.5 s, without a strip that is not on it, or leads that the model did not derive."""
+    leads = list(LEADS if count == 12 else ("I", "II", *LEADS[6:]))
+    signal = np.random.default_rng(0).standard_normal((count, round(500 * seconds))).astype(np.float32)
+    np.savez(tmp_path / "a.npz", signal=signal, leads=leads, sampling_rate=500, unit="mV")
+    listed, extractor = list_recordings([str(tmp_path)]), tiny_processor().feature_extractor
+    reading = reading_module.Reading(layout="3x4")
+    item = reading_module.Recordings(listed, extractor, reading, keep_block=True)[0]
+    axes = draw_prediction(item.block, item.quality | {"start": 0.0}, None).axes[0]
+    labels = [text.get_text() for text in axes.texts]
+    assert sorted(label for label in labels if label in LEADS) == sorted(leads)
+    assert sum(label.endswith("(absent)") for label in labels) == absent
+    assert not any(label.endswith("(derived)") for label in labels)
+    traces = [line for line in axes.lines if np.isfinite(line.get_ydata()).sum() > 1000]
+    assert [len(line.get_xdata()) for line in traces] == [pytest.approx(1250, abs=1)] * count
 
 
 # -------------------------------------------------------------------------------------------------------------- screen
@@ -510,6 +549,9 @@ def test_a_classifier_gives_its_own_classes(models, ecgs, capsys):
         ("classifier", ["--draft"], "report decoder"),
         ("whole", ["--label-set", "nothing"], "nothing is none of"),
         ("whole", ["--pictures"], "--output"),
+        ("whole", ["--embeddings"], "--format csv or jsonl"),
+        ("whole", ["--keep-identifiers"], "--format csv or jsonl"),
+        ("whole", ["--format", "table", "--output", "out"], "--format table is for the screen"),
         ("whole", ["--stride", "0"], "--stride"),
         ("absent", [], "absent"),
     ],
@@ -530,6 +572,23 @@ def test_pictures(models, ecgs, tmp_path):
     for name in ("a", "named.edf"):
         sheet = (tmp_path / "out" / rows.loc[name, "picture"]).read_text()
         assert NOTICE in sheet and "<svg" in sheet and "Doe" not in sheet and "P123" not in sheet
+
+
+def test_a_sheet_says_what_is_no_probability():
+    row = {"findings": ["AF"], "similarities": [0.41], "probabilities": [None], "verdicts": [None]}
+    row |= {"warnings": [], "done": []}
+    assert header_columns(row, None)[0] == [
+        "0.410  AF",
+        "(not calibrated for such recordings: similarities, not probabilities)",
+    ]
+    assert header_columns(row, "not calibrated")[0][1] == "(not calibrated)"
+    assert header_columns(row | {"probabilities": [0.9]}, None)[0] == ["90%  AF"]
+
+
+def test_the_name_of_a_picture_leaves_room_for_its_suffix():
+    for path in ("/ecgs/" + 225 * "a" + ".hea", "/ecgs/" + 80 * "€" + ".xml"):
+        assert len(f".{picture_name(path, 7)}-0001.svg.partial".encode()) < 200
+    assert picture_name("/ecgs/a b.hea", 7) == "a_b-00000007"
 
 
 @pytest.mark.slow
@@ -618,6 +677,16 @@ def test_files_that_came_since_are_added(models, ecgs, tmp_path):
     assert (tmp_path / "out" / "data" / "00000.parquet").stat().st_mtime_ns == before
     assert sorted(rows_of(tmp_path / "out")["record"]).count("a") == 1 and len(rows_of(tmp_path / "out")) == 8
     assert set(rejected_of(tmp_path / "out")) == {"flat.hea"}
+
+
+def test_the_tables_of_an_earlier_run_hold_what_came_since(models, ecgs, tmp_path):
+    arguments = ("--model", models / "tower", "--output", tmp_path / "out")
+    run(ecgs / "a", *arguments, "--format", "csv")
+    run(ecgs / "a", ecgs / "b", *arguments, "--format", "jsonl")
+    run(ecgs / "a", ecgs / "b", ecgs / "short", *arguments)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["record"] for line in lines[1:]] == ["a", "b", "short"]
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv", skiprows=1)["record"].tolist() == ["a", "b", "short"]
 
 
 def test_an_output_is_of_one_model_and_its_settings(models, ecgs, output, tmp_path):
