@@ -1,6 +1,7 @@
 """The command line of the app."""
 
 import argparse
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None, name: str = "app.py"):
             raise ValueError("there is no model in this repository: name one with --model.")
         limits = Limits(**{name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS})
         settings = Settings(options.model, options.index, options.device, limits)
+        # As Ctrl-C: `docker stop` and systemd ask by it, and the uploads are deleted.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with serving(settings, options.host, options.port, options.root_path) as served:
             print(f"MELP answers at {served.url}  (Ctrl-C ends it)", flush=True)
             threading.Event().wait()

@@ -252,7 +252,8 @@ class Engine:
             item = process.read(hit["path"], Reading(start=hit["start"] or 0.0, seconds=10.0))
         if item.error:
             raise Refusal(f"{hit['record']}: {item.error}")
-        return self._recording(item, hit["record"])
+        # The archive's names and dates are not for every visitor who ticks a box.
+        return replace(self._recording(item, hit["record"]), identifiers={})
 
 
 def choose_findings_in_words(names: list[str], known: dict) -> dict[str, Finding]:

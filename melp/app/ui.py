@@ -9,12 +9,15 @@ from melp.app import pages
 from melp.app.batch import SHOW_EVERY, run_batch
 from melp.app.engine import Engine
 from melp.app.examples import EXAMPLES, PATIENT
-from melp.app.kept import Kept, Recording
+from melp.app.kept import MOST_HITS, Kept, Recording
 from melp.app.limits import Refusal, explained
 from melp.app.uploads import Uploads
 from melp.notice import NOTICE
 from melp.predict.reading import Reading
 
+# Messages of a batch that may wait to be fetched, one a second: Gradio notes when a connection ends, not that there
+# never was one, and would go on for nobody.
+UNHEARD = 30
 CLICKS = """
 element.addEventListener("click", (event) => {
   const evidence = event.target.closest("[data-evidence]"), open = event.target.closest("[data-open]");
@@ -46,8 +49,13 @@ class App:
 
     def __init__(self, engine: Engine, uploads: Uploads):
         self.engine, self.uploads = engine, uploads
-        self.kept = Kept(engine.limits.keep_minutes)
-        self.last_hits: dict[str, list[dict]] = {}
+        self.kept: Kept[Recording] = Kept(engine.limits.keep_minutes)
+        self.last_hits: Kept[dict] = Kept(engine.limits.keep_minutes, MOST_HITS)
+
+    def expire(self):
+        """Forgets what nobody asked about for its time."""
+        self.kept.expire()
+        self.last_hits.expire()
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -259,9 +267,7 @@ class App:
 
     def _hits(self, session: str, query) -> str:
         hits = self.engine.search(query)
-        while len(self.last_hits) > 1000:
-            del self.last_hits[next(iter(self.last_hits))]
-        self.last_hits[session] = hits
+        self.last_hits.put(session, hits)
         shown = []
         with self.engine.reader.process() as process:
             for hit in hits:
@@ -271,7 +277,10 @@ class App:
 
     def page_open(self, request: gr.Request, event: gr.EventData):
         try:
-            hit = self.last_hits[request.session_hash][int(event._data["number"])]
+            hits = self.last_hits.get(request.session_hash)
+            if not hits:
+                raise Refusal("these hits are no longer kept: search again.")
+            hit = hits[int(event._data["number"])]
             return (*self.put(request.session_hash, [self.engine.open_hit(hit)]), gr.Tabs(selected="read"))
         except Exception as error:
             return (*self.failed(error), gr.skip())
@@ -298,12 +307,12 @@ class App:
     def page_left(self, request: gr.Request):
         """Forgets a visitor who closed the page."""
         self.kept.forget(request.session_hash)
-        self.last_hits.pop(request.session_hash, None)
+        self.last_hits.forget(request.session_hash)
 
 
 def without_places(hit: dict) -> dict:
-    """Returns a hit without where its file and its model lie on the server."""
-    return {name: value for name, value in hit.items() if name not in ("path", "model")}
+    """Returns a hit without where its file and its model lie on the server, and who the patient is."""
+    return {name: value for name, value in hit.items() if name not in ("path", "model", "patient")}
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
@@ -314,6 +323,9 @@ class Page(gr.Blocks):
 
     async def process_api(self, block_fn, inputs, *arguments, **options):
         try:
+            said = self._queue.pending_messages_per_session.get(options.get("session_hash"))
+            if options.get("iterator") is not None and said is not None and said.qsize() > UNHEARD:
+                raise Refusal("nobody fetched what this batch said: it has ended.")
             if options.get("iterator") is None and len(inputs) < len(block_fn.inputs):
                 raise Refusal(
                     f"/{block_fn.api_name} takes {len(block_fn.inputs)} values, not {len(inputs)}: ?view=api."

@@ -2,15 +2,20 @@
 
 import json
 import logging
+import os
+import shutil
+import signal
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -21,12 +26,14 @@ from melp.app.engine import align, find_beats_of
 from melp.app.examples import EXAMPLES, RECORDS, simulated_block
 from melp.app.kept import Kept, Recording
 from melp.app.limits import Limits, Refusal, without_quotations
+from melp.app.uploads import Uploads
 from melp.notice import NOTICE
 from melp.synthetic import corpus
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
 Client, handle_file = gradio_client.Client, gradio_client.handle_file
+ui = pytest.importorskip("melp.app.ui")
 
 
 def new_client(served) -> "Client":
@@ -111,7 +118,7 @@ def test_two_recordings_are_compared(client, files):
 
 def test_search_by_words_and_by_a_recording_shows_no_place(client, root):
     hits = client.predict("atrial fibrillation", api_name="/search")
-    assert len(hits) == 3 and str(root) not in json.dumps(hits)
+    assert len(hits) == 3 and str(root) not in json.dumps(hits) and "patient" not in hits[0]
     record = [root / "archive" / f"archived1{suffix}" for suffix in (".hea", ".dat")]
     nearest = client.predict("", upload(record), 1, api_name="/search")
     assert nearest[0]["record"] == "archived1" and nearest[0]["similarity"] == pytest.approx(1, abs=1e-4)
@@ -206,6 +213,17 @@ def test_a_wrong_call_leaves_no_trace_of_what_it_held(served, route, body, capfd
         assert "Mustermann" not in text and "Traceback" not in text
 
 
+@pytest.mark.parametrize("way", ["api", "run"])
+def test_nobody_passes_the_queue_by(served, way):
+    answer = httpx.post(f"{served.url}gradio_api/{way}/search", json={"data": ["atrial fibrillation", None, 1]})
+    assert answer.status_code == 404 and served.page.api_open is False
+
+
+def test_a_call_that_says_nothing_of_its_length_ends_at_the_limit(served):
+    answer = httpx.post(f"{served.url}gradio_api/queue/join", content=(b"0" * 2**20 for _ in range(5)), timeout=60)
+    assert answer.status_code == 413 and "4 MB" in answer.text
+
+
 def test_a_wrong_call_is_explained(client):
     with pytest.raises(Exception, match="number of Hz"):
         client.predict([{"path": "x"}], "fast", api_name="/read")
@@ -225,6 +243,12 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_kept(served):
         )
     assert error.value.code == 413 and "2 MB" in error.value.read().decode()
     assert not left_behind(served)
+
+
+def test_uploads_do_not_fill_the_disk(served, monkeypatch):
+    monkeypatch.setattr("melp.app.uploads.shutil.disk_usage", lambda _: SimpleNamespace(total=2**40, free=2**20))
+    answer = httpx.post(f"{served.url}gradio_api/upload", files={"files": b"1,2"})
+    assert answer.status_code == 507 and "no room" in answer.text and not left_behind(served)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +330,30 @@ def test_a_batch_ends_when_its_client_leaves(served, slow_batch):
     ended()
 
 
+def test_a_batch_ends_whose_messages_nobody_fetches(served, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(ui, "UNHEARD", 2)
+    monkeypatch.setattr(ui, "SHOW_EVERY", 0)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(8):
+            archive.write(files["xml"][0], f"{number}.xml")
+    uploads, engine, read = served.app.uploads, served.app.engine, []
+    recording = engine._recording
+    monkeypatch.setattr(engine, "_recording", lambda item, name: read.append(name) or recording(item, name))
+    url = f"{served.url}gradio_api"
+    (uploaded,) = httpx.post(f"{url}/upload", files={"files": (tmp_path / "many.zip").open("rb")}).json()
+    httpx.post(f"{url}/call/batch", json={"data": [[{"path": uploaded}]]})
+    ends = time.monotonic() + 120
+    while not read or list(uploads._requests.iterdir()):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    assert len(read) < 8
+
+
+def test_a_hit_is_opened_without_what_its_file_says_of_the_patient(served, files):
+    hit = {"path": str(files["dicom"][0]), "record": "one.dcm", "start": 0.0}
+    assert served.app.engine.open_hit(hit).identifiers == {}
+
+
 def test_a_visitor_who_leaves_is_forgotten(served):
     kept = Kept(minutes=1)
     recording = served.app.engine.simulated("synthetic-0000000-0")
@@ -317,6 +365,16 @@ def test_a_visitor_who_leaves_is_forgotten(served):
     kept.put("visitor", [recording])
     time.sleep(0.01)
     assert kept.get("visitor") == []
+
+
+def test_what_nobody_asks_about_is_forgotten_without_a_further_request(served):
+    app = ui.App(served.app.engine, served.app.uploads)
+    app.kept, app.last_hits = Kept(minutes=1e-9), Kept(minutes=1e-9)
+    app.kept.put("visitor", [served.app.engine.simulated("synthetic-0000000-0")])
+    app.last_hits.put("visitor", [{"record": "a"}])
+    time.sleep(0.01)
+    app.expire()
+    assert len(app.kept) == len(app.last_hits) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- its parts
@@ -334,6 +392,62 @@ def test_errors_quote_nothing():
 def test_limits_are_above_zero(limits):
     with pytest.raises(ValueError, match="must be above 0"):
         Limits(**limits)
+
+
+@pytest.fixture
+def uploads(monkeypatch, tmp_path):
+    """Uploads with times of less than a millisecond."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uploads = Uploads(Limits(keep_minutes=1e-9, batch_seconds=1e-9))
+    yield uploads
+    uploads.close()
+
+
+def uploaded(uploads, *names: str) -> list[dict]:
+    """Files that visitors uploaded, as Gradio describes them."""
+    paths = [uploads.root / f"visitor{number}" / "digest" / name for number, name in enumerate(names)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text("0")
+    return [{"path": str(path)} for path in paths]
+
+
+def test_the_sweeper_goes_on_where_a_folder_vanishes(uploads, monkeypatch):
+    uploaded(uploads, *"abc")
+    unlink, removed = Path.unlink, []
+
+    def beside_a_request(path):
+        """Deletes a file, and all the others, which requests took meanwhile."""
+        unlink(path)
+        for folder in uploads.root.iterdir():
+            if folder not in path.parents:
+                shutil.rmtree(folder)
+                removed.append(folder)
+
+    monkeypatch.setattr(Path, "unlink", beside_a_request)
+    time.sleep(0.01)
+    uploads.sweep()
+    assert len(removed) == 2
+    uploads.sweep()
+    assert not list(uploads.root.iterdir())
+
+
+def test_an_upload_waits_for_the_batch_before_it_longer_than_a_download(uploads):
+    uploads.limits = Limits(keep_minutes=1e-9)
+    (file,) = uploaded(uploads, "a.dcm")
+    uploads.new_download("predictions.csv").write_text("a")
+    time.sleep(0.01)
+    uploads.sweep()
+    assert [path for path in uploads.root.rglob("*") if path.is_file()] == [Path(file["path"])]
+
+
+def test_headers_of_one_name_need_samples_each(uploads):
+    for names in (["a.hea", "a.dat", "a.hea"], ["a.dat", "a.hea", "a.dat"]):
+        files = uploaded(uploads, *names)
+        with pytest.raises(Refusal, match="one folder at a time"), uploads.take(files):
+            pass
+    with uploads.take(uploaded(uploads, "a.hea", "a.dat", "a.hea", "a.dat", "b.hea")) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["a.dat", "a.hea", "again 2", "b.hea"]
 
 
 def test_members_of_a_zip_file_stay_inside(tmp_path):
@@ -372,6 +486,49 @@ def test_a_missing_model_is_named(tmp_path):
 
     with pytest.raises(SystemExit, match="app.py: "):
         app.main(["--model", str(tmp_path / "nowhere")])
+
+
+def test_a_stop_by_the_system_ends_it_as_ctrl_c_does(monkeypatch):
+    import app
+
+    ended, before = [], signal.getsignal(signal.SIGTERM)
+
+    @contextmanager
+    def serving(*_):
+        if signal.getsignal(signal.SIGTERM) is before:
+            pytest.fail("nobody hears it")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield SimpleNamespace(url="")
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr("melp.app.run.serving", serving)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            app.main(["--model", "here"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 0 and ended
+
+
+def test_what_reads_ends_where_the_model_cannot_be_loaded(monkeypatch):
+    from melp.app import run
+    from melp.app.engine import Settings
+
+    class Reader:
+        start, ended = staticmethod(lambda: None), False
+
+        def __init__(self, limits):
+            Reader.last = self
+
+        def close(self):
+            self.ended = True
+
+    monkeypatch.setattr(run, "Reader", Reader)
+    with pytest.raises(ValueError, match="nowhere"), run.serving(Settings("./nowhere")):
+        pass
+    assert Reader.last.ended
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
