@@ -60,12 +60,12 @@ def main(arguments: list[str] | None = None, name: str = "app.py"):
         name: of the command, as its help has it.
     """
     options, said = build_parser(name).parse_args(arguments), name.removeprefix("-m ")
-    if options.write_space is not None:
-        from melp.app.space import write_space
-
-        print(write_space(options.write_space))
-        return
     try:
+        if options.write_space is not None:
+            from melp.app.space import write_space
+
+            print(write_space(options.write_space))
+            return
         from melp.app.engine import Settings  # torch and all that it takes, which --help can do without
         from melp.app.limits import Limits
         from melp.app.run import serving

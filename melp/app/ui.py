@@ -9,7 +9,7 @@ from melp.app import pages
 from melp.app.batch import SHOW_EVERY, run_batch
 from melp.app.engine import Engine
 from melp.app.examples import EXAMPLES, PATIENT
-from melp.app.kept import MOST_HITS, Kept, Recording
+from melp.app.kept import MOST_HITS, MOST_OF_ONE, Kept, Recording
 from melp.app.limits import Refusal, explained
 from melp.app.uploads import Uploads
 from melp.notice import NOTICE
@@ -35,13 +35,17 @@ def reading_of(rate, unit, leads) -> Reading:
     """Returns how files are read that do not state everything.
 
     Raises:
-        Refusal: for a rate that is no number.
+        Refusal: for a rate that is no number, an unknown unit or lead.
     """
     try:
-        names = tuple(name for name in (leads or "").replace(",", " ").split())
-        return Reading(sampling_rate=float(rate) if rate else None, unit=unit or None, leads=names or None)
+        hertz = float(rate) if rate else None
     except (TypeError, ValueError):
         raise Refusal("the sampling rate must be a number of Hz.") from None
+    try:
+        names = tuple(str(leads or "").replace(",", " ").split())
+        return Reading(sampling_rate=hertz, unit=str(unit) if unit else None, leads=names or None)
+    except ValueError as error:
+        raise Refusal(str(error).replace("--", "")) from None  # which is for a command line
 
 
 class App:
@@ -59,8 +63,8 @@ class App:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def recordings(self, files, reading: Reading | None = None, most: int = 40):
-        """Reads uploaded files, which are gone afterwards; returns recordings, and (name, reason) of the others.
+    def recordings(self, files, reading: Reading | None, most: int):
+        """Reads uploaded files, which are gone afterwards; returns up to `most`, and (name, reason) of the unreadable.
 
         Raises:
             Refusal: where none can be read, with the reason.
@@ -177,9 +181,11 @@ class App:
 
     def page_read(self, files, rate, unit, leads, identifiers, request: gr.Request):
         try:
-            recordings, rejected = self.recordings(files, reading_of(rate, unit, leads))
+            recordings, rejected = self.recordings(files, reading_of(rate, unit, leads), MOST_OF_ONE + 1)
             said = "".join(pages.problem(f"{name}: {reason}") for name, reason in rejected[:5])
-            return self.put(request.session_hash, recordings, said, identifiers)
+            if len(recordings) > MOST_OF_ONE:
+                said += f'<p class="hint">These are the first {MOST_OF_ONE} recordings; Batch takes any number.</p>'
+            return self.put(request.session_hash, recordings[:MOST_OF_ONE], said, identifiers)
         except Exception as error:
             return self.failed(error)
 
@@ -195,7 +201,7 @@ class App:
         return show
 
     def page_choose(self, number, identifiers, request: gr.Request):
-        return self.guarded(lambda: self.show(request.session_hash, number, identifiers), 6, 5)
+        return self.guarded(lambda: self.show(request.session_hash, number, identifiers), 6, 4)
 
     def page_draft(self, number, request: gr.Request):
         if not self.kept.get(request.session_hash):
@@ -271,7 +277,7 @@ class App:
         shown = []
         with self.engine.reader.process() as process:
             for hit in hits:
-                item = process.read(hit["path"], Reading(start=hit["start"] or 0.0, seconds=10.0))
+                item = process.read(hit["path"], self.engine.index.reading_of(hit))
                 shown.append((hit, item.blocks[0] if item.blocks else None))
         return pages.hits(shown)
 

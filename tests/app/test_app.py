@@ -19,15 +19,18 @@ from types import SimpleNamespace
 
 import httpx
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from transformers import pipeline
 
-from melp.app.engine import align, find_beats_of
+from melp.app.engine import align, device_of, find_beats_of
 from melp.app.examples import EXAMPLES, RECORDS, simulated_block
 from melp.app.kept import Kept, Recording
 from melp.app.limits import Limits, Refusal, without_quotations
 from melp.app.uploads import Uploads
 from melp.notice import NOTICE
+from melp.predict.reading import Reading
+from melp.search import open_index
 from melp.synthetic import corpus
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -113,7 +116,7 @@ def test_two_recordings_are_compared(client, files):
     row = compared["findings"][0]
     assert row["change"] == pytest.approx(row["second"]["score"] - row["first"]["score"])
     same = client.predict(upload(files["xml"]), upload(files["xml"]), api_name="/compare")
-    assert same["shift_s"] == 0 and all(row["change"] == 0 for row in same["findings"])
+    assert same["shift_s"] == 0 and compared["left_out"] == [] and all(row["change"] == 0 for row in same["findings"])
 
 
 def test_search_by_words_and_by_a_recording_shows_no_place(client, root):
@@ -122,6 +125,46 @@ def test_search_by_words_and_by_a_recording_shows_no_place(client, root):
     record = [root / "archive" / f"archived1{suffix}" for suffix in (".hea", ".dat")]
     nearest = client.predict("", upload(record), 1, api_name="/search")
     assert nearest[0]["record"] == "archived1" and nearest[0]["similarity"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_hit_is_read_as_its_index_was(served, root, tmp_path, monkeypatch):
+    (file,) = (root / "index" / "data").glob("*.parquet")
+    table = parquet.read_table(file)
+    told = json.loads(table.schema.metadata[b"melp"])
+    told["processor"] |= {"lead_subset": ["II", "V2"], "unit": "mV", "start": 1.0, "stride": 5.0}
+    (tmp_path / "data").mkdir()
+    parquet.write_table(table.replace_schema_metadata({"melp": json.dumps(told)}), tmp_path / "data" / "0.parquet")
+    index = open_index(tmp_path)
+    hit = index.table.to_pylist()[0]
+    assert index.reading_of(hit | {"start": 2.0}) == Reading(
+        lead_subset=("II", "V2"), unit="mV", start=2.0, seconds=10.0
+    )
+    monkeypatch.setattr(served.app.engine, "index", index)
+    assert served.app.engine.open_hit(hit).row["leads"] == ["II", "V2"]
+
+
+def test_what_is_left_out_is_said(served):
+    engine = served.app.engine
+    whole = engine.simulated("synthetic-0000000-0")
+    part = replace(whole, row=whole.row | {"condition": "lead I", "left_out": ["pacing"]})
+    answer = engine.answer(part)
+    assert answer["left_out"] == ["pacing"] and answer["condition"] == "lead I"
+    assert engine.compare(part, whole)["left_out"] == ["pacing"] == engine.compare(whole, part)["left_out"]
+
+
+def test_a_page_says_where_it_took_not_all(served, uploads, monkeypatch):
+    app = ui.App(served.app.engine, uploads)
+    recording, visitor = app.engine.simulated("synthetic-0000000-0"), SimpleNamespace(session_hash="visitor")
+    for number, is_said in ((40, False), (41, True)):
+        monkeypatch.setattr(app.engine, "read", lambda *_, number=number: iter([recording] * number))
+        _, said, choice, *_ = app.page_read(uploaded(uploads, "many.zip"), "", "", "", False, visitor)
+        assert ("first 40 recordings" in said) == is_said and len(choice["choices"]) == 40
+
+
+def test_a_choice_that_cannot_be_shown_says_so_where_no_draft_comes_after(served):
+    app = ui.App(served.app.engine, served.app.uploads)
+    *_, evidence, _ = app.page_choose(0, False, SimpleNamespace(session_hash="nobody"))
+    assert "no longer kept" in evidence
 
 
 def test_a_zip_file_is_a_batch(client, served, files, tmp_path):
@@ -227,6 +270,13 @@ def test_a_call_that_says_nothing_of_its_length_ends_at_the_limit(served):
 def test_a_wrong_call_is_explained(client):
     with pytest.raises(Exception, match="number of Hz"):
         client.predict([{"path": "x"}], "fast", api_name="/read")
+    for unit, leads, said in (
+        ("mmHg", "", "unknown unit: 'mmHg'"),
+        ("", "I Q9", "unknown lead: 'Q9'"),
+        (5, "", "unit"),
+    ):
+        with pytest.raises(Refusal, match=f"^(?!.*(--|Hz)).*{said}"):
+            ui.reading_of(500, unit, leads)
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_kept(served):
@@ -367,14 +417,16 @@ def test_a_visitor_who_leaves_is_forgotten(served):
     assert kept.get("visitor") == []
 
 
-def test_what_nobody_asks_about_is_forgotten_without_a_further_request(served):
-    app = ui.App(served.app.engine, served.app.uploads)
-    app.kept, app.last_hits = Kept(minutes=1e-9), Kept(minutes=1e-9)
+def test_what_nobody_asks_about_is_forgotten_without_a_further_request(served, uploads):
+    app, uploads.limits = ui.App(served.app.engine, uploads), Limits(keep_minutes=0.001)
+    app.kept, app.last_hits = Kept(minutes=0.001), Kept(minutes=0.001)
     app.kept.put("visitor", [served.app.engine.simulated("synthetic-0000000-0")])
     app.last_hits.put("visitor", [{"record": "a"}])
-    time.sleep(0.01)
-    app.expire()
-    assert len(app.kept) == len(app.last_hits) == 0
+    uploads.start(app.expire)
+    ends = time.monotonic() + 60
+    while len(app.kept) or len(app.last_hits):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------------------------------------------------- its parts
@@ -461,6 +513,20 @@ def test_members_of_a_zip_file_stay_inside(tmp_path):
     assert unpacked == ["a/abs.csv", "a/out.csv"]
 
 
+def test_a_zip_file_in_capitals_and_one_that_holds_a_name_twice(tmp_path):
+    from melp.app.reader import unpack
+
+    with zipfile.ZipFile(tmp_path / "EXPORT.ZIP", "w") as archive:
+        archive.writestr("a.csv", "1")
+    unpack(str(tmp_path), Limits())
+    assert (tmp_path / "EXPORT" / "a.csv").is_file()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("Mustermann.csv", "1")
+        archive.writestr("Mustermann.csv", "2")
+    with pytest.raises(Refusal, match="b.zip holds two files of one name"):
+        unpack(str(tmp_path), Limits())
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
 def test_the_files_of_a_space(tmp_path):
     """A Space installs the requirements where the files are not yet: none of them may be a path."""
@@ -486,6 +552,17 @@ def test_a_missing_model_is_named(tmp_path):
 
     with pytest.raises(SystemExit, match="app.py: "):
         app.main(["--model", str(tmp_path / "nowhere")])
+
+
+def test_a_space_that_cannot_be_written_and_a_device_that_is_not_there_are_named(tmp_path):
+    import app
+
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="app.py: .*file"):
+        app.main(["--write-space", str(tmp_path / "file")])
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(ValueError, match=f"--device {device}: "):
+            device_of(device)
 
 
 def test_a_stop_by_the_system_ends_it_as_ctrl_c_does(monkeypatch):
