@@ -10,8 +10,10 @@ patient (of a recording, where no patient is known) only the nearest is shown. R
 
 import argparse
 import csv
+import json
 import os
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from melp.predict.options import Reading
+
 SHOWN = ("record", "patient", "start", "path")
 
 
@@ -29,11 +33,13 @@ class Index:
 
     Args:
         table: `embedding` (L2-normalised), `path`, `patient` and what else a hit is to have.
+        reading: how its recordings were read.
     """
 
-    def __init__(self, table: "pa.Table"):
+    def __init__(self, table: "pa.Table", reading: "Reading | None" = None):
         import numpy as np
 
+        self.reading = reading
         column = table["embedding"].combine_chunks()
         self.embeddings = np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), -1)
         self.size = len(table)
@@ -70,6 +76,12 @@ class Index:
         rows = np.argpartition(-scores, count - 1)[:count]
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         return scores[rows], rows
+
+    def reading_of(self, hit: dict) -> "Reading":
+        """Returns how the ten seconds of a hit are read again: with what its file does not state, as it was told."""
+        from melp.predict.options import Reading
+
+        return replace(self.reading or Reading(), start=hit["start"] or 0.0, seconds=10.0, stride=None)
 
     def hits(self, query: "np.ndarray", count: int) -> list[dict]:
         """Returns the nearest recordings, one per patient, as dicts with their `similarity`."""
@@ -108,7 +120,16 @@ def open_index(folder: Path) -> Index:
     data = datasets.dataset(index_files(folder))
     if "embedding" not in data.schema.names:
         raise ValueError(f"{folder} has no embeddings: run predict.py with --embeddings, into another --output.")
-    return Index(data.to_table(["embedding", *SHOWN, "model", "commit"]))
+    return Index(data.to_table(["embedding", *SHOWN, "model", "commit"]), _reading_of(data.schema))
+
+
+def _reading_of(schema: "pa.Schema") -> "Reading":
+    """The options of reading that an output was made with."""
+    from melp.predict.options import Reading
+
+    told = json.loads(schema.metadata[b"melp"])["processor"]
+    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return Reading(**{field.name: told[field.name] for field in fields(Reading) if field.name in told})
 
 
 def embed_query(query: str, model: str, commit: str) -> "np.ndarray":

@@ -1,6 +1,7 @@
 """The command line of the app."""
 
 import argparse
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -59,12 +60,12 @@ def main(arguments: list[str] | None = None, name: str = "app.py"):
         name: of the command, as its help has it.
     """
     options, said = build_parser(name).parse_args(arguments), name.removeprefix("-m ")
-    if options.write_space is not None:
-        from melp.app.space import write_space
-
-        print(write_space(options.write_space))
-        return
     try:
+        if options.write_space is not None:
+            from melp.app.space import write_space
+
+            print(write_space(options.write_space))
+            return
         from melp.app.limits import Limits
         from melp.predict.options import check_model, default_model
         from melp.search import index_files
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None, name: str = "app.py"):
         from melp.app.run import serving
 
         settings = Settings(options.model, options.index, options.device, limits)
+        # As Ctrl-C: `docker stop` and systemd ask by it, and the uploads are deleted.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         with serving(settings, options.host, options.port, options.root_path) as served:
             print(f"MELP answers at {served.url}  (Ctrl-C ends it)", flush=True)
             threading.Event().wait()

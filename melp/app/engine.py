@@ -48,13 +48,12 @@ class Engine:
     """A model, its reader and an index.
 
     Raises:
-        ValueError: for a model that is not a whole one, or an index of another model.
+        ValueError: for a model that is not a whole one, an index of another model, or a device that is not there.
     """
 
     def __init__(self, settings: Settings, reader: Reader | None = None):
-        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.limits = settings.limits
-        self.predictor = Predictor(settings.model, torch.device(device), embeddings=True, key=os.urandom(16))
+        self.predictor = Predictor(settings.model, device_of(settings.device), embeddings=True, key=os.urandom(16))
         self.model, self.processor = self.predictor.model, self.predictor.processor
         if not isinstance(self.model, MelpModel):
             raise ValueError(f"{settings.model} has no text tower: the app needs a whole MELP model.")
@@ -123,7 +122,10 @@ class Engine:
     # --------------------------------------------------------------------------------------------------------- answers
 
     def answer(self, recording: Recording, identifiers: bool = False) -> dict:
-        """Returns what was found in a recording; `findings` is as the zero-shot pipeline has it, with more keys."""
+        """Returns what was found in a recording; `findings` is as the zero-shot pipeline has it, with more keys.
+
+        `left_out` are those that cannot be told from recordings of its `condition`.
+        """
         row = recording.row
         known = {finding.name: finding for finding in self.predictor.findings}
         rows = zip(row["findings"], row["similarities"], strict=True)
@@ -132,6 +134,8 @@ class Engine:
             "record": recording.name,
             "simulated": recording.simulated,
             "findings": [self._finding(known[name], score, recording) for name, score in rows],
+            "condition": row["condition"],
+            "left_out": row["left_out"],
             "calibration": self.predictor.calibration,
             "quality": {name: row[name] for name in QUALITY},
             "model": self.name,
@@ -202,17 +206,18 @@ class Engine:
     def compare(self, first: Recording, second: Recording) -> dict:
         """Returns by how much findings changed, and by how much the second is to be moved so that first beats align.
 
-        Where no beat was detected in one of the two, that is None.
+        Where no beat was detected in one of the two, that is None. `left_out` cannot be told from one of the two.
         """
         rows, change = [], "probability"
-        before = {row["label"]: row for row in self.answer(first)["findings"]}
-        for row in self.answer(second)["findings"]:
+        old, new = self.answer(first), self.answer(second)
+        before = {row["label"]: row for row in old["findings"]}
+        for row in new["findings"]:
             if row["label"] not in before:
-                continue  # what cannot be told from the leads of one of the two
-            old = before[row["label"]]
-            if row["probability"] is None or old["probability"] is None:
+                continue
+            pair = {"label": row["label"], "first": before[row["label"]], "second": row}
+            if None in (pair["first"]["probability"], row["probability"]):
                 change = "score"
-            rows.append({"label": row["label"], "first": old, "second": row})
+            rows.append(pair)
         for row in rows:
             row["change"] = row["second"][change] - row["first"][change]
         rows.sort(key=lambda row: -abs(row["change"]))
@@ -223,6 +228,7 @@ class Engine:
             "records": [first.name, second.name],
             "change_of": change,
             "findings": rows,
+            "left_out": list(dict.fromkeys([*old["left_out"], *new["left_out"]])),
             "shift_s": shift,
             "heart_rates": [rate_of(times) for times in beats],
         }
@@ -249,10 +255,25 @@ class Engine:
             Refusal: where its file is no longer there or readable.
         """
         with self.reader.process() as process:
-            item = process.read(hit["path"], Reading(start=hit["start"] or 0.0, seconds=10.0))
+            item = process.read(hit["path"], self.index.reading_of(hit))
         if item.error:
             raise Refusal(f"{hit['record']}: {item.error}")
-        return self._recording(item, hit["record"])
+        # The archive's names and dates are not for every visitor who ticks a box.
+        return replace(self._recording(item, hit["record"]), identifiers={})
+
+
+def device_of(name: str | None) -> torch.device:
+    """Returns the device of a name; without one, CUDA's where there is one.
+
+    Raises:
+        ValueError: for a device that torch does not know or have.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # whichever torch raises, by how it was built
+        raise ValueError(f"--device {name}: {str(error).partition(chr(10))[0]}") from None
+    return device
 
 
 def choose_findings_in_words(names: list[str], known: dict) -> dict[str, Finding]:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from signal_melp import EcgBlock
 
 MOST = 200  # recordings of all visitors: 0.5 MB each
 MOST_OF_ONE = 40
+MOST_HITS = 12_000  # of all visitors: some hundred bytes each
+Entry = TypeVar("Entry")
 
 
 @dataclass
@@ -35,43 +38,48 @@ class Recording:
     simulated: bool = False
 
 
-class Kept:
-    """The recordings of every visitor (by session), the least recently used ones dropped first."""
+class Kept(Generic[Entry]):
+    """The recordings or hits of every visitor (by session), the least recently used ones dropped first."""
 
-    def __init__(self, minutes: float):
-        self._seconds = minutes * 60
-        self._sessions: OrderedDict[str, tuple[float, list[Recording]]] = OrderedDict()
+    def __init__(self, minutes: float, most: int = MOST):
+        self._seconds, self._most = minutes * 60, most
+        self._sessions: OrderedDict[str, tuple[float, list[Entry]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, session: str, recordings: list[Recording]):
-        """Keeps these recordings of a session, instead of those before."""
+    def put(self, session: str, entries: list[Entry]):
+        """Keeps these of a session, instead of those before."""
         with self._lock:
-            self._sessions[session] = (time.monotonic(), recordings[:MOST_OF_ONE])
+            self._sessions[session] = (time.monotonic(), entries[:MOST_OF_ONE])
             self._sessions.move_to_end(session)
             self._drop()
 
-    def get(self, session: str) -> list[Recording]:
+    def get(self, session: str) -> list[Entry]:
         with self._lock:
             self._drop()
             if session not in self._sessions:
                 return []
-            recordings = self._sessions[session][1]
-            self._sessions[session] = (time.monotonic(), recordings)
+            entries = self._sessions[session][1]
+            self._sessions[session] = (time.monotonic(), entries)
             self._sessions.move_to_end(session)
-            return recordings
+            return entries
 
     def forget(self, session: str):
         with self._lock:
             for name in [name for name in self._sessions if name.partition("/")[0] == session]:
                 del self._sessions[name]
 
+    def expire(self):
+        """Drops what was not used for its time, when nobody asks for anything either."""
+        with self._lock:
+            self._drop()
+
     def __len__(self) -> int:
-        return sum(len(recordings) for _, recordings in self._sessions.values())
+        return sum(len(entries) for _, entries in self._sessions.values())
 
     def _drop(self):
         now = time.monotonic()
         while self._sessions:
             oldest, (used, _) = next(iter(self._sessions.items()))
-            if now - used < self._seconds and (len(self) <= MOST or len(self._sessions) == 1):
+            if now - used < self._seconds and (len(self) <= self._most or len(self._sessions) == 1):
                 return
             del self._sessions[oldest]

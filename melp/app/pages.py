@@ -17,12 +17,17 @@ SECONDS = 10.0
 
 
 def trace_of(block: EcgBlock, name: str, start: float = 0.0, leads: tuple[str, ...] | None = None) -> dict:
-    """Returns a trace for the viewer: samples in microvolts, as base64 of int16, -32768 where one is missing."""
+    """Returns a trace for the viewer: microvolts about each lead's median, as base64 of int16, -32768 for a gap.
+
+    The viewer draws a lead about its median anyway, and an electrode's offset can be more than int16 holds.
+    """
     signal, names, derived = all_leads(block)
     rows = {}
     for row, lead in zip(signal, names, strict=True):
         if leads is None or lead in leads:
-            microvolts = np.clip(np.nan_to_num(row * 1000, nan=-32768), -32768, 32767).round().astype("<i2")
+            level = np.nanmedian(row) if np.isfinite(row).any() else 0.0
+            microvolts = np.clip((row - level) * 1000, -32767, 32767).round()
+            microvolts = np.where(np.isnan(row), -32768, microvolts).astype("<i2")
             rows[lead] = base64.b64encode(microvolts.tobytes()).decode()
     return {"name": name, "rate": block.sampling_rate, "start": start, "leads": rows, "derived": derived}
 
@@ -77,7 +82,15 @@ def findings(answer: dict, heading: str = "Findings") -> str:
     body = _table(first, calibrated)
     if rest:
         body += f"<details><summary>{len(rest)} more findings</summary>{_table(rest, calibrated)}</details>"
+    body += _left_out(answer)
     return f'<section class="card"><h3>{heading}</h3><p class="hint">{hint}</p>{body}</section>'
+
+
+def _left_out(answer: dict) -> str:
+    """Returns the findings that are not said, which else would pass for absent."""
+    names = answer.get("left_out")
+    said = "Left out, since calibration does not show that leads like these tell them: "
+    return f'<p class="hint">{said}{escape(", ".join(names))}.</p>' if names else ""
 
 
 def _table(rows: list[dict], calibrated: bool) -> str:
@@ -169,7 +182,7 @@ def changes(compared: dict) -> str:
         f'<section class="card"><h3>What changed</h3><p class="hint">By {of}, most first. Heart rates: {rates}.</p>'
         '<table class="findings"><thead><tr><th scope="col">Finding</th><th scope="col">First</th>'
         '<th scope="col">Second</th><th scope="col">Change</th><th scope="col">Verdict</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></section>"
+        f"<tbody>{rows}</tbody></table>{_left_out(compared)}</section>"
     )
 
 

@@ -40,7 +40,7 @@ def unpack(folder: str, limits: Limits):
         Refusal: where one holds too much, is encrypted or damaged.
     """
     left, files = limits.unpacked_mb * MB, 0
-    for path in sorted(Path(folder).rglob("*.zip")):
+    for path in sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() == ".zip"):
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [member for member in archive.infolist() if not member.is_dir()]
@@ -58,6 +58,8 @@ def unpack(folder: str, limits: Limits):
                     left -= _extract(archive, member, path.with_suffix("") / _inside(member, number), left)
         except Refusal:
             raise
+        except FileExistsError:
+            raise Refusal(f"{path.name} holds two files of one name, of which one must be renamed.") from None
         except Exception as error:  # of zipfile and zlib, whatever the file made of them
             raise Refusal(f"{path.name} is damaged, or no zip file ({type(error).__name__}).") from None
         path.unlink()

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from melp.app.engine import Engine, Settings
@@ -32,26 +32,28 @@ def serving(
         root_path: where a reverse proxy shows it.
     """
     limits = settings.limits
-    reader = Reader(limits)
-    reader.start()
-    engine, uploads = Engine(settings, reader), Uploads(limits)
-    # Read when Gradio is imported or launched: nothing is sent anywhere, nothing kept in the browser or its history.
-    os.environ.update(
-        GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads.root), GRADIO_RUN_HISTORY="False",
-        HF_HUB_DISABLE_TELEMETRY="1", GRADIO_SHARE="False", GRADIO_MCP_SERVER="False",
-        # Else every answer adds to a table of the last 10,000 requests, and sums it up for a page that is not served.
-        GRADIO_ANALYTICS_MAX_EVENTS="1", GRADIO_ANALYTICS_CACHE_FREQUENCY=str(10**9),
-    )  # fmt: skip
-    from starlette.middleware import Middleware
+    with ExitStack() as at_end:  # of what has begun, whatever fails after it
+        reader = Reader(limits)
+        at_end.callback(reader.close)
+        reader.start()
+        engine, uploads = Engine(settings, reader), Uploads(limits)
+        at_end.callback(uploads.close)
+        # Read when Gradio is imported or launched: nothing is sent anywhere, nothing kept in the browser or history.
+        os.environ.update(
+            GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads.root), GRADIO_RUN_HISTORY="False",
+            HF_HUB_DISABLE_TELEMETRY="1", GRADIO_SHARE="False", GRADIO_MCP_SERVER="False",
+            # Else every answer adds to a table of the last 10,000 requests, and sums it up for a page not served.
+            GRADIO_ANALYTICS_MAX_EVENTS="1", GRADIO_ANALYTICS_CACHE_FREQUENCY=str(10**9),
+        )  # fmt: skip
+        from starlette.middleware import Middleware
 
-    from melp.app import ui
-    from melp.app.gate import Gate
+        from melp.app import ui
+        from melp.app.gate import Gate
 
-    page = None
-    try:
         app = ui.App(engine, uploads)
         page = ui.build(app)
-        page.queue(max_size=int(limits.queue), default_concurrency_limit=2)
+        at_end.callback(page.close, verbose=False)
+        page.queue(max_size=int(limits.queue), default_concurrency_limit=2, api_open=False)
         gate = Middleware(Gate, uploads=uploads, limits=limits)
         _, url, _ = page.launch(
             server_name=host, server_port=free_port() if port == 0 else port, root_path=root_path, share=False,
@@ -60,13 +62,8 @@ def serving(
             app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None}, head=ui.head(), ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, strict_cors=True, state_session_capacity=MOST,
         )  # fmt: skip
-        uploads.start()
+        uploads.start(app.expire)
         yield Served(url, app, page)
-    finally:
-        if page is not None:
-            page.close(verbose=False)
-        reader.close()
-        uploads.close()
 
 
 def free_port() -> int:

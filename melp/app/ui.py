@@ -9,12 +9,15 @@ from melp.app import pages
 from melp.app.batch import SHOW_EVERY, run_batch
 from melp.app.engine import Engine
 from melp.app.examples import EXAMPLES, PATIENT
-from melp.app.kept import Kept, Recording
+from melp.app.kept import MOST_HITS, MOST_OF_ONE, Kept, Recording
 from melp.app.limits import Refusal, explained
 from melp.app.uploads import Uploads
 from melp.notice import NOTICE
 from melp.predict.reading import Reading
 
+# Messages of a batch that may wait to be fetched, one a second: Gradio notes when a connection ends, not that there
+# never was one, and would go on for nobody.
+UNHEARD = 30
 CLICKS = """
 element.addEventListener("click", (event) => {
   const evidence = event.target.closest("[data-evidence]"), open = event.target.closest("[data-open]");
@@ -32,13 +35,17 @@ def reading_of(rate, unit, leads) -> Reading:
     """Returns how files are read that do not state everything.
 
     Raises:
-        Refusal: for a rate that is no number.
+        Refusal: for a rate that is no number, an unknown unit or lead.
     """
     try:
-        names = tuple(name for name in (leads or "").replace(",", " ").split())
-        return Reading(sampling_rate=float(rate) if rate else None, unit=unit or None, leads=names or None)
+        hertz = float(rate) if rate else None
     except (TypeError, ValueError):
         raise Refusal("the sampling rate must be a number of Hz.") from None
+    try:
+        names = tuple(str(leads or "").replace(",", " ").split())
+        return Reading(sampling_rate=hertz, unit=str(unit) if unit else None, leads=names or None)
+    except ValueError as error:
+        raise Refusal(str(error).replace("--", "")) from None  # which is for a command line
 
 
 class App:
@@ -46,13 +53,18 @@ class App:
 
     def __init__(self, engine: Engine, uploads: Uploads):
         self.engine, self.uploads = engine, uploads
-        self.kept = Kept(engine.limits.keep_minutes)
-        self.last_hits: dict[str, list[dict]] = {}
+        self.kept: Kept[Recording] = Kept(engine.limits.keep_minutes)
+        self.last_hits: Kept[dict] = Kept(engine.limits.keep_minutes, MOST_HITS)
+
+    def expire(self):
+        """Forgets what nobody asked about for its time."""
+        self.kept.expire()
+        self.last_hits.expire()
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def recordings(self, files, reading: Reading | None = None, most: int = 40):
-        """Reads uploaded files, which are gone afterwards; returns recordings, and (name, reason) of the others.
+    def recordings(self, files, reading: Reading | None, most: int):
+        """Reads uploaded files, which are gone afterwards; returns up to `most`, and (name, reason) of the unreadable.
 
         Raises:
             Refusal: where none can be read, with the reason.
@@ -169,9 +181,11 @@ class App:
 
     def page_read(self, files, rate, unit, leads, identifiers, request: gr.Request):
         try:
-            recordings, rejected = self.recordings(files, reading_of(rate, unit, leads))
+            recordings, rejected = self.recordings(files, reading_of(rate, unit, leads), MOST_OF_ONE + 1)
             said = "".join(pages.problem(f"{name}: {reason}") for name, reason in rejected[:5])
-            return self.put(request.session_hash, recordings, said, identifiers)
+            if len(recordings) > MOST_OF_ONE:
+                said += f'<p class="hint">These are the first {MOST_OF_ONE} recordings; Batch takes any number.</p>'
+            return self.put(request.session_hash, recordings[:MOST_OF_ONE], said, identifiers)
         except Exception as error:
             return self.failed(error)
 
@@ -187,7 +201,7 @@ class App:
         return show
 
     def page_choose(self, number, identifiers, request: gr.Request):
-        return self.guarded(lambda: self.show(request.session_hash, number, identifiers), 6, 5)
+        return self.guarded(lambda: self.show(request.session_hash, number, identifiers), 6, 4)
 
     def page_draft(self, number, request: gr.Request):
         if not self.kept.get(request.session_hash):
@@ -259,19 +273,20 @@ class App:
 
     def _hits(self, session: str, query) -> str:
         hits = self.engine.search(query)
-        while len(self.last_hits) > 1000:
-            del self.last_hits[next(iter(self.last_hits))]
-        self.last_hits[session] = hits
+        self.last_hits.put(session, hits)
         shown = []
         with self.engine.reader.process() as process:
             for hit in hits:
-                item = process.read(hit["path"], Reading(start=hit["start"] or 0.0, seconds=10.0))
+                item = process.read(hit["path"], self.engine.index.reading_of(hit))
                 shown.append((hit, item.blocks[0] if item.blocks else None))
         return pages.hits(shown)
 
     def page_open(self, request: gr.Request, event: gr.EventData):
         try:
-            hit = self.last_hits[request.session_hash][int(event._data["number"])]
+            hits = self.last_hits.get(request.session_hash)
+            if not hits:
+                raise Refusal("these hits are no longer kept: search again.")
+            hit = hits[int(event._data["number"])]
             return (*self.put(request.session_hash, [self.engine.open_hit(hit)]), gr.Tabs(selected="read"))
         except Exception as error:
             return (*self.failed(error), gr.skip())
@@ -298,12 +313,12 @@ class App:
     def page_left(self, request: gr.Request):
         """Forgets a visitor who closed the page."""
         self.kept.forget(request.session_hash)
-        self.last_hits.pop(request.session_hash, None)
+        self.last_hits.forget(request.session_hash)
 
 
 def without_places(hit: dict) -> dict:
-    """Returns a hit without where its file and its model lie on the server."""
-    return {name: value for name, value in hit.items() if name not in ("path", "model")}
+    """Returns a hit without where its file and its model lie on the server, and who the patient is."""
+    return {name: value for name, value in hit.items() if name not in ("path", "model", "patient")}
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
@@ -314,6 +329,9 @@ class Page(gr.Blocks):
 
     async def process_api(self, block_fn, inputs, *arguments, **options):
         try:
+            said = self._queue.pending_messages_per_session.get(options.get("session_hash"))
+            if options.get("iterator") is not None and said is not None and said.qsize() > UNHEARD:
+                raise Refusal("nobody fetched what this batch said: it has ended.")
             if options.get("iterator") is None and len(inputs) < len(block_fn.inputs):
                 raise Refusal(
                     f"/{block_fn.api_name} takes {len(block_fn.inputs)} values, not {len(inputs)}: ?view=api."

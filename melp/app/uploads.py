@@ -6,7 +6,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from melp.app.limits import MB, Limits, Refusal
@@ -25,9 +26,13 @@ class Uploads:
         self._requests = Path(tempfile.mkdtemp(prefix="melp-app-"))
         self._stopped = threading.Event()
 
-    def start(self):
-        """Sweeps from now on what nobody came for: uploads without a request, downloads after their time."""
-        threading.Thread(target=self._sweep, daemon=True).start()
+    def start(self, also: Callable[[], None]):
+        """Sweeps from now on what nobody came for: uploads without a request, downloads after their time.
+
+        Args:
+            also: called each time, for what else has a time.
+        """
+        threading.Thread(target=self._sweep_on, args=(also,), daemon=True).start()
 
     def close(self):
         self._stopped.set()
@@ -44,7 +49,8 @@ class Uploads:
             payload: Gradio's description of uploaded files, `{"path": ...}` or a list of these.
 
         Raises:
-            Refusal: where there are none, too many or too large ones, or one was not uploaded.
+            Refusal: where there are none, too many or too large ones, one was not uploaded, or it is not known which
+                of several WFDB headers of a name belongs to which samples.
         """
         files = payload if isinstance(payload, list) else [payload] if payload else []
         if not files:
@@ -71,6 +77,7 @@ class Uploads:
                             parent.rmdir()
             if total > self.limits.upload_mb * MB:
                 raise Refusal(f"these files are larger than {self.limits.upload_mb:g} MB together.")
+            check_pairs(os.path.basename(_path(file)) for file in files)
             yield folder
         finally:
             for file in files:  # those that were not taken because of an error, too
@@ -100,13 +107,47 @@ class Uploads:
         """Returns a path for a file that the visitor may fetch for some time."""
         return Path(tempfile.mkdtemp(prefix="download-", dir=self.root)) / name
 
-    def _sweep(self):
-        age = self.limits.keep_minutes * 60
-        while not self._stopped.wait(min(60.0, age)):
-            for path in self.root.rglob("*"):
+    def check_room(self):
+        """Raises Refusal where further uploads would fill the disk: each has a limit, their number has none."""
+        disk = shutil.disk_usage(self.root)
+        if disk.free < min(disk.total / 10, self.limits.unpacked_mb * MB):
+            raise Refusal("There is no room for uploads now: try again later.")
+
+    def _sweep_on(self, also: Callable[[], None]):
+        while not self._stopped.wait(min(60.0, self.limits.keep_minutes * 60)):
+            self.sweep()
+            also()
+
+    def sweep(self):
+        """Deletes downloads and uploads after their time, which a batch that waits for another does not lose."""
+        downloads = self.limits.keep_minutes * 60
+        uploads = max(downloads, 2 * self.limits.batch_seconds)
+        # Not rglob: it ends at a folder that a request removes meanwhile.
+        for folder, folders, files in os.walk(self.root, topdown=False):
+            for path in (Path(folder, name) for name in (*files, *folders)):
+                top = path.relative_to(self.root).parts[0]
                 with contextlib.suppress(OSError):
-                    if time.time() - path.stat().st_ctime > age:
+                    if time.time() - path.stat().st_ctime > (downloads if top.startswith("download-") else uploads):
                         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def check_pairs(names: Iterable[str]):
+    """Checks that WFDB headers of one name, of several folders, have samples each: without their folders, which an
+    upload does not state, a header without any would be read with those of another.
+
+    Raises:
+        Refusal: for a name of which there are fewer or more headers than samples.
+    """
+    stems = [os.path.splitext(name.removesuffix(".gz")) for name in names]
+    headers, samples = (
+        Counter(stem for stem, suffix in stems if suffix.lower() in wanted) for wanted in ((".hea",), (".dat", ".mat"))
+    )
+    for name in headers.keys() & samples.keys():
+        if headers[name] != samples[name]:
+            raise Refusal(
+                f"there are {headers[name]} headers {name}.hea and {samples[name]} files with samples of this name: "
+                "take one folder at a time."
+            )
 
 
 def _path(file):

@@ -2,31 +2,41 @@
 
 import json
 import logging
+import os
+import shutil
+import signal
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from transformers import pipeline
 
-from melp.app.engine import align, find_beats_of
+from melp.app.engine import align, device_of, find_beats_of
 from melp.app.examples import EXAMPLES, RECORDS, simulated_block
 from melp.app.kept import Kept, Recording
 from melp.app.limits import Limits, Refusal, without_quotations
+from melp.app.uploads import Uploads
 from melp.notice import NOTICE
+from melp.predict.reading import Reading
+from melp.search import open_index
 from melp.synthetic import corpus
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
 Client, handle_file = gradio_client.Client, gradio_client.handle_file
+ui = pytest.importorskip("melp.app.ui")
 
 
 def new_client(served) -> "Client":
@@ -106,15 +116,55 @@ def test_two_recordings_are_compared(client, files):
     row = compared["findings"][0]
     assert row["change"] == pytest.approx(row["second"]["score"] - row["first"]["score"])
     same = client.predict(upload(files["xml"]), upload(files["xml"]), api_name="/compare")
-    assert same["shift_s"] == 0 and all(row["change"] == 0 for row in same["findings"])
+    assert same["shift_s"] == 0 and compared["left_out"] == [] and all(row["change"] == 0 for row in same["findings"])
 
 
 def test_search_by_words_and_by_a_recording_shows_no_place(client, root):
     hits = client.predict("atrial fibrillation", api_name="/search")
-    assert len(hits) == 3 and str(root) not in json.dumps(hits)
+    assert len(hits) == 3 and str(root) not in json.dumps(hits) and "patient" not in hits[0]
     record = [root / "archive" / f"archived1{suffix}" for suffix in (".hea", ".dat")]
     nearest = client.predict("", upload(record), 1, api_name="/search")
     assert nearest[0]["record"] == "archived1" and nearest[0]["similarity"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_hit_is_read_as_its_index_was(served, root, tmp_path, monkeypatch):
+    (file,) = (root / "index" / "data").glob("*.parquet")
+    table = parquet.read_table(file)
+    told = json.loads(table.schema.metadata[b"melp"])
+    told["processor"] |= {"lead_subset": ["II", "V2"], "unit": "mV", "start": 1.0, "stride": 5.0}
+    (tmp_path / "data").mkdir()
+    parquet.write_table(table.replace_schema_metadata({"melp": json.dumps(told)}), tmp_path / "data" / "0.parquet")
+    index = open_index(tmp_path)
+    hit = index.table.to_pylist()[0]
+    assert index.reading_of(hit | {"start": 2.0}) == Reading(
+        lead_subset=("II", "V2"), unit="mV", start=2.0, seconds=10.0
+    )
+    monkeypatch.setattr(served.app.engine, "index", index)
+    assert served.app.engine.open_hit(hit).row["leads"] == ["II", "V2"]
+
+
+def test_what_is_left_out_is_said(served):
+    engine = served.app.engine
+    whole = engine.simulated("synthetic-0000000-0")
+    part = replace(whole, row=whole.row | {"condition": "lead I", "left_out": ["pacing"]})
+    answer = engine.answer(part)
+    assert answer["left_out"] == ["pacing"] and answer["condition"] == "lead I"
+    assert engine.compare(part, whole)["left_out"] == ["pacing"] == engine.compare(whole, part)["left_out"]
+
+
+def test_a_page_says_where_it_took_not_all(served, uploads, monkeypatch):
+    app = ui.App(served.app.engine, uploads)
+    recording, visitor = app.engine.simulated("synthetic-0000000-0"), SimpleNamespace(session_hash="visitor")
+    for number, is_said in ((40, False), (41, True)):
+        monkeypatch.setattr(app.engine, "read", lambda *_, number=number: iter([recording] * number))
+        _, said, choice, *_ = app.page_read(uploaded(uploads, "many.zip"), "", "", "", False, visitor)
+        assert ("first 40 recordings" in said) == is_said and len(choice["choices"]) == 40
+
+
+def test_a_choice_that_cannot_be_shown_says_so_where_no_draft_comes_after(served):
+    app = ui.App(served.app.engine, served.app.uploads)
+    *_, evidence, _ = app.page_choose(0, False, SimpleNamespace(session_hash="nobody"))
+    assert "no longer kept" in evidence
 
 
 def test_a_zip_file_is_a_batch(client, served, files, tmp_path):
@@ -206,9 +256,27 @@ def test_a_wrong_call_leaves_no_trace_of_what_it_held(served, route, body, capfd
         assert "Mustermann" not in text and "Traceback" not in text
 
 
+@pytest.mark.parametrize("way", ["api", "run"])
+def test_nobody_passes_the_queue_by(served, way):
+    answer = httpx.post(f"{served.url}gradio_api/{way}/search", json={"data": ["atrial fibrillation", None, 1]})
+    assert answer.status_code == 404 and served.page.api_open is False
+
+
+def test_a_call_that_says_nothing_of_its_length_ends_at_the_limit(served):
+    answer = httpx.post(f"{served.url}gradio_api/queue/join", content=(b"0" * 2**20 for _ in range(5)), timeout=60)
+    assert answer.status_code == 413 and "4 MB" in answer.text
+
+
 def test_a_wrong_call_is_explained(client):
     with pytest.raises(Exception, match="number of Hz"):
         client.predict([{"path": "x"}], "fast", api_name="/read")
+    for unit, leads, said in (
+        ("mmHg", "", "unknown unit: 'mmHg'"),
+        ("", "I Q9", "unknown lead: 'Q9'"),
+        (5, "", "unit"),
+    ):
+        with pytest.raises(Refusal, match=f"^(?!.*(--|Hz)).*{said}"):
+            ui.reading_of(500, unit, leads)
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_kept(served):
@@ -225,6 +293,12 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_kept(served):
         )
     assert error.value.code == 413 and "2 MB" in error.value.read().decode()
     assert not left_behind(served)
+
+
+def test_uploads_do_not_fill_the_disk(served, monkeypatch):
+    monkeypatch.setattr("melp.app.uploads.shutil.disk_usage", lambda _: SimpleNamespace(total=2**40, free=2**20))
+    answer = httpx.post(f"{served.url}gradio_api/upload", files={"files": b"1,2"})
+    assert answer.status_code == 507 and "no room" in answer.text and not left_behind(served)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +380,30 @@ def test_a_batch_ends_when_its_client_leaves(served, slow_batch):
     ended()
 
 
+def test_a_batch_ends_whose_messages_nobody_fetches(served, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(ui, "UNHEARD", 2)
+    monkeypatch.setattr(ui, "SHOW_EVERY", 0)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(8):
+            archive.write(files["xml"][0], f"{number}.xml")
+    uploads, engine, read = served.app.uploads, served.app.engine, []
+    recording = engine._recording
+    monkeypatch.setattr(engine, "_recording", lambda item, name: read.append(name) or recording(item, name))
+    url = f"{served.url}gradio_api"
+    (uploaded,) = httpx.post(f"{url}/upload", files={"files": (tmp_path / "many.zip").open("rb")}).json()
+    httpx.post(f"{url}/call/batch", json={"data": [[{"path": uploaded}]]})
+    ends = time.monotonic() + 120
+    while not read or list(uploads._requests.iterdir()):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    assert len(read) < 8
+
+
+def test_a_hit_is_opened_without_what_its_file_says_of_the_patient(served, files):
+    hit = {"path": str(files["dicom"][0]), "record": "one.dcm", "start": 0.0}
+    assert served.app.engine.open_hit(hit).identifiers == {}
+
+
 def test_a_visitor_who_leaves_is_forgotten(served):
     kept = Kept(minutes=1)
     recording = served.app.engine.simulated("synthetic-0000000-0")
@@ -317,6 +415,18 @@ def test_a_visitor_who_leaves_is_forgotten(served):
     kept.put("visitor", [recording])
     time.sleep(0.01)
     assert kept.get("visitor") == []
+
+
+def test_what_nobody_asks_about_is_forgotten_without_a_further_request(served, uploads):
+    app, uploads.limits = ui.App(served.app.engine, uploads), Limits(keep_minutes=0.001)
+    app.kept, app.last_hits = Kept(minutes=0.001), Kept(minutes=0.001)
+    app.kept.put("visitor", [served.app.engine.simulated("synthetic-0000000-0")])
+    app.last_hits.put("visitor", [{"record": "a"}])
+    uploads.start(app.expire)
+    ends = time.monotonic() + 60
+    while len(app.kept) or len(app.last_hits):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------------------------------------------------- its parts
@@ -335,6 +445,62 @@ def test_limits_are_above_zero(limits):
         Limits(**limits)
 
 
+@pytest.fixture
+def uploads(monkeypatch, tmp_path):
+    """Uploads with times of less than a millisecond."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uploads = Uploads(Limits(keep_minutes=1e-9, batch_seconds=1e-9))
+    yield uploads
+    uploads.close()
+
+
+def uploaded(uploads, *names: str) -> list[dict]:
+    """Files that visitors uploaded, as Gradio describes them."""
+    paths = [uploads.root / f"visitor{number}" / "digest" / name for number, name in enumerate(names)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text("0")
+    return [{"path": str(path)} for path in paths]
+
+
+def test_the_sweeper_goes_on_where_a_folder_vanishes(uploads, monkeypatch):
+    uploaded(uploads, *"abc")
+    unlink, removed = Path.unlink, []
+
+    def beside_a_request(path):
+        """Deletes a file, and all the others, which requests took meanwhile."""
+        unlink(path)
+        for folder in uploads.root.iterdir():
+            if folder not in path.parents:
+                shutil.rmtree(folder)
+                removed.append(folder)
+
+    monkeypatch.setattr(Path, "unlink", beside_a_request)
+    time.sleep(0.01)
+    uploads.sweep()
+    assert len(removed) == 2
+    uploads.sweep()
+    assert not list(uploads.root.iterdir())
+
+
+def test_an_upload_waits_for_the_batch_before_it_longer_than_a_download(uploads):
+    uploads.limits = Limits(keep_minutes=1e-9)
+    (file,) = uploaded(uploads, "a.dcm")
+    uploads.new_download("predictions.csv").write_text("a")
+    time.sleep(0.01)
+    uploads.sweep()
+    assert [path for path in uploads.root.rglob("*") if path.is_file()] == [Path(file["path"])]
+
+
+def test_headers_of_one_name_need_samples_each(uploads):
+    for names in (["a.hea", "a.dat", "a.hea"], ["a.dat", "a.hea", "a.dat"]):
+        files = uploaded(uploads, *names)
+        with pytest.raises(Refusal, match="one folder at a time"), uploads.take(files):
+            pass
+    with uploads.take(uploaded(uploads, "a.hea", "a.dat", "a.hea", "a.dat", "b.hea")) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["a.dat", "a.hea", "again 2", "b.hea"]
+
+
 def test_members_of_a_zip_file_stay_inside(tmp_path):
     from melp.app.reader import unpack
 
@@ -344,6 +510,20 @@ def test_members_of_a_zip_file_stay_inside(tmp_path):
     unpack(str(tmp_path), Limits())
     unpacked = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv"))
     assert unpacked == ["a/abs.csv", "a/out.csv"]
+
+
+def test_a_zip_file_in_capitals_and_one_that_holds_a_name_twice(tmp_path):
+    from melp.app.reader import unpack
+
+    with zipfile.ZipFile(tmp_path / "EXPORT.ZIP", "w") as archive:
+        archive.writestr("a.csv", "1")
+    unpack(str(tmp_path), Limits())
+    assert (tmp_path / "EXPORT" / "a.csv").is_file()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("Mustermann.csv", "1")
+        archive.writestr("Mustermann.csv", "2")
+    with pytest.raises(Refusal, match="b.zip holds two files of one name"):
+        unpack(str(tmp_path), Limits())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
@@ -371,6 +551,60 @@ def test_a_missing_model_is_named(tmp_path):
 
     with pytest.raises(SystemExit, match="app.py: "):
         app.main(["--model", str(tmp_path / "nowhere")])
+
+
+def test_a_space_that_cannot_be_written_and_a_device_that_is_not_there_are_named(tmp_path):
+    import app
+
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="app.py: .*file"):
+        app.main(["--write-space", str(tmp_path / "file")])
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(ValueError, match=f"--device {device}: "):
+            device_of(device)
+
+
+def test_a_stop_by_the_system_ends_it_as_ctrl_c_does(monkeypatch):
+    import app
+
+    ended, before = [], signal.getsignal(signal.SIGTERM)
+
+    @contextmanager
+    def serving(*_):
+        if signal.getsignal(signal.SIGTERM) is before:
+            pytest.fail("nobody hears it")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield SimpleNamespace(url="")
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr("melp.app.run.serving", serving)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            app.main(["--model", "here"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 0 and ended
+
+
+def test_what_reads_ends_where_the_model_cannot_be_loaded(monkeypatch):
+    from melp.app import run
+    from melp.app.engine import Settings
+
+    class Reader:
+        start, ended = staticmethod(lambda: None), False
+
+        def __init__(self, limits):
+            Reader.last = self
+
+        def close(self):
+            self.ended = True
+
+    monkeypatch.setattr(run, "Reader", Reader)
+    with pytest.raises(ValueError, match="nowhere"), run.serving(Settings("./nowhere")):
+        pass
+    assert Reader.last.ended
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
