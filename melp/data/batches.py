@@ -142,8 +142,8 @@ def prepare_inputs(
 def augment_signals(signals: torch.Tensor, share: float) -> torch.Tensor:
     """Varies a share of (batch, leads, samples) in millivolts as recordings of one patient vary.
 
-    Such a recording is shifted by up to 1.5 s (0 mV where nothing is left), its electrodes sit a little elsewhere, it is
-    scaled by 0.9 to 1.1, given baseline wander up to 0.1 mV and noise up to 0.02 mV, and for up to 1.5 s all leads are
+    Such a recording is shifted by up to 1.5 s (0 mV where nothing is left), its electrodes sit a little elsewhere, it
+    is scaled by 0.9 to 1.1, given baseline wander up to 0.1 mV and noise up to 0.02 mV, and for up to 1.5 s all leads are
     0 mV.
     """
     batch, _, samples = signals.shape
@@ -154,7 +154,9 @@ def augment_signals(signals: torch.Tensor, share: float) -> torch.Tensor:
     inside = (places >= 0) & (places < samples)
     start, length = torch.rand(batch, 1) * time[-1], torch.rand(batch, 1) * 1.5
     inside &= (time < start) | (time > start + length)
-    moved = move_electrodes(signals).gather(2, places.clamp(0, samples - 1)[:, None].expand_as(signals)) * inside[:, None]
+    moved = (
+        move_electrodes(signals).gather(2, places.clamp(0, samples - 1)[:, None].expand_as(signals)) * inside[:, None]
+    )
     frequency, phase = 0.1 + 0.4 * torch.rand(batch, 1, 1), 6.3 * torch.rand(signals.shape[:2])[..., None]
     wander = 0.1 * torch.rand(batch, 1, 1) * torch.sin(6.3 * frequency * time + phase)
     noise = 0.02 * torch.rand(batch, 1, 1) * torch.randn(signals.shape)
@@ -163,8 +165,8 @@ def augment_signals(signals: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def move_electrodes(signals: torch.Tensor) -> torch.Tensor:
-    """Turns the frontal axis of (batch, 12, samples) by up to 8 degrees, and moves each chest electrode by up to a fifth
-    of the way to a neighbour; a recording that lacks a lead stays as it is.
+    """Turns the frontal axis of (batch, 12, samples) by up to 8 degrees, and moves each chest electrode by up to a
+    fifth of the way to a neighbour; a recording that lacks a lead stays as it is.
 
     Turned vectorcardiograms as views of one heart: Gopal et al., "3KG" (ML4H 2021), with larger angles.
     """

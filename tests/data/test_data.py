@@ -14,8 +14,8 @@ from melp.data.batches import (
     MelpCollator,
     TrainingBatches,
     augment_signals,
-    move_electrodes,
     decode,
+    move_electrodes,
     prepare_inputs,
     some_sentences,
 )
