@@ -143,8 +143,8 @@ def augment_signals(signals: torch.Tensor, share: float) -> torch.Tensor:
     """Varies a share of (batch, leads, samples) in millivolts as recordings of one patient vary.
 
     Such a recording is shifted by up to 1.5 s (0 mV where nothing is left), its electrodes sit a little elsewhere, it
-    is scaled by 0.9 to 1.1, given baseline wander up to 0.1 mV and noise up to 0.02 mV, and for up to 1.5 s all leads are
-    0 mV.
+    is scaled by 0.9 to 1.1, given baseline wander up to 0.1 mV and noise up to 0.02 mV, and for up to 1.5 s all leads
+    are 0 mV.
     """
     batch, _, samples = signals.shape
     changed = torch.rand(batch, 1, 1) < share
