@@ -120,11 +120,13 @@ def open_index(folder: Path) -> Index:
     data = datasets.dataset(index_files(folder))
     if "embedding" not in data.schema.names:
         raise ValueError(f"{folder} has no embeddings: run predict.py with --embeddings, into another --output.")
+    if b"melp" not in (data.schema.metadata or {}):
+        raise ValueError(f"{folder} does not say how its files were read: take its tables as predict.py wrote them.")
     return Index(data.to_table(["embedding", *SHOWN, "model", "commit"]), _reading_of(data.schema))
 
 
 def _reading_of(schema: "pa.Schema") -> "Reading":
-    """The options of reading that an output was made with."""
+    """Returns the options of reading that an output was made with."""
     from melp.predict.options import Reading
 
     told = json.loads(schema.metadata[b"melp"])["processor"]

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_model, tiny_processor
 
@@ -97,6 +98,11 @@ def test_what_cannot_be_searched_is_refused(root, tmp_path):
         search.main([str(tmp_path / "bare"), "text"])
     with pytest.raises(SystemExit, match="no output"):
         search.main([str(tmp_path), "text"])
+    (tmp_path / "rewritten" / "data").mkdir(parents=True)
+    table = pq.read_table(root / "index" / "data").replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "rewritten" / "data" / "0.parquet")
+    with pytest.raises(SystemExit, match="rewritten does not say how its files were read"):
+        search.main([str(tmp_path / "rewritten"), "text"])
     with pytest.raises(SystemExit, match="absent.dcm looks like a recording, but there is no such file"):
         search.main([str(root / "index"), "absent.dcm"])
     tiny_model(seed=3).save_pretrained(tmp_path / "other")

@@ -2,10 +2,10 @@
 
     python docs/results/ingredients.py --data data/ptbxl
 
-Every training is the demo's size and length with the losses of the released model and one thing changed, with three
-seeds. Measured is zero-shot on all recordings of `--data` (PTB-XL, prepared), over the classes with at least 10
-positives. Each result goes into docs/results/ingredients.json at once; what is there is not done again. Two trainings
-at a time, eight minutes a pair.
+Every training has the demo's ECG tower and length, the text tower and losses of the released model, and one thing
+changed, with three seeds. Measured is zero-shot on all recordings of `--data` (PTB-XL, prepared), over the classes
+with at least 10 positives. Each result goes into docs/results/ingredients.json at once; what is there is not done
+again. Two trainings at a time, eight minutes a pair.
 """
 
 import argparse

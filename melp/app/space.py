@@ -1,7 +1,6 @@
 """Makes a Hugging Face Space of a clone: the header of its README and its requirements."""
 
 import re
-import sys
 from pathlib import Path
 
 from melp.notice import NOTICE
@@ -35,7 +34,7 @@ def write_space(folder: Path) -> str:
     """Writes README.md and requirements.txt of a Space into a folder, and returns what to do next.
 
     Raises:
-        ValueError: outside a clone, whose pyproject.toml has the requirements, or with Python 3.10.
+        ValueError: outside a clone, whose pyproject.toml has the requirements.
     """
     from importlib.metadata import version
 
@@ -51,17 +50,16 @@ def write_space(folder: Path) -> str:
 
 
 def _requirements(*extras: str) -> list[str]:
-    """What pyproject.toml asks for. A Space installs it before the files are there: this package is none of it.
+    """Returns what pyproject.toml asks for.
 
-    Gradio is installed by the Space itself, in the version of its header.
+    A Space installs it before the files are there: this package is none of it. Gradio is installed by the Space
+    itself, in the version of its header.
     """
-    if sys.version_info < (3, 11):
-        raise ValueError("--write-space needs Python 3.11 or later.")
-    import tomllib
+    import tomlkit  # which Gradio needs as well; Python has a reader from 3.11 only
 
     if not (ROOT / "pyproject.toml").is_file():
         raise ValueError("--write-space needs a clone of the repository: a Space has its files.")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8")).unwrap()["project"]
     asked, waiting = list(project["dependencies"]), list(extras)
     for extra in waiting:
         for requirement in project["optional-dependencies"][extra]:

@@ -154,9 +154,8 @@ def augment_signals(signals: torch.Tensor, share: float) -> torch.Tensor:
     inside = (places >= 0) & (places < samples)
     start, length = torch.rand(batch, 1) * time[-1], torch.rand(batch, 1) * 1.5
     inside &= (time < start) | (time > start + length)
-    moved = (
-        move_electrodes(signals).gather(2, places.clamp(0, samples - 1)[:, None].expand_as(signals)) * inside[:, None]
-    )
+    places = places.clamp(0, samples - 1)[:, None].expand_as(signals)
+    moved = move_electrodes(signals).gather(2, places) * inside[:, None]
     frequency, phase = 0.1 + 0.4 * torch.rand(batch, 1, 1), 6.3 * torch.rand(signals.shape[:2])[..., None]
     wander = 0.1 * torch.rand(batch, 1, 1) * torch.sin(6.3 * frequency * time + phase)
     noise = 0.02 * torch.rand(batch, 1, 1) * torch.randn(signals.shape)

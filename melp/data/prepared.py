@@ -54,9 +54,8 @@ def about_prepared(path: str | Path) -> dict:
     file = prepared_folder(path) / ABOUT
     if file.is_file():
         return read_json(file)
-    local = parse_source(
-        str(path)
-    ).path  # whose parents are nobody's business: `findings.json` and cards are published
+    # Of a folder only the name: its parents are nobody's business, and `findings.json` and cards are published.
+    local = parse_source(str(path)).path
     return {"database": str(path) if local is None else local.resolve().name, "fingerprint": None}
 
 

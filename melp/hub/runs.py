@@ -90,8 +90,8 @@ class Run:
 
     @property
     def databases(self) -> list[str]:
-        """Of its recordings, by their names in `melp.prepare`."""
-        return (self.data.get("database") or "").split(" and ")
+        """Lists those of its recordings, by their names in `melp.prepare`."""
+        return [name for name in (self.data.get("database") or "").split(" and ") if name]
 
     @property
     def datasets(self) -> list[str]:
@@ -101,7 +101,7 @@ class Run:
             sources = f"{run.recipe.get('data') or ''},{run.recipe.get('text') or ''}".split(",")
             sources = (without_revision(source.strip()) for source in sources)
             names += [*run.databases, *filter(is_hub_id, sources)]
-        return list(dict.fromkeys(name for name in names if name))
+        return list(dict.fromkeys(names))
 
 
 def is_hub_id(name: str) -> bool:

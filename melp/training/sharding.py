@@ -33,6 +33,8 @@ def check_launch(accelerator: Accelerator, recipe: Recipe):
         plugin.cpu_ram_efficient_loading = False
         # Autocast over float32 weights, as in DDP, instead of a model that is bfloat16 throughout.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("DeepSpeed is not supported: models of this size need DDP, or FSDP2 where memory is short.")
 
 
 def describe_launch(accelerator: Accelerator) -> str:

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 import urllib.error
@@ -526,7 +525,6 @@ def test_a_zip_file_in_capitals_and_one_that_holds_a_name_twice(tmp_path):
         unpack(str(tmp_path), Limits())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
 def test_the_files_of_a_space(tmp_path):
     """A Space installs the requirements where the files are not yet: none of them may be a path."""
     import yaml

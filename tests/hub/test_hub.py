@@ -394,6 +394,7 @@ def test_card_of_a_model_from_other_weights(server, hub, tmp_path):
     assert metadata["base_model"] == ["fuyingw/MELP_Encoder", "ncbi/MedCPT-Query-Encoder", "org/base"]
     assert metadata["datasets"] == ["synthetic", "org/cardiology", "org/ecgs"]
     assert "of the language stage (800 steps on org/cardiology)" in text and str(tmp_path) not in text
+    assert "It was trained on simulated recordings" in text  # texts are no recordings
     assert 'AutoModel.from_pretrained("doctor/based", revision=COMMIT' in text
     assert "is uploaded as it is" in hub("push", folder, "doctor/based", "--license", "mit")[1]
 
