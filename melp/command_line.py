@@ -1,7 +1,17 @@
 """The command lines of the doors, made of dataclasses by `transformers.HfArgumentParser`."""
 
 import argparse
+import copy
 import re
+from dataclasses import MISSING, field
+
+
+def option(help: str, default=MISSING, **metadata):
+    """Returns a dataclass field with its line of `--help`; without a default it must be given."""
+    metadata = {"help": help.replace("%", "%%"), **metadata}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -22,7 +22,7 @@ from melp.evaluation.prompts import PROMPTS, load_yaml
 from melp.notice import NOTICE
 from melp.predict.predictor import Predictor
 from melp.predict.reading import Item, Reading
-from melp.search import Index, open_index
+from melp.search.index import Index, open_index
 from modeling_melp import MelpModel
 
 SEARCHED = 12  # hits

@@ -27,7 +27,8 @@ def write_archive(folder: Path, model: str) -> tuple[Path, Path]:
     import wfdb
 
     from melp.app.examples import simulated_block
-    from melp.predict.command import main as predict
+    from melp.predict.options import Options
+    from melp.predict.run import run
     from melp.synthetic import corpus
 
     archive, index, batch = folder / "archive", folder / "index", folder / "ward.zip"
@@ -39,7 +40,7 @@ def write_archive(folder: Path, model: str) -> tuple[Path, Path]:
             f"simulated-{number:02d}", fs=block.sampling_rate, units=["mV"] * 12, sig_name=block.leads,
             p_signal=block.signal[0].T.astype(float), write_dir=str(archive), **samples,
         )  # fmt: skip
-    predict([str(archive), "--model", model, "--output", str(index), "--embeddings", "--num-workers", "0"])
+    run(Options([str(archive)], model, output=index, embeddings=True, num_workers=0))
     with zipfile.ZipFile(batch, "w") as packed:
         for path in sorted(archive.iterdir())[: 2 * BATCH]:
             packed.write(path, path.name)

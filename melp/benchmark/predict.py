@@ -77,7 +77,7 @@ def _rates(predictor: Predictor, paths: list[str], options) -> tuple[list[float]
 
 def measure_search(options) -> list[dict]:
     """Searches a million embeddings for the ten nearest patients: exactly, and by faiss where it is installed."""
-    from melp.search import Index
+    from melp.search.index import Index
 
     random, rows = np.random.default_rng(0), 1_000_000
     embeddings = random.standard_normal((rows, 256), dtype=np.float32)

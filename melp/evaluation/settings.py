@@ -7,10 +7,11 @@ import dataclasses
 import math
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from melp.command_line import option
 from melp.evaluation.encoders import names_encoder
 from melp.sources import parse_source
 
@@ -28,16 +29,6 @@ _LEAST = {
 
 def _default_cache() -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "melp")
-
-
-def option(help: str, default=..., **metadata):
-    """Declares a field with its line of `--help`; without a default it must be given."""
-    metadata = {"help": help.replace("%", "%%"), **metadata}
-    if default is ...:
-        return field(metadata=metadata)
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)

@@ -43,34 +43,36 @@ def write_shard(job: Job, shard: Shard, report: Callable[[int], object]):
     module = importlib.import_module(DATABASES[job.database])
     with pa.memory_map(str(job.plan)) as plan:
         items = pa.ipc.open_file(plan).read_all().slice(shard.start, shard.stop - shard.start).to_pylist()
-    partial = shard.path.with_suffix(".partial")
-    rejected, tracings, rows, size, count = [], [], [], 0, 0
-    # One process per core is the parallelism here: BLAS threads beside it would only spin.
-    with (
-        threadpool_limits(1),
-        pa.OSFile(str(partial), "wb") as file,
-        pa.ipc.new_stream(file, job.schema) as stream,
-    ):
-        for item in items:
-            try:
-                rows.append(to_row(module.read(item), job))
-                size += len(rows[-1]["signal"])
-                tracings.append((rows[-1]["record"], rows[-1]["signal_hash"]))
-                count += 1
-            except ImportError:  # of the installation, not of the recording
-                raise
-            except Exception as error:  # a reader runs into whatever a broken file makes of it
-                reason = reason_of(error, item["record"])
-                rejected.append({"record": item["record"], "split": shard.split, "reason": reason})
-            if len(rows) == BATCH_RECORDS or size >= BATCH_BYTES:
+    rejected, tracings = [], []
+
+    def write(path: Path):
+        rows, size = [], 0
+        # One process per core is the parallelism here: BLAS threads beside it would only spin.
+        with (
+            threadpool_limits(1),
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_stream(file, job.schema) as stream,
+        ):
+            for item in items:
+                try:
+                    rows.append(to_row(module.read(item), job))
+                    size += len(rows[-1]["signal"])
+                    tracings.append((rows[-1]["record"], rows[-1]["signal_hash"]))
+                except ImportError:  # of the installation, not of the recording
+                    raise
+                except Exception as error:  # a reader runs into whatever a broken file makes of it
+                    reason = reason_of(error, item["record"])
+                    rejected.append({"record": item["record"], "split": shard.split, "reason": reason})
+                if len(rows) == BATCH_RECORDS or size >= BATCH_BYTES:
+                    stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=job.schema))
+                    rows, size = [], 0
+                report(1)
+            if rows:
                 stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=job.schema))
-                rows, size = [], 0
-            report(1)
-        if rows:
-            stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=job.schema))
-    os.replace(partial, shard.path)
-    summary = {"records": count, "rejected": rejected} | ({"tracings": tracings} if job.list_tracings else {})
-    write_atomically(shard.summary, json.dumps(summary))
+
+    write_atomically(shard.path, write)
+    summary = {"records": len(tracings), "rejected": rejected}
+    write_atomically(shard.summary, json.dumps(summary | ({"tracings": tracings} if job.list_tracings else {})))
 
 
 def run_shards(job: Job, shards: list[Shard], workers: int) -> list[dict]:

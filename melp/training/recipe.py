@@ -11,10 +11,11 @@ import math
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from melp.command_line import option
 from melp.files import write_atomically
 from melp.sources import parse_source, without_revision
 
@@ -47,12 +48,6 @@ RANGES: dict[str, Range] = {
 }
 
 
-def setting(help: str, default, **metadata):
-    """Returns a dataclass field with its line of `--help`."""
-    factory = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
-    return field(**factory, metadata={"help": help, **metadata})
-
-
 @dataclass(kw_only=True)
 class Recipe:
     """The settings of every stage. The defaults are the paper's where it states one.
@@ -62,40 +57,40 @@ class Recipe:
     """
 
     stage: Literal["language", "ecg", "melp"]
-    data: str | None = setting(
+    data: str | None = option(
         "prepared folders, ID or ID@REVISION, by commas; without it the embedded synthetic corpus", None
     )
-    output: str = setting("run folder to write", "runs/melp")
-    config: dict = setting("fields of a new model's configuration", {}, metavar="YAML")
-    corpus_records: int = setting("size of the embedded synthetic corpus", 4000)
-    corpus_seed: int = setting("seed of the embedded synthetic corpus", 0)
-    max_steps: int = setting("optimizer steps", 10000)
-    batch_size: int = setting("pairs, recordings or texts per process and micro-batch", 64)
-    accumulation_steps: int = setting("micro-batches per step, over all of which contrastive losses run", 1)
-    learning_rate: float = setting("peak, after a linear warm-up; then a cosine to zero", 1e-4)
-    warmup_steps: int = setting("without a warm-up both towers collapse", 1000)
-    weight_decay: float = setting("of every parameter, as published", 0.2)
-    decay_matrices_only: bool = setting("no weight decay of norms, biases, scales and embeddings", False)
-    adam_beta1: float = setting("AdamW", 0.9)
-    adam_beta2: float = setting("AdamW", 0.95)
-    max_grad_norm: float = setting("gradients are scaled down to this norm", 1.0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting("autocast of the forward pass", "no")
-    compile: bool = setting("torch.compile the model (in the melp stage its ECG tower)", False)
-    num_workers: int = setting("data loading processes", 0)
-    eval_every: int = setting("steps between validations", 1000)
-    save_every: int = setting("steps between checkpoints", 1000)
-    log_every: int = setting("steps between lines of metrics.jsonl", 10)
-    keep_checkpoints: int = setting("newest checkpoints kept, and the best", 2)
-    select_metric: str = setting("whose best is model/: a metric of the validation, or last", "val_loss")
-    max_skipped_steps: int = setting("steps without a finite loss and gradient before the run stops", 20)
-    tracker: Literal["jsonl", "tensorboard", "wandb", "trackio"] = setting(
+    output: str = option("run folder to write", "runs/melp")
+    config: dict = option("fields of a new model's configuration", {}, metavar="YAML")
+    corpus_records: int = option("size of the embedded synthetic corpus", 4000)
+    corpus_seed: int = option("seed of the embedded synthetic corpus", 0)
+    max_steps: int = option("optimizer steps", 10000)
+    batch_size: int = option("pairs, recordings or texts per process and micro-batch", 64)
+    accumulation_steps: int = option("micro-batches per step, over all of which contrastive losses run", 1)
+    learning_rate: float = option("peak, after a linear warm-up; then a cosine to zero", 1e-4)
+    warmup_steps: int = option("without a warm-up both towers collapse", 1000)
+    weight_decay: float = option("of every parameter, as published", 0.2)
+    decay_matrices_only: bool = option("no weight decay of norms, biases, scales and embeddings", False)
+    adam_beta1: float = option("AdamW", 0.9)
+    adam_beta2: float = option("AdamW", 0.95)
+    max_grad_norm: float = option("gradients are scaled down to this norm", 1.0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("autocast of the forward pass", "no")
+    compile: bool = option("torch.compile the model (in the melp stage its ECG tower)", False)
+    num_workers: int = option("data loading processes", 0)
+    eval_every: int = option("steps between validations", 1000)
+    save_every: int = option("steps between checkpoints", 1000)
+    log_every: int = option("steps between lines of metrics.jsonl", 10)
+    keep_checkpoints: int = option("newest checkpoints kept, and the best", 2)
+    select_metric: str = option("whose best is model/: a metric of the validation, or last", "val_loss")
+    max_skipped_steps: int = option("steps without a finite loss and gradient before the run stops", 20)
+    tracker: Literal["jsonl", "tensorboard", "wandb", "trackio"] = option(
         "where metrics go besides metrics.jsonl; jsonl: nowhere", "jsonl"
     )
-    measure_peak: bool = setting("measure the device's matrix peak at the start, to log the share of it", True)
-    seed: int = setting("of initialisation, order and dropout", 0)
-    resume: Literal["auto"] | None = setting("auto: continue from the newest checkpoint of the output", None)
-    device_watts: float | None = setting("power of one device, for the estimate of energy in the model card", None)
-    push_to_hub: str | None = setting("Hub id to push the model to at the end, private", None)
+    measure_peak: bool = option("measure the device's matrix peak at the start, to log the share of it", True)
+    seed: int = option("of initialisation, order and dropout", 0)
+    resume: Literal["auto"] | None = option("auto: continue from the newest checkpoint of the output", None)
+    device_watts: float | None = option("power of one device, for the estimate of energy in the model card", None)
+    push_to_hub: str | None = option("Hub id to push the model to at the end, private", None)
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from melp.command_line import option
 from melp.training.recipe import (
     AT_LEAST_1,
     BELOW_1,
@@ -20,7 +21,6 @@ from melp.training.recipe import (
     check_names,
     check_ranges,
     check_type,
-    setting,
 )
 from melp.yaml_file import read_yaml
 
@@ -45,14 +45,14 @@ class LanguageRecipe(Recipe):
     """The settings of the language stage."""
 
     stage: Literal["language"] = "language"
-    text_model: str | None = setting(TEXT_MODEL, None)
-    teacher: str | None = setting("sentence encoder (a BERT) whose words are learned: folder, ID or ID@REVISION", None)
-    text: str | None = setting("text files (a document per line), datasets folders or Hub ids, by commas", None)
-    text_column: str = setting("of the datasets in --text", "text")
-    vocab_size: int = setting("of a tokenizer trained on the texts", 30522)
-    sequence_length: int = setting("tokens that texts are packed to", 128)
-    mlm_probability: float = setting("share of tokens masked", 0.15)
-    whole_word_mask: bool = setting("mask whole words", False)
+    text_model: str | None = option(TEXT_MODEL, None)
+    teacher: str | None = option("sentence encoder (a BERT) whose words are learned: folder, ID or ID@REVISION", None)
+    text: str | None = option("text files (a document per line), datasets folders or Hub ids, by commas", None)
+    text_column: str = option("of the datasets in --text", "text")
+    vocab_size: int = option("of a tokenizer trained on the texts", 30522)
+    sequence_length: int = option("tokens that texts are packed to", 128)
+    mlm_probability: float = option("share of tokens masked", 0.15)
+    whole_word_mask: bool = option("mask whole words", False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,9 +103,9 @@ class EcgRecipe(Recipe):
     """The settings of the ecg stage."""
 
     stage: Literal["ecg"] = "ecg"
-    ecg_model: str | None = setting(ECG_MODEL, None)
-    lead_dropout: float = setting(LEAD_DROPOUT, 0.5)
-    pretraining: dict = setting("masks, heads and weights of the losses", {}, metavar="YAML")
+    ecg_model: str | None = option(ECG_MODEL, None)
+    lead_dropout: float = option(LEAD_DROPOUT, 0.5)
+    pretraining: dict = option("masks, heads and weights of the losses", {}, metavar="YAML")
 
     def __post_init__(self):
         super().__post_init__()
@@ -128,34 +128,34 @@ class MelpRecipe(Recipe):
     """The settings of the multi-scale stage."""
 
     stage: Literal["melp"] = "melp"
-    model: str | None = setting("MELP model to continue from: folder, ID or ID@REVISION", None)
-    text_model: str | None = setting(TEXT_MODEL, None)
-    ecg_model: str | None = setting(ECG_MODEL, None)
-    lead_dropout: float = setting(LEAD_DROPOUT, 0.5)
-    lead_subsets: float = setting(
+    model: str | None = option("MELP model to continue from: folder, ID or ID@REVISION", None)
+    text_model: str | None = option(TEXT_MODEL, None)
+    ecg_model: str | None = option(ECG_MODEL, None)
+    lead_dropout: float = option(LEAD_DROPOUT, 0.5)
+    lead_subsets: float = option(
         "share of recordings of which limb leads, I, II and V2, I and II, I, II, or a random subset is kept", 0.0
     )
-    printed_layout: float = setting("share of recordings of which what a 3x4 print shows is kept", 0.0)
-    data_weights: str | None = setting(
+    printed_layout: float = option("share of recordings of which what a 3x4 print shows is kept", 0.0)
+    data_weights: str | None = option(
         "share of each folder in --data, by commas: 3, 1; without it, as many pairs as it has", None
     )
-    text_learning_rate: float = setting("of the text tower, as a share of learning_rate", 1.0)
-    label_loss_weight: float = setting(
+    text_learning_rate: float = option("of the text tower, as a share of learning_rate", 1.0)
+    label_loss_weight: float = option(
         "of the label loss: labels as short texts, of which it is known of which recordings they are true", 0.0
     )
-    signal_augmentation: float = setting(
+    signal_augmentation: float = option(
         "share of recordings that are shifted, scaled, blanked in parts and given noise in training", 0.0
     )
-    sentence_augmentation: float = setting(
+    sentence_augmentation: float = option(
         "share of reports of which a random number of sentences is read, in random order", 0.0
     )
-    shared_positives: bool = setting("pairs whose reports say the same are positives of each other", False)
-    contrastive: Literal["softmax", "sigmoid"] = setting(
+    shared_positives: bool = option("pairs whose reports say the same are positives of each other", False)
+    contrastive: Literal["softmax", "sigmoid"] = option(
         "rhythm loss: softmax (the paper's) or sigmoid (SigLIP)", "softmax"
     )
-    local_loss_gather: bool = setting("beat loss over the pairs of all processes, not of each alone", True)
-    bucket_by_length: bool = setting("batches of reports of similar length", False)
-    sample_pictures: int = setting("held-out ECGs drawn at each validation", 0)
+    local_loss_gather: bool = option("beat loss over the pairs of all processes, not of each alone", True)
+    bucket_by_length: bool = option("batches of reports of similar length", False)
+    sample_pictures: int = option("held-out ECGs drawn at each validation", 0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -265,7 +265,7 @@ def _all_fields() -> dict[str, tuple]:
         for info in dataclasses.fields(kind):
             known.setdefault(info.name, (hints[info.name], copy.copy(info)))
     hint = typing.get_type_hints(Recipe)["stage"]
-    known["stage"] = (hint, setting("which stage a recipe without one is of", "melp"))
+    known["stage"] = (hint, option("which stage a recipe without one is of", "melp"))
     return known
 
 
@@ -284,10 +284,10 @@ def _mapping(text: str) -> dict:
 def parse_recipe_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict:
     """Returns what was given on the command line; an unknown option ends the program, proposing the nearest."""
     options, unknown = parser.parse_known_args(arguments)
-    for option in unknown:
+    for word in unknown:
         known = [name for action in parser._actions for name in action.option_strings]
-        nearest = difflib.get_close_matches(option.partition("=")[0], known, n=1)
+        nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
         parser.error(
-            f"there is no option {option}" + (f": did you mean {nearest[0].replace('_', '-')}?" if nearest else ".")
+            f"there is no option {word}" + (f": did you mean {nearest[0].replace('_', '-')}?" if nearest else ".")
         )
     return vars(options)

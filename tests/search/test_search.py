@@ -11,9 +11,9 @@ from tiny import tiny_model, tiny_processor
 
 import predict
 from findings_melp import embed_prompts
-from melp import search
 from melp.notice import NOTICE
-from melp.search import Index
+from melp.search.__main__ import main as search
+from melp.search.index import Index
 from modeling_melp import MelpModel
 from signal_melp import LEADS
 
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 
 
 def search_rows(root, query, capsys, *options) -> list[dict]:
-    search.main([str(root / "index"), str(query), "--format", "csv", *options])
+    search([str(root / "index"), str(query), "--format", "csv", *options])
     shown = capsys.readouterr().out
     assert shown.startswith(f"# {NOTICE}\n")
     return list(csv.DictReader(io.StringIO(shown.partition("\n")[2])))
@@ -64,7 +64,7 @@ def test_a_file_finds_itself_first(root, capsys):
 
 
 def test_a_table_and_a_sheet(root, capsys, tmp_path):
-    search.main([str(root / "index"), "flutter", "--top", "2", "--pictures", str(tmp_path / "sheet.svg")])
+    search([str(root / "index"), "flutter", "--top", "2", "--pictures", str(tmp_path / "sheet.svg")])
     assert capsys.readouterr().out.startswith(NOTICE)
     sheet = (tmp_path / "sheet.svg").read_text()
     assert NOTICE in sheet and "Nearest to: flutter" in sheet and sheet.count("<!-- V5 -->") == 2
@@ -95,17 +95,17 @@ def test_what_cannot_be_searched_is_refused(root, tmp_path):
     arguments = [root / "ecgs" / "a", "--model", root / "model", "--output", tmp_path / "bare", "--findings", "x"]
     predict.main([*map(str, arguments), "--num-workers", "0"])
     with pytest.raises(SystemExit, match="--embeddings"):
-        search.main([str(tmp_path / "bare"), "text"])
+        search([str(tmp_path / "bare"), "text"])
     with pytest.raises(SystemExit, match="no output"):
-        search.main([str(tmp_path), "text"])
+        search([str(tmp_path), "text"])
     (tmp_path / "rewritten" / "data").mkdir(parents=True)
     table = pq.read_table(root / "index" / "data").replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "rewritten" / "data" / "0.parquet")
     with pytest.raises(SystemExit, match="rewritten does not say how its files were read"):
-        search.main([str(tmp_path / "rewritten"), "text"])
+        search([str(tmp_path / "rewritten"), "text"])
     with pytest.raises(SystemExit, match="absent.dcm looks like a recording, but there is no such file"):
-        search.main([str(root / "index"), "absent.dcm"])
+        search([str(root / "index"), "absent.dcm"])
     tiny_model(seed=3).save_pretrained(tmp_path / "other")
     tiny_processor().save_pretrained(tmp_path / "other")
     with pytest.raises(SystemExit, match="not the model"):
-        search.main([str(root / "index"), "text", "--model", str(tmp_path / "other")])
+        search([str(root / "index"), "text", "--model", str(tmp_path / "other")])
