@@ -250,7 +250,9 @@ class MelpFeatureExtractorLayers(nn.Module):
         hidden_states = first.activate(convolved)
         for layer in others:
             hidden_states = layer(hidden_states)
-        if self.gradient_scale != 1.0 and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        # In torch 2.9 is_exporting() is True in torch.compile as well.
+        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if self.gradient_scale != 1.0 and torch.is_grad_enabled() and not exporting:
             hidden_states = ScaleGradient.apply(hidden_states, self.gradient_scale)
             amplitude = ScaleGradient.apply(amplitude, self.gradient_scale) if self.keep_amplitude else None
         return hidden_states.transpose(1, 2), amplitude

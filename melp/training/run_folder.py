@@ -88,13 +88,19 @@ def check_space(accelerator: Accelerator, recipe: Recipe, model):
     moments = sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * 8
     # The newest, the best and the one being written; the model in bfloat16, twice while it is replaced.
     needed = (recipe.keep_checkpoints + 2) * (weights + moments) + weights
-    present = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    free = shutil.disk_usage(output).free + present
+    free = shutil.disk_usage(output).free + sum(map(_size, output.rglob("*")))
     if free < needed:
         raise ValueError(
             f"{output} needs about {needed / 1e9:.1f} GB for checkpoints and has {free / 1e9:.1f} GB: choose another "
             "--output or lower --keep-checkpoints."
         )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:  # another process's probe, gone meanwhile
+        return 0
 
 
 def start_run(recipe: Recipe, accelerator: Accelerator, progress: Progress, data: list[Path]):

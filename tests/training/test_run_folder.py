@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from tiny_runs import TINY_BERT, Command, log, melp_recipe, weights
 
 from melp.training.checkpoints import newest_checkpoint, verify_checkpoint
-from melp.training.run_folder import open_run
+from melp.training.run_folder import check_space, open_run
 from melp.training.stages.multiscale import new_model
 from melp.training.stages.recipes import LanguageRecipe, MelpRecipe, load_recipe
 from train import main, train
@@ -214,6 +215,23 @@ def test_a_full_disk_ends_with_one_message_and_what_was_there_stays(corpus, lang
         train(recipe)
         verify_checkpoint(newest_checkpoint(checkpoints))
         assert [line["step"] for line in log(Path(recipe.output)) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_file_of_another_process_vanishes_while_space_is_counted(tmp_path, monkeypatch):
+    """Two processes on one folder: each writes and removes a file of its own to see that it can."""
+    theirs, is_file = tmp_path / "run" / "checkpoints" / ".probe-1", Path.is_file
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+
+    def vanishing(path):
+        answer = is_file(path)
+        if path == theirs:
+            path.unlink()
+        return answer
+
+    monkeypatch.setattr(Path, "is_file", vanishing)
+    check_space(Namespace(process_index=0), MelpRecipe(output=str(tmp_path / "run")), torch.nn.Linear(2, 2))
+    assert not theirs.exists()
 
 
 def test_every_file_has_the_mode_of_the_umask(finished):
