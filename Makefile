@@ -11,7 +11,7 @@ test:
 	pip install '.[test]' && python -m pytest -n auto
 
 quick:
-	python -m pytest -n auto --dist loadfile -m 'not slow' # a file's fixtures are made once
+	python -m pytest -n auto -m 'not slow'
 
 # The oldest versions that pyproject.toml allows, with the Python that PYTHON names. torchao's newest release needs a
 # newer torch than the oldest, and transformers imports it wherever it is.

@@ -13,6 +13,23 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Lets one process run a folder of quick tests, so that what they share is made once.
+
+    Slow tests go to whichever process is free: there are folders of which they take minutes.
+    """
+    if config.option.dist != "load" or config.option.markexpr != "not slow":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "/".join(nodeid.partition("::")[0].split("/")[:2])  # of tests/FOLDER/..., or tests/FILE
+
+    return ByFolder(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_flushing():
     """Nobody waits until the disk has what a test writes: no test cuts the power."""

@@ -1,5 +1,6 @@
 """README and pages: nothing leads nowhere, one paper is cited, a front door of one sheet."""
 
+import json
 import re
 from pathlib import Path
 
@@ -51,3 +52,33 @@ def test_every_command_is_in_the_readme():
 
     text = (REPO / "README.md").read_text()
     assert not [name for name in commands() if f"`{name}" not in text]
+
+
+def cells(page: str, first: str) -> list[str]:
+    """The cells of a table's row behind its first, or those below a header that begins with it."""
+    lines = (REPO / page).read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return next(row[1:] for row in rows if row[0] == first)
+
+
+@pytest.mark.parametrize(
+    "row, run", [("simulated ECGs only, folds 1 to 9", "simulated"), ("released, fold 9", "released")]
+)
+def test_the_readme_has_the_figures_of_the_stored_runs(row, run):
+    from melp.evaluation.results import with_bounds
+
+    label_sets = cells("README.md", "real recordings of PTB-XL")
+    files = [REPO / "docs" / "results" / f"{run}-{label_set}.json" for label_set in label_sets]
+    figures = [json.loads(file.read_text())["metrics"]["macro_auroc_frequent"] for file in files]
+    assert cells("README.md", row) == [with_bounds(figure, digits=3) for figure in figures]
+    if run == "released":
+        assert f"value: {figures[label_sets.index('superclass')]['value']:.3f}}}" in (REPO / "README.md").read_text()
+
+
+def test_the_readme_has_the_means_of_the_lead_passport():
+    text = (REPO / "README.md").read_text()
+    header = next(line for line in text.splitlines() if line.startswith("| 12 leads |"))
+    means = text.partition(header)[2].splitlines()[2]
+    named = [name.strip().removeprefix("printed ") for name in header.strip("|").split("|")]
+    measured = dict(zip(cells("docs/results.md", "finding"), cells("docs/results.md", "mean"), strict=True))
+    assert [value.strip() for value in means.strip("|").split("|")] == [measured[name] for name in named]

@@ -149,6 +149,7 @@ def test_a_killed_holder_is_gone_at_once(tmp_path, holder):
     assert time.monotonic() - started < 5 and not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_another_machine_is_watched_for_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SILENCE", 1.5)
     monkeypatch.setattr(files, "HEARTBEAT", 0.3)

@@ -19,6 +19,8 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.i
 ONNX = ("onnx/*.onnx", "onnx/*.onnx.data")  # of `python -m melp.export`
 EVAL_RESULTS = ".eval_results/*.yaml"  # of `python -m melp.hub results`
 NOTEBOOK = "notebook.ipynb"  # the Hub offers it to those who look at the repository
+NOTEBOOKS = (NOTEBOOK, f"examples/{NOTEBOOK}")  # the folder's own, and that of a clone
+DEMO = "runs/demo/model"  # the model of a notebook that was not told of another
 # All that a repository may receive.
 FILES = (
     *WEIGHTS,
@@ -42,7 +44,7 @@ def export(folder: Path, target: Path) -> MelpPreTrainedModel:
     """Writes what a repository holds besides its card into an empty folder, made anew from a model folder.
 
     That is bfloat16 weights (the temperature in float32), configuration, processor and code of a whole model, an ECG
-    tower or a classifier; `onnx/`, `.eval_results/` and `notebook.ipynb` are copied where they are there.
+    tower or a classifier; `onnx/` and `.eval_results/` are copied where they are there.
 
     Raises:
         ValueError: where there is no model, weights are missing, or the processor does not fit the configuration.
@@ -50,7 +52,7 @@ def export(folder: Path, target: Path) -> MelpPreTrainedModel:
     model = load_model(folder, torch.bfloat16)
     model.save_pretrained(target)
     load_processor(folder).save_pretrained(target)
-    for name in _names(folder, (*ONNX, EVAL_RESULTS, NOTEBOOK)):
+    for name in _names(folder, (*ONNX, EVAL_RESULTS)):
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / name, target / name)
     return model
@@ -106,6 +108,9 @@ def push(
         staged = Path(staging)
         model = export(folder, staged)  # a folder that cannot be uploaded leaves no repository
         repo_id = open_repository(repo_id, private)
+        if notebook := next((folder / name for name in NOTEBOOKS if (folder / name).exists()), None):
+            text = notebook.read_text(encoding="utf-8").replace(DEMO, repo_id)
+            (staged / NOTEBOOK).write_text(text, encoding="utf-8")
         if own_card:
             (staged / CARD_FILE).write_text(own_card.read_text())
         else:

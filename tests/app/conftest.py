@@ -41,6 +41,26 @@ def served(root):
         yield served
 
 
+@pytest.fixture(scope="session")
+def client(served):
+    """A client for tests that upload what they ask about: what it read before is no matter to them."""
+    from asking import new_client
+
+    return new_client(served)
+
+
+@pytest.fixture
+def uploads(monkeypatch, tmp_path):
+    """Uploads with times of less than a millisecond."""
+    from melp.app.limits import Limits
+    from melp.app.uploads import Uploads
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uploads = Uploads(Limits(keep_minutes=1e-9, batch_seconds=1e-9))
+    yield uploads
+    uploads.close()
+
+
 @pytest.fixture
 def files(root):
     folder = root / "files"

@@ -5,9 +5,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import wfdb
+from database_files import counts, rows_of, write_record
+from database_files import some_ecg as synthetic_ecg
+from database_files import write_csv as write_manifest
 
 from melp.data.prepared import load_prepared
 from melp.databases import manifest
+from melp.databases.tables import label_sets
 from melp.databases.wfdb_record import MISSING, read_stored
 from melp.prepare.__main__ import main
 from melp.prepare.folder import prepare
@@ -193,3 +198,95 @@ def test_facts_come_from_the_table_or_else_from_the_file(tmp_path):
     assert facts == {"x": [50.0, "female", None, None], "y": [61.0, "male", "CS-12", "3"]}
     with pytest.raises(ValueError, match="age 'old' is no number of years"):
         planned(tmp_path, ["record,patient,age", "x,1,old"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_manifest_means_the_same_in_every_format(tmp_path, suffix):
+    write_record(tmp_path / "raw/one", synthetic_ecg())
+    write_record(tmp_path / "raw/two", synthetic_ecg())
+    table = pd.DataFrame({"record": ["one", str(tmp_path / "raw/two.hea")], "patient": [1, 2], "labels": ["a; b", ""]})
+    path = tmp_path / f"table.{suffix}"
+    if suffix == "csv":
+        table.to_csv(path, index=False)
+    elif suffix == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=suffix == "jsonl")
+    rows = list(rows_of(prepare("manifest", tmp_path / "out", root=tmp_path / "raw", csv=str(path))).values())
+    assert sorted(row["patient"] for row in rows) == ["1", "2"]
+    assert {row["patient"]: row["labels"] for row in rows} == {"1": {"a", "b"}, "2": set()}
+
+
+@pytest.mark.real_data
+def test_other_databases_come_as_a_manifest(ecg_data, tmp_path):
+    metadata = pd.read_csv(ecg_data / "brugada-huca/metadata.csv").astype({"patient_id": str})
+    there = sorted(path.stem for path in (ecg_data / "brugada-huca/files").rglob("*.hea"))
+    table = metadata[metadata["patient_id"].isin(there)]
+    lines = [
+        {"record": f"brugada-huca/files/{row.patient_id}/{row.patient_id}", "patient": row.patient_id,
+         "labels_brugada": "brugada" if row.brugada else ""}
+        for row in table.itertuples()
+    ]  # fmt: skip
+    lines.append({"record": "ptbdb/patient001/s0010_re", "patient": "patient001", "labels_brugada": None})
+    pd.DataFrame(lines).to_json(tmp_path / "table.jsonl", orient="records", lines=True)
+    rows = rows_of(prepare("manifest", tmp_path / "out", root=ecg_data, csv=str(tmp_path / "table.jsonl")))
+    assert len(rows) == 13
+    assert counts(rows.values(), "labels_brugada")["brugada"] == (table["brugada"] > 0).sum() > 0
+    for record, row in rows.items():
+        assert row["leads"] == list(LEADS)
+        if record.startswith("brugada"):
+            assert len(row["mv"]["I"]) == 6000 and row["labels_brugada"] is not None
+    # Two signal files, 1000 Hz, 38.4 s, lower-case names, and three Frank leads that are left out.
+    row = rows["ptbdb/patient001/s0010_re"]
+    assert len(row["mv"]["I"]) == 19200 and row["labels_brugada"] is None
+    original = wfdb.rdrecord(str(ecg_data / "ptbdb/patient001/s0010_re"), physical=True)
+    samples = original.p_signal[:, original.sig_name.index("avf")]
+    assert np.corrcoef(row["mv"]["aVF"][100:-100], samples[::2][100:-100])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("cell", "classes"),
+    [
+        ("a;a; b", ["a", "b"]),
+        ("nan", None),
+        ("a;nan", ["a"]),
+        ("", []),
+        (float("nan"), None),
+        (["a", float("nan"), None], ["a"]),
+        ("nancy", ["nancy"]),
+    ],
+)
+def test_a_missing_cell_is_no_class(tmp_path, cell, classes):
+    import pandas as pd
+
+    path = tmp_path / "t.parquet"
+    cells = [cell, ["z"]] if isinstance(cell, list) else [cell, "z"]
+    pd.DataFrame({"record": ["r", "s"], "patient": [1, 2], "labels": cells}).to_parquet(path)
+    table = manifest.plan(str(tmp_path), csv=str(path))
+    assert table["labels"].to_pylist()[0] == classes
+    assert "nan" not in label_sets(table)["labels"]
+
+
+def test_labels_without_any_class_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("record,patient,labels\na,1,\nb,2,\n")
+    with pytest.raises(ValueError, match="t.csv: column 'labels' names no class at all"):
+        manifest.plan(str(tmp_path), csv=str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: rows[1].update(patient=""), "no patient"),
+        (lambda rows: rows[1].update(record=rows[0]["record"]), "named twice"),
+        (lambda rows: rows[1].update(split="dev"), "'dev'"),
+        (lambda rows: rows[1].update(patient=rows[0]["patient"], split="test"), "patient 'p0' is in the splits"),
+        (lambda rows: [row.pop("patient") for row in rows], "no column 'patient'"),
+    ],
+)
+def test_a_contradictory_manifest_is_refused(tmp_path, change, message):
+    rows = [{"record": f"r{i}", "patient": f"p{i}", "split": "train"} for i in range(3)]
+    change(rows)
+    write_manifest(tmp_path / "table.csv", rows)
+    with pytest.raises(SystemExit, match=message):
+        main(["manifest", "--csv", str(tmp_path / "table.csv"), "--root", ".", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

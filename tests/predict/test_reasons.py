@@ -1,6 +1,8 @@
-"""Reasons say what is wrong with a file and, where they are handed on, nothing that is in it."""
+"""Reasons say what is wrong with a file in the words of the command and, where handed on, nothing that is in it."""
 
+import numpy as np
 import pytest
+from predicting import run
 
 from melp.predict.reasons import hide_quotations
 from signal_melp import brief
@@ -25,3 +27,19 @@ def test_a_quotation_that_was_cut_is_none():
 def test_what_quotes_nothing_stays():
     for reason in ("larger than the memory", "the records' leads differ; name the record's own, as in 'II'"):
         assert hide_quotations(reason) == reason
+
+
+def test_errors_name_the_options_of_the_command_line(models, tmp_path, capsys):
+    signals = np.random.default_rng(0).normal(size=(5000, 2)).round(3)
+    np.savetxt(tmp_path / "a.csv", signals, delimiter=",", header="I,II", comments="")
+    np.savetxt(tmp_path / "b.csv", signals, delimiter=",", header="I [mV],II [mV]", comments="")
+    np.save(tmp_path / "c.npy", signals)
+    tower = ("--model", models / "tower")
+    for options, message in {
+        ("a.csv", "--sampling-rate", "500"): "pass --unit, as in --unit 'mV'",
+        ("b.csv",): "pass --sampling-rate in Hz",
+        ("c.npy",): "pass --leads, one for each",
+    }.items():
+        with pytest.raises(SystemExit, match="no recording could be read"):
+            run(tmp_path / options[0], *options[1:], *tower)
+        assert message in capsys.readouterr().err

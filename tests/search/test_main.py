@@ -1,10 +1,9 @@
-"""Search in a predict output by text and by file: nearest first, each patient once, as table, CSV and sheet."""
+"""Search in a predict output by text and by file: nearest first, as table, CSV and sheet."""
 
 import csv
 import io
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_model, tiny_processor
@@ -13,7 +12,6 @@ import predict
 from findings_melp import embed_prompts
 from melp.notice import NOTICE
 from melp.search.__main__ import main as search
-from melp.search.index import Index
 from modeling_melp import MelpModel
 from signal_melp import LEADS
 
@@ -68,27 +66,6 @@ def test_a_table_and_a_sheet(root, capsys, tmp_path):
     assert capsys.readouterr().out.startswith(NOTICE)
     sheet = (tmp_path / "sheet.svg").read_text()
     assert NOTICE in sheet and "Nearest to: flutter" in sheet and sheet.count("<!-- V5 -->") == 2
-
-
-@pytest.mark.parametrize("by_faiss", [False, True])
-def test_a_patient_is_shown_once(by_faiss):
-    random = np.random.default_rng(0)
-    embeddings = random.standard_normal((500, 8)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    query = embeddings[7]
-    order = np.argsort(-embeddings @ query)
-    patients = [None] * 500
-    for row in order[:100]:
-        patients[row] = "one"  # of whom the nearest hundred are
-    columns = {"path": [f"{row}" for row in range(500)], "patient": pa.array(patients, pa.string())}
-    values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), 8)
-    index = Index(pa.table({"embedding": values, **columns}))
-    if by_faiss:
-        pytest.importorskip("faiss")
-        index.use_faiss()
-    hits = index.hits(query, 3)
-    assert [int(hit["path"]) for hit in hits] == [7, order[100], order[101]]
-    assert len(index.hits(query, 1000)) == 401
 
 
 def test_what_cannot_be_searched_is_refused(root, tmp_path):

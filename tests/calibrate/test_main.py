@@ -1,8 +1,6 @@
 """python -m melp.calibrate and evaluate.py calibration: from labels to findings.json, and what it then says."""
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,63 +9,10 @@ from evaluating import evaluate
 
 from findings_melp import CONDITIONS, UNTOLD, WHOLE, read_findings, weights_mark
 from melp.calibrate.__main__ import main
-from melp.calibrate.fit import tune
-from melp.calibrate.passport import transforms
 from melp.data.prepared import label_matrix, label_sets, load_prepared
 from melp.evaluation.calibration import MEASURES
-from melp.evaluation.finding_labels import finding_targets, findings_in
-from melp.evaluation.metrics import resample
+from melp.evaluation.finding_labels import findings_in
 from modeling_melp import MelpModel
-from signal_melp import LEADS
-
-
-@pytest.fixture(scope="module")
-def told(evaluated) -> np.ndarray:
-    """Returns the labels of the recordings of all splits, one after the other: (recordings, findings)."""
-    splits = load_prepared(evaluated / "data")
-    return {name: finding_targets(rows, findings_in(rows)) for name, rows in splits.items()}
-
-
-@pytest.fixture
-def knowing(monkeypatch, told):
-    """A model that knows the labels: its embeddings lean towards the texts of what is true, less so for one lead."""
-
-    def encode(model, processor, rows, runtime, name="", transform=None):
-        generator = np.random.default_rng(len(name))
-        targets = finding_targets(rows, findings_in(rows))
-        if "texts" not in knows:
-            knows["texts"] = np.linalg.qr(generator.normal(size=(targets.shape[1], targets.shape[1])))[0]
-        noise = 0.1 if transform is None else 3.0 if ": I, derived" in transform.name else 0.2
-        return {"rhythm": (targets - 0.5 + noise * generator.normal(size=targets.shape)) @ knows["texts"] / 10}
-
-    knows = {}
-
-    def embed(model, processor, prompts):
-        names = [tuple(texts) for texts in prompts]
-        known = [tuple(entry["prompts"]) for entry in knows["entries"].values()]
-        return torch.from_numpy(np.stack([knows["texts"][known.index(name)] for name in names]).astype(np.float32))
-
-    def entries(evaluated):
-        rows = load_prepared(evaluated / "data")["train"]
-        knows["entries"] = findings_in(rows)
-        encode(None, None, rows, None)
-
-    def few_draws(patients, statistic, samples=None, seed=0):
-        return resample(patients, statistic, 50, seed)
-
-    monkeypatch.setattr("melp.evaluation.calibration.MIN_PATIENTS", 8)  # the corpus is small
-    monkeypatch.setattr("melp.evaluation.metrics.resample", few_draws)
-    monkeypatch.setattr("melp.calibrate.fit.resample", few_draws)
-    monkeypatch.setattr("melp.calibrate.fit.encode", encode)
-    monkeypatch.setattr("melp.calibrate.fit.embed_prompts", embed)
-    monkeypatch.setattr("melp.evaluation.tasks.calibration.encode", encode)
-    monkeypatch.setattr("melp.evaluation.tasks.calibration.embed_prompts", embed)
-    return entries
-
-
-@pytest.fixture
-def model(evaluated, tmp_path) -> Path:
-    return Path(shutil.copytree(evaluated / "model", tmp_path / "model"))
 
 
 @pytest.mark.slow
@@ -158,22 +103,6 @@ def test_what_cannot_be_is_refused(evaluated, model):
         main([str(model), "--data", str(evaluated / "data"), "--adapt", "--coverage", "0.8"])
 
 
-def test_what_the_adaptation_does_not_label_is_named(evaluated, knowing, model, capsys):
-    knowing(evaluated)
-    data = str(evaluated / "data")
-    main([str(model), "--data", data, "--split", "train"])
-    file = model / "findings.json"
-    content = json.loads(file.read_text())
-    first = next(iter(content["findings"]))
-    content["findings"]["a finding of elsewhere"] = content["findings"][first] | {"label_set": "x", "labels": ["y"]}
-    file.write_text(json.dumps(content))
-    main([str(model), "--data", data, "--split", "test", "--adapt"])
-    adapted = json.loads(file.read_text())
-    assert "stay as they were: a finding of elsewhere" in capsys.readouterr().out
-    assert adapted["findings"]["a finding of elsewhere"] == content["findings"]["a finding of elsewhere"]
-    assert first in adapted["adapted"]["findings"] and adapted["adapted"]["passport"] == []
-
-
 @pytest.mark.slow
 def test_a_calibration_is_carried_to_a_database_of_other_labels(evaluated, model, tmp_path):
     """PTB-XL's statements on one side, the Challenge's codes on the other: findings go by their names."""
@@ -213,38 +142,3 @@ def test_a_calibration_is_carried_to_a_database_of_other_labels(evaluated, model
     verdicts = predictions.dropna(subset="target")
     unsaid = verdicts["score"].between(entry["absent_below"], entry["present_above"]).mean()
     assert results["metrics"]["cannot_say_together"]["value"] == pytest.approx(unsaid)
-
-
-def test_limits_are_taken_anew_where_labels_are_enough():
-    entry = {"slope": 40.0, "intercept": -12.0, "coverage": 0.9, "absent_below": 0.2, "present_above": 0.8}
-    entry["thresholds"] = {"f1": 0.5}
-    generator = np.random.default_rng(0)
-    targets = np.array([1.0] * 5 + [0.0] * 60)
-    similarities = np.r_[np.full(5, 0.5), 0.2 + 0.02 * generator.normal(size=60)]
-    few = tune(entry, targets, similarities, np.arange(65), 0.9)
-    curve = lambda s, e: 1 / (1 + np.exp(-e["slope"] * s - e["intercept"]))  # noqa: E731
-    carried = (np.log(0.2 / 0.8) + 12) / 40
-    assert few["absent_below"] == pytest.approx(curve(carried, few)), "5 with it are too few: the old limit stays"
-    assert few["local"] == {"positives": 5, "negatives": 60}
-    targets, similarities = np.r_[np.ones(20), np.zeros(60)], np.r_[np.full(20, 0.25), np.full(60, 0.2)]
-    more = tune(entry, targets, similarities, np.arange(80), 0.9)
-    assert more["absent_below"] == pytest.approx(min(0.5, curve(0.25, more)))
-    assert tune(entry, np.full(3, np.nan), np.zeros(3), np.arange(3), 0.9) == entry
-
-
-def test_conditions_take_away_what_they_say():
-    generator = np.random.default_rng(0)
-    one, two = generator.normal(size=(2, 5000)).astype(np.float32)
-    signal = np.stack([one, two, *(one for _ in LEADS[2:])])[None]
-    mask = np.ones((1, 12), dtype=bool)
-    made = transforms(derive=True)
-    assert made[WHOLE] is None and set(made) == set(CONDITIONS)
-    pair, present = made["I, II"].apply(signal.copy(), mask, ["a"])
-    assert present[0].tolist() == [lead in CONDITIONS["limb leads"][0] for lead in LEADS]
-    np.testing.assert_allclose(pair[0, LEADS.index("III")], two - one, atol=1e-5)
-    alone, present = transforms(derive=False)["I, II"].apply(signal.copy(), mask, ["a"])
-    assert present.sum() == 2 and (alone[0, 2:] == 0).all()
-    short, _ = made["2.5 s"].apply(signal.copy(), mask, ["a"])
-    assert (short[..., 1250:] == 0).all() and (short[..., :1250] == signal[..., :1250]).all()
-    _, printed = made["3x4+II"].apply(signal.copy(), mask, ["a"])
-    assert printed.shape == signal.shape and printed[0, 1].all() and printed[0, 0].sum() == 1250

@@ -1,7 +1,5 @@
 """Copies of one tracing are found: equal, shifted, rescaled, resampled; other recordings are not taken for them."""
 
-import csv
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +7,7 @@ from datasets import DatasetDict, load_from_disk
 
 from melp.data.prepared import load_prepared
 from melp.data.stored import signal_hash
-from melp.duplicates.__main__ import main
-from melp.duplicates.search import find_equal, find_near, hashes, load_recordings, shared_tracings
+from melp.duplicates.search import find_equal, find_near, load_recordings
 from melp.prepare.folder import prepare
 from signal_melp import resample_ecg
 
@@ -23,11 +20,6 @@ CHANGES = {
     "all": lambda mv: 1.3 * resample_ecg(resample_ecg(mv, 500, 100), 100, 500)[:, 501:],
     "six leads": lambda mv: mv[:6],
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return prepare("synthetic", tmp_path_factory.mktemp("duplicates") / "corpus", records=80)
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +62,6 @@ def test_near_copies_are_found_and_nothing_else(corpus, changed):
         assert pair.shift == pytest.approx(shift, abs=0.01)
 
 
-def test_equal_copies_are_found_by_their_hash(corpus, tmp_path, capsys):
-    splits = load_from_disk(str(corpus))
-    renamed = splits["train"].select(range(5)).map(lambda row: {"record": "again " + row["record"]})
-    DatasetDict({"train": splits["train"], "test": renamed}).save_to_disk(str(tmp_path / "leak"))
-    main([str(tmp_path / "leak"), "--equal-only", "--output", str(tmp_path / "pairs.csv")])
-    printed = capsys.readouterr().out
-    assert "| equal | 0 | 5 | 0 |" in printed and "Next: leave one recording of each pair out" in printed
-    with open(tmp_path / "pairs.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["other_record"] for row in rows} == {"again " + row["one_record"] for row in rows}
-    assert {(row["kind"], row["across"]) for row in rows} == {("equal", "splits")}
-    rows = load_prepared(tmp_path / "leak")
-    pairs = shared_tracings(rows["train"], rows["test"])
-    assert pairs == [(name, "again " + name) for name in splits["train"]["record"][:5]]
-    without = rows["train"].remove_columns("signal_hash")
-    assert hashes(without) == hashes(rows["train"]), "a folder of an earlier version"
-
-
 def test_flat_and_featureless_recordings_are_no_pairs(corpus, tmp_path):
     splits = load_from_disk(str(corpus))
     rng = np.random.default_rng(0)
@@ -101,13 +75,6 @@ def test_flat_and_featureless_recordings_are_no_pairs(corpus, tmp_path):
     rows = splits["train"].select(range(12)).map(change, with_indices=True)
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "flat"))
     assert find_near(load_recordings([str(tmp_path / "flat")])) == []
-
-
-def test_a_folder_named_twice_or_missing_is_an_error(corpus, tmp_path):
-    with pytest.raises(SystemExit):
-        main([str(corpus), str(corpus)])
-    with pytest.raises(SystemExit, match="melp.duplicates: .*nowhere"):
-        main([str(tmp_path / "nowhere")])
 
 
 @pytest.mark.real_data
