@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+import zipfile
 from contextlib import contextmanager
 
 import pytest
 
-from melp.app.limits import Limits
-from melp.app.reader import READY, Reader
+from melp.app.limits import Limits, Refusal
+from melp.app.reader import READY, Reader, unpack
 from melp.predict.reading import Reading
 from processing_melp import MelpFeatureExtractor
 
@@ -99,3 +100,24 @@ def test_reading_ends_at_its_memory_and_the_next_file_is_read(files, tmp_path):
         error = process.read(str(tmp_path / "large.xml"), Reading()).error
         assert "memory" in error
         assert process.read(str(files["xml"][0]), Reading()).error is None
+
+
+def test_members_of_a_zip_file_stay_inside(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../out.csv", "1")
+        archive.writestr("/abs.csv", "1")
+    unpack(str(tmp_path), Limits())
+    unpacked = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv"))
+    assert unpacked == ["a/abs.csv", "a/out.csv"]
+
+
+def test_a_zip_file_in_capitals_and_one_that_holds_a_name_twice(tmp_path):
+    with zipfile.ZipFile(tmp_path / "EXPORT.ZIP", "w") as archive:
+        archive.writestr("a.csv", "1")
+    unpack(str(tmp_path), Limits())
+    assert (tmp_path / "EXPORT" / "a.csv").is_file()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("Mustermann.csv", "1")
+        archive.writestr("Mustermann.csv", "2")
+    with pytest.raises(Refusal, match="b.zip holds two files of one name"):
+        unpack(str(tmp_path), Limits())

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,28 +61,3 @@ def test_headers_of_one_name_need_samples_each(uploads):
             pass
     with uploads.take(uploaded(uploads, "a.hea", "a.dat", "a.hea", "a.dat", "b.hea")) as folder:
         assert sorted(path.name for path in folder.iterdir()) == ["a.dat", "a.hea", "again 2", "b.hea"]
-
-
-def test_members_of_a_zip_file_stay_inside(tmp_path):
-    from melp.app.reader import unpack
-
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("../../out.csv", "1")
-        archive.writestr("/abs.csv", "1")
-    unpack(str(tmp_path), Limits())
-    unpacked = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv"))
-    assert unpacked == ["a/abs.csv", "a/out.csv"]
-
-
-def test_a_zip_file_in_capitals_and_one_that_holds_a_name_twice(tmp_path):
-    from melp.app.reader import unpack
-
-    with zipfile.ZipFile(tmp_path / "EXPORT.ZIP", "w") as archive:
-        archive.writestr("a.csv", "1")
-    unpack(str(tmp_path), Limits())
-    assert (tmp_path / "EXPORT" / "a.csv").is_file()
-    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
-        archive.writestr("Mustermann.csv", "1")
-        archive.writestr("Mustermann.csv", "2")
-    with pytest.raises(Refusal, match="b.zip holds two files of one name"):
-        unpack(str(tmp_path), Limits())

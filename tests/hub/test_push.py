@@ -139,6 +139,19 @@ def test_shards_of_an_earlier_push_go_and_foreign_files_stay(server, hub, tmp_pa
     assert set(server.files("doctor/shards")) == LISTED | {"figure.png"}
 
 
+@pytest.mark.parametrize("place", [pytest.param("", marks=pytest.mark.slow), "examples"])
+def test_the_notebook_names_the_repository(server, hub, tmp_path, place):
+    """That of a clone lies in `examples/`; the Hub offers what lies at the top."""
+    tiny_model().ecg_model.save_pretrained(tmp_path)
+    tiny_processor().feature_extractor.save_pretrained(tmp_path)
+    (tmp_path / place).mkdir(exist_ok=True)
+    shutil.copy(REPO / "examples" / "notebook.ipynb", tmp_path / place)
+    assert hub("push", tmp_path, f"notebook{place}")[1] is None
+    pushed = server.files(f"doctor/notebook{place}")["notebook.ipynb"].decode()
+    (settings,) = (cell["source"] for cell in json.loads(pushed)["cells"] if "MODEL = " in "".join(cell["source"]))
+    assert f"doctor/notebook{place}" in "".join(settings) and "runs/demo/model" not in pushed
+
+
 @pytest.mark.parametrize("name", CODE)
 def test_hub_files_need_only_what_every_user_has(name):
     needed = set(get_imports(REPO / name))
