@@ -13,8 +13,9 @@ test:
 quick:
 	python -m pytest -n auto -m 'not slow'
 
-# The oldest versions that pyproject.toml allows, with the Python that PYTHON names. torchao's newest release needs a
-# newer torch than the oldest, and transformers imports it wherever it is.
+# The oldest versions that pyproject.toml's `dependencies` allow, with the Python that PYTHON names; its extras, tools of
+# tests and packages of single features, are the newest. torchao's newest release needs a newer torch than the oldest,
+# and transformers imports it wherever it is.
 oldest: build/oldest/installed
 	build/oldest/bin/pip install --quiet --no-deps .
 	build/oldest/bin/python -m pytest -n auto
