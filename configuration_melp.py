@@ -22,7 +22,7 @@ class _CheckedConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """See [`~PreTrainedConfig.from_pretrained`]; a malformed config.json is a ValueError that names its folder."""
+        """Loads as [`~PreTrainedConfig.from_pretrained`] does; a ValueError for a bad config.json names its folder."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
@@ -30,7 +30,7 @@ class _CheckedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """See [`~PreTrainedConfig.from_dict`]; what a file may not choose is refused before the caller's choices."""
+        """Reads as [`~PreTrainedConfig.from_dict`]; refuses what a file may not choose before the caller's choices."""
         kinds: dict[str, type] = {}
         if cls.sub_configs:
             kinds = {"ecg_config": MelpEcgConfig, "text_config": CONFIG_MAPPING["bert"]}
@@ -254,7 +254,7 @@ class MelpConfig(_CheckedConfig):
 
     @property
     def beat_loss_scales(self) -> dict[str, float]:
-        """Factors of the beat loss, as `beat_similarity` names them."""
+        """Returns the factors of the beat loss, as `beat_similarity` names them."""
         return {
             "attention_scale": self.beat_attention_scale,
             "similarity_scale": self.sentence_similarity_scale,

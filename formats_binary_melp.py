@@ -146,7 +146,7 @@ def _edf_blocks(stated: bytes, size: int, block_bytes: int, request: Request, do
 
 
 def _edf_samples(raw: np.ndarray, is_bdf: bool) -> np.ndarray:
-    """(blocks, bytes) of one signal as (samples,), int16 or int32."""
+    """Returns (blocks, bytes) of one signal as (samples,), int16 or int32."""
     if not is_bdf:
         return np.ascontiguousarray(raw).view("<i2").ravel()
     padded = np.zeros((raw.size // 3, 4), dtype=np.uint8)
@@ -184,7 +184,7 @@ def _onset(row: np.ndarray) -> float | None:
 
 
 def _edf_patient(head: bytes) -> tuple[dict, dict]:
-    """Facts and identifiers of the two free fields; EDF+ divides them: code sex birth name; X is unknown."""
+    """Returns facts and identifiers of the two free fields; EDF+ divides them: code sex birth name; X is unknown."""
     patient, recording = text_of(head[8:88]), text_of(head[88:168])
     recorded = f"{text_of(head[168:176])} {text_of(head[176:184])}"
     if head[195:196] != b"+":
@@ -200,7 +200,7 @@ def _edf_patient(head: bytes) -> tuple[dict, dict]:
 
 
 def _edf_date(text: str) -> str:
-    """YYYYMMDD of "02-MAY-1951"."""
+    """Returns YYYYMMDD of "02-MAY-1951"."""
     match = re.fullmatch(r"(\d\d?)-([A-Z]{3})-(\d{4})", text.upper())
     return f"{match[3]}{_MONTHS.index(match[2]) + 1:02}{int(match[1]):02}" if match and match[2] in _MONTHS else ""
 
@@ -239,7 +239,7 @@ def read_ishne(source: Source, request: Request) -> Recording:
 
 
 def _check_ishne_crc(source: Source, head: bytes, request: Request, done: list[str]):
-    """The checksum covers gains and rate: where it is wrong, these may be."""
+    """Compares the checksum, which covers gains and rate: where it is wrong, these may be."""
     stated = struct.unpack_from("<H", head, 8)[0]
     variable = struct.unpack_from("<i", head, 10)[0]
     variable = variable if 0 < variable <= min(source.size - 522, 2**20) else 0
@@ -333,7 +333,7 @@ def read_mfer(source: Source, request: Request) -> Recording:
 
 
 def _mfer_items(source: Source, depth: int):
-    """(tag, channel, byte, size) of each definition up to the end mark."""
+    """Yields (tag, channel, byte, size) of each definition up to the end mark."""
     position = 0
     while position < source.size:
         data = source.read(position, min(16, source.size - position))  # tag, channel and size have room in it
@@ -460,7 +460,7 @@ def _mfer_channel(own: dict, kind: np.dtype) -> Channel:
 
 
 def _mfer_channels(source: Source, frames: list[_MferFrame], request: Request) -> list[Channel]:
-    """The channels with the samples asked for; of each frame only the sequences that hold these are read."""
+    """Returns the channels with the samples asked for; of each frame only the sequences that hold these are read."""
 
     def layout(frame):
         return [(one.name, one.rate, one.unit, one.scale, one.missing, one.samples.dtype) for one in frame.channels]
@@ -559,7 +559,7 @@ def read_dicom(source: Source, request: Request) -> Recording:
 
 
 def _transfer_syntax(data: bytes) -> bytes:
-    """Of the meta information at a file's beginning, before pydicom inflates whatever a deflated file holds."""
+    """Reads the transfer syntax from a file's beginning, before pydicom inflates whatever a deflated file holds."""
     where = data.find(b"\x02\x00\x10\x00UI", 132)
     if where < 0:
         raise FormatError("damaged", "its meta information states no transfer syntax")
@@ -571,7 +571,7 @@ def _transfer_syntax(data: bytes) -> bytes:
 
 
 def _refuse_cut(dataset, source: Source):
-    """pydicom takes the end of the file for the end of whatever element it is in."""
+    """Refuses a cut file: pydicom takes the end of the file for the end of whatever element it is in."""
     for tag in list(dataset.keys()):  # reading an element may convert it
         raw = dataset.get_item(tag, keep_deferred=True)
         value, stated = raw.value, getattr(raw, "length", 0)
@@ -588,7 +588,7 @@ def _is_deferred(element) -> bool:
 
 
 def _dicom_groups(dataset, source: Source, read_dataset) -> list:
-    """The items of the waveform sequence, long ones without their samples; `read_dataset` is pydicom's."""
+    """Returns the items of the waveform sequence, long ones without their samples; `read_dataset` is pydicom's."""
     sequence = dataset.get_item(0x54000100, keep_deferred=True) if 0x54000100 in dataset else None
     if not _is_deferred(sequence):
         return list(dataset.get("WaveformSequence") or [])
@@ -607,7 +607,7 @@ def _dicom_groups(dataset, source: Source, read_dataset) -> list:
 
 
 def _dicom_group(groups: list):
-    """The one group of original samples that has any of the twelve leads."""
+    """Returns the one group of original samples that has any of the twelve leads."""
     originals = [group for group in groups if _is_original(group)]
     leads = [{_dicom_name(channel) for channel in group.get("ChannelDefinitionSequence") or []} for group in originals]
     twelve = {coded_lead(code) for code in (*range(1, 9), *range(61, 65))}
@@ -622,14 +622,14 @@ def _dicom_group(groups: list):
 
 
 def _is_original(group) -> bool:
-    """By what it says of itself, and by its label where it says nothing."""
+    """Tells by what a group says of itself, and by its label where it says nothing."""
     label = str(group.get("MultiplexGroupLabel") or "").upper()
     stated = str(group.get("WaveformOriginality") or ("DERIVED" if re.search("MEDIAN|AVERAGE", label) else "ORIGINAL"))
     return stated != "DERIVED"
 
 
 def _dicom_samples(group, order: str, rate: float, source: Source, request: Request) -> np.ndarray:
-    """(samples, channels) as stored, of the part asked for."""
+    """Returns (samples, channels) as stored, of the part asked for."""
     count = whole(group.get("NumberOfWaveformChannels"), "the number of channels", 1, MAX_CHANNELS)
     length = whole(group.get("NumberOfWaveformSamples"), "the number of samples", 1)
     kind, bits = str(group.get("WaveformSampleInterpretation")), group.get("WaveformBitsAllocated")
@@ -653,7 +653,7 @@ def _dicom_samples(group, order: str, rate: float, source: Source, request: Requ
 
 
 def _dicom_padding(group) -> int | None:
-    """The padding value, unless it is 0: writers put 0 there without meaning it, and true samples are 0."""
+    """Returns the padding value, unless it is 0: writers put 0 there without meaning it, and true samples are 0."""
     value = group.get("WaveformPaddingValue")
     if isinstance(value, bytes):
         value = int.from_bytes(value, "little", signed=True)
@@ -661,7 +661,7 @@ def _dicom_padding(group) -> int | None:
 
 
 def _dicom_name(channel) -> str:
-    """The lead by its code; by its text where the coding scheme is another."""
+    """Names the lead by its code; by its text where the coding scheme is another."""
     source = (channel.get("ChannelSourceSequence") or [{}])[0]
     code = str(source.get("CodeValue") or "")
     if match := re.fullmatch(r"(?:5\.6\.3-9-|2:)(\d+)", code):

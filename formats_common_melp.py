@@ -49,7 +49,7 @@ REMEDIES = {
 
 
 class FormatError(ValueError):
-    """Why a file is refused and what to do, without the file's name, and without what identifies a person.
+    """Says why a file is refused and what to do, without the file's name, and without what identifies a person.
 
     "rule: details; remedy": files that are refused by one rule are counted together.
     """

@@ -151,7 +151,7 @@ def _is_xml(head: bytes) -> bool:
 
 
 def _header_beside(path: Path) -> Path | None:
-    """The WFDB header of a record's path, given with or without the suffix of one of its files."""
+    """Returns the WFDB header of a record's path, given with or without the suffix of one of its files."""
     names = [path.name]
     for suffix in (".gz", ".hea", ".dat", ".mat"):
         if names[-1].lower().endswith(suffix):
@@ -164,7 +164,7 @@ def _header_beside(path: Path) -> Path | None:
 
 
 def _split_key(path: Path) -> tuple[Path, str | None]:
-    """A path and the record within its file, of FILE#RECORD; a # in an existing file's name is just that."""
+    """Splits FILE#RECORD into a path and the record within its file; a # in an existing file's name is just that."""
     file, mark, key = str(path).rpartition("#")
     if not mark or os.path.lexists(path) or _header_beside(path) or not os.path.isfile(file):
         return path, None
@@ -296,7 +296,7 @@ def _named(channels: list[Channel], leads: Sequence[str] | None) -> list[Channel
 
 
 def _unit(stated: str | None, given: str | None, lead: str) -> str:
-    """The unit of a channel; `given` may replace one that is absent or unknown, not contradict one that is known."""
+    """Returns a channel's unit; `given` may replace one that is absent or unknown, not contradict a known one."""
     if stated is None:
         if given is None:
             raise FormatError("not stated", f"the unit of lead {lead}", "pass unit=, as in unit='mV'")

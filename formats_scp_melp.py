@@ -103,7 +103,7 @@ def read_scp(source: Source, request: Request) -> Recording:
 
 
 def _sections(data: bytes) -> dict[int, bytes]:
-    """The contents of every section that is there, by the pointers of section 0."""
+    """Returns the contents of every section that is there, by the pointers of section 0."""
     if len(data) < 22 + 10 or struct.unpack_from("<I", data, 2)[0] != len(data):
         stated = struct.unpack_from("<I", data, 2)[0] if len(data) >= 6 else 0
         raise FormatError(CUT, f"{stated} bytes stated, {len(data)} are there")
@@ -126,7 +126,7 @@ def _section(data: bytes, number: int, start: int, size: int) -> bytes:
 
 
 def _leads(section: bytes) -> tuple[list[tuple[int, int]], bool]:
-    """(code, samples) of each lead, and whether a reference beat was subtracted."""
+    """Reads (code, samples) of each lead, and whether a reference beat was subtracted."""
     count, flags = section[0], section[1]
     if not 1 <= count <= MAX_CHANNELS or len(section) < 2 + 9 * count:
         raise FormatError("damaged", f"section 3 does not describe {count} leads")
@@ -142,7 +142,7 @@ def _leads(section: bytes) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _tables(section: bytes) -> list[list[Code]] | None:
-    """Huffman tables; None where the samples are plain 16 bit."""
+    """Returns Huffman tables; None where the samples are plain 16 bit."""
     count = struct.unpack_from("<H", section)[0]
     if count == DEFAULT_TABLE:
         return [default_table()]
@@ -171,7 +171,7 @@ WINDOW = 10  # bits that are looked up at once; longer prefixes are searched for
 
 
 def _lookup(codes: list[Code]) -> tuple[list[Code | None], list[Code]]:
-    """For every window of bits the code that it begins with, and the codes that are longer than a window."""
+    """Returns the code that each window of bits begins with, and the codes that are longer than a window."""
     table: list[Code | None] = [None] * (1 << WINDOW)
     for code in codes:
         if code[0] <= WINDOW:
@@ -182,7 +182,7 @@ def _lookup(codes: list[Code]) -> tuple[list[Code | None], list[Code]]:
 
 
 def _decode(packed: bytes, length: int, wanted: int, tables: list[list[Code]] | None) -> np.ndarray:
-    """The first of `length` numbers of a lead: 16 bit, or Huffman codes, the highest bit of each byte first."""
+    """Decodes the first of `length` numbers of a lead: 16 bit, or Huffman codes, each byte's highest bit first."""
     if tables is None:
         if len(packed) != 2 * length:
             raise FormatError(CUT, f"{length} samples of 16 bit stated, {len(packed)} bytes are there")
@@ -236,7 +236,7 @@ def integrate(values: np.ndarray, order: int) -> np.ndarray:
 
 
 def _patient(section: bytes) -> tuple[dict, dict]:
-    """Facts and identifiers of section 1: a tag, a length and a value each."""
+    """Returns facts and identifiers of section 1: each a tag, a length and a value."""
     fields, position = {}, 0
     while position + 3 <= len(section) and section[position] != 255:
         tag, size = struct.unpack_from("<BH", section, position)

@@ -98,7 +98,7 @@ def looks_like_table(head: bytes) -> bool:
 
 
 def _table_lines(file) -> Iterator[str]:
-    """Lines of a text file in UTF-8, UTF-16 or latin-1 that are neither empty nor comments."""
+    """Yields the lines of a text file in UTF-8, UTF-16 or latin-1 that are neither empty nor comments."""
     start = file.read(4)
     file.seek(0)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -116,7 +116,7 @@ def _table_lines(file) -> Iterator[str]:
 
 
 def _delimiter(rows: list[str]) -> str:
-    """The one of tab, semicolon, comma that divides the rows; white space, or nothing, where none does."""
+    """Returns the one of tab, semicolon, comma that divides the rows; white space, or nothing, where none does."""
     for delimiter in ("\t", ";", ","):
         if all(delimiter in row for row in rows):
             return delimiter
@@ -196,7 +196,7 @@ def _check_clock(name: str, times: list[str], rate: float):
 
 
 def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], list[str | None]]:
-    """Names and units of the columns: `I`, `I (mV)`, `I [mV]`, or units in a row of their own."""
+    """Returns names and units of the columns: `I`, `I (mV)`, `I [mV]`, or units in a row of their own."""
     if any(len(row) != width for row in heads):
         raise FormatError("wrong header", f"{len(heads[0])} names for {width} columns")
     if not heads:
@@ -214,7 +214,7 @@ def _headings(heads: list[list[str]], width: int) -> tuple[list[str | None], lis
 def _table_values(
     lines, delimiter: str, width: int, kept: list[int], first: int, count: int | None, longest: float | None
 ) -> tuple[np.ndarray, int]:
-    """(samples, columns) float32 of `count` rows from `first`, and how many there are; empty cells are missing.
+    """Returns (samples, columns) float32 of `count` rows from `first`, NaN in empty cells, and how many there are.
 
     Of more than `longest` rows the first ones are enough, the others are only counted.
     """
@@ -266,7 +266,7 @@ def _floats(block: list[list[str]], total: int, delimiter: str) -> np.ndarray:
 
 
 def _words(value) -> list[str] | None:
-    """A list of names from an attribute or a small array of strings; None for anything else."""
+    """Returns a list of names from an attribute or a small array of strings; None for anything else."""
     if isinstance(value, (bytes, str)):
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         return [part.strip() for part in text.split(",")]
@@ -282,7 +282,7 @@ def _first(values: Mapping, names: tuple[str, ...]):
 
 
 def _array_recording(array, keys: list[str] | None, said: Mapping, request: Request, name: str) -> Recording:
-    """One record of an array (samples, leads), (leads, samples) or a stack of these, which is sliced, not read whole.
+    """Reads one record of an array (samples, leads), (leads, samples) or of a stack, which is sliced, not read whole.
 
     Args:
         array: what has `shape`, `dtype` and slices: an array, an HDF5 dataset.
@@ -324,7 +324,7 @@ def _array_recording(array, keys: list[str] | None, said: Mapping, request: Requ
 
 
 def _lead_axis(shape: tuple[int, int], leads) -> int:
-    """The axis of the leads: as long as they are many, or without names the shorter one."""
+    """Returns the axis of the leads: as long as they are many, or without names the shorter one."""
     if leads is None:
         return int(shape[0] > shape[1])
     matches = [size == len(leads) for size in shape]
@@ -360,7 +360,7 @@ def _identifiers(values, records: int) -> list[str] | None:
 
 
 def _pick(candidates: dict) -> str | None:
-    """The name of the one array that is the signal: the only one, or the one with a usual name."""
+    """Returns the name of the one array that is the signal: the only one, or the one with a usual name."""
     if len(candidates) == 1:
         return next(iter(candidates))
     usual = [name for name in candidates if name.rpartition("/")[2].lower() in SIGNAL_NAMES]
@@ -368,7 +368,7 @@ def _pick(candidates: dict) -> str | None:
 
 
 def _signals(shapes: Mapping[str, tuple[tuple, str]]) -> dict[str, tuple]:
-    """Names and shapes of the arrays that may be signals: stacks before single records."""
+    """Returns the names and shapes of the arrays that may be signals: stacks before single records."""
     real = {name: shape for name, (shape, kind) in shapes.items() if kind in "fiu" and len(shape) in (2, 3)}
     stacks = {name: shape for name, shape in real.items() if len(shape) == 3}
     return stacks or real
@@ -529,7 +529,7 @@ class _Hdf5:
             raise _which_signal(self.signals)
 
     def keys(self) -> list[str] | None:
-        """Identifiers of its records; None where they are numbered, or where there is one."""
+        """Returns the identifiers of its records; None where they are numbered, or where there is one."""
         if self.holds_records:
             return list(self.signals)
         shape = self.signals[self.name]
@@ -719,7 +719,7 @@ def _one(request: Request) -> Request:
 
 
 def list_keys(source: Source, kind: str) -> list[str] | None:
-    """Keys of the records of a stack, None of a file that holds one."""
+    """Returns the keys of the records of a stack, None of a file that holds one."""
     if kind == "hdf5":
         hdf5 = _Hdf5(source)
         with hdf5.file:

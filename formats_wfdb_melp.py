@@ -141,7 +141,7 @@ def parse_header(data: bytes, stem: str) -> Header:
 
 
 def _segment_count(name: str, lines: list[bytes], signals: int, stem: str) -> int:
-    """Segments of a record named `name/N`, 0 of one that merely has a folder in its name ("p10/123")."""
+    """Returns the segments of a record `name/N`, 0 of one that merely has a folder in its name ("p10/123")."""
     last = name.rpartition("/")[2]
     if "/" not in name or not last.isdigit():
         return 0
@@ -160,7 +160,7 @@ def _segment_line(line: bytes) -> tuple[str, int]:
 
 
 def _read_timing(header: Header, fields: list[str]):
-    """Rate, length, time and date of a record line; a rate may be followed by a counter: `500/100(0)`."""
+    """Reads rate, length, time and date of a record line; a rate may be followed by a counter: `500/100(0)`."""
     if not fields:
         header.done.append(f"the header states no sampling rate: {DEFAULT_RATE:g} Hz assumed, WFDB's default")
         return
@@ -202,7 +202,7 @@ def _signal_line(line: bytes) -> SignalLine:
 
 @functools.lru_cache(maxsize=4096)
 def _gain(text: bytes) -> tuple[float | None, int | None, str | None]:
-    """Units per physical unit (None: uncalibrated), the value of 0, and the physical unit; None where not given."""
+    """Returns units per physical unit (None: uncalibrated), the value of 0, and the unit; None where not given."""
     match, shown = _GAIN.fullmatch(text), brief(text_of(text))
     if not match:
         raise FormatError("wrong header", f"the gain {shown} cannot be read")
@@ -279,7 +279,7 @@ class _SignalFile:
         self.samples = self._count(request, done)
 
     def _count(self, request: Request, done: list[str]) -> int:
-        """Samples that the file holds after its offset."""
+        """Counts the samples that the file holds after its offset."""
         name = brief(self.lines[0].file)
         head = self.source.head(19)
         if head.startswith(b"MATLAB 5") or head.startswith(b"\x89HDF"):
@@ -299,13 +299,13 @@ class _SignalFile:
         return groups * group + int(whole_rest)
 
     def frames(self) -> int:
-        """Frames in the file, for a header that does not state them."""
+        """Counts the frames in the file, for a header that does not state them."""
         if self.samples % self.width:
             raise FormatError(CUT, f"{brief(self.lines[0].file)} ends within a frame")
         return self.samples // self.width
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """Frames `first` to `last`, (frames, width)."""
+        """Reads frames `first` to `last`, (frames, width)."""
         if (last - first) and last * self.width > self.samples:
             held = f"{brief(self.lines[0].file)} holds {self.samples // self.width} of {last} frames"
             raise FormatError(CUT, held)

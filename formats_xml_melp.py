@@ -317,7 +317,7 @@ def _one_length(lengths: set[int]) -> int:
 
 
 def _text(element: Element | None, path: str = ".") -> str:
-    """Text of the first element of that path, "" where there is none."""
+    """Returns the text of the first element of that path, "" where there is none."""
     child = None if element is None else element.find(path)
     return (child.text or "").strip() if child is not None else ""
 
@@ -331,7 +331,7 @@ _PER_YEAR = {"": 1, "YEAR": 1, "MONTH": 12, "WEEK": 52.18, "DAY": 365.25}
 
 
 def _years(age: str, unit: str = "") -> float | None:
-    """An age in years, of digits and a unit ("YEARS", "MONTHS"); None where one of them is something else."""
+    """Returns an age in years, of digits and a unit ("YEARS", "MONTHS"); None where one of them is something else."""
     per_year = _PER_YEAR.get(unit.strip().upper().removesuffix("S"))
     return float(age) / per_year if per_year and re.fullmatch(r"\d{1,5}", age.strip()) else None
 
@@ -350,7 +350,7 @@ def _words(data: bytes, what: str) -> np.ndarray:
 
 
 def _expect(samples: np.ndarray, stated: str, what: str) -> np.ndarray:
-    """`samples`, as many as a text states, where it states any."""
+    """Returns `samples`, as many as a text states, where it states any."""
     if stated and len(samples) != whole(stated, f"the number of samples of {what}"):
         raise FormatError(CUT, f"{len(samples)} of {stated} samples of {what}")
     return samples
@@ -538,7 +538,7 @@ def _philips(root: Element) -> Recording:
 
 
 def _xli_chunks(data: bytes, count: int) -> Iterator[tuple[bytes, int]]:
-    """Each lead's packed bytes and first remainder: a header of size (4 bytes), an unused word, and that number."""
+    """Yields each lead's packed bytes and first remainder: a header of size (4 bytes), an unused word, that number."""
     position = 0
     for lead in range(count):
         size = int.from_bytes(data[position : position + 4], "little")
@@ -551,7 +551,7 @@ def _xli_chunks(data: bytes, count: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _unpack_xli(chunk: bytes, initial: int, length: int) -> np.ndarray:
-    """The samples of one lead: LZW codes of 10 bits, high bytes before low bytes, second differences."""
+    """Unpacks one lead: LZW codes of 10 bits, high bytes before low bytes, second differences."""
     unpacked = _unpack_lzw(chunk, 2 * length)
     unpacked += b"\0" * (len(unpacked) % 2)
     high, low = np.frombuffer(unpacked, dtype=np.uint8).reshape(2, -1)
@@ -570,7 +570,7 @@ def _unpack_xli(chunk: bytes, initial: int, length: int) -> np.ndarray:
 
 
 def _unpack_lzw(chunk: bytes, limit: int) -> bytes:
-    """LZW with codes of 10 bits, the highest bit first; the table is filled once, 1023 ends the lead."""
+    """Unpacks LZW codes of 10 bits, the highest bit first; the table is filled once, 1023 ends the lead."""
     table = [bytes([byte]) for byte in range(256)]
     pieces, previous, total = [], b"", 0
     bits = held = 0

@@ -144,7 +144,7 @@ class MelpAttention(nn.Module):
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def _key_values(self, hidden_states, context, past_key_values: EncoderDecoderCache | None):
-        """Keys and values, (batch, heads, length, head_dim); those of a context are computed once a generation."""
+        """Returns keys and values (batch, heads, length, head_dim), of a context computed once per generation."""
         if context is None:
             key, value = self._heads(self.k_proj(hidden_states)), self._heads(self.v_proj(hidden_states))
             if past_key_values is not None:
@@ -434,7 +434,7 @@ class MelpPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """See [`~PreTrainedModel.from_pretrained`]; a malformed folder is a ValueError."""
+        """Loads as [`~PreTrainedModel.from_pretrained`]; a malformed folder is a ValueError."""
         name = str(pretrained_model_name_or_path)
         check_folder(os.path.join(name, kwargs.get("subfolder") or ""))
         kwargs.setdefault("use_safetensors", True)  # what we save; the older format is a pickle
@@ -447,7 +447,7 @@ class MelpPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The original's initialisation, and one for the output matrix, which the original leaves uninitialised.
+        """Initialises weights as the original does, and the output matrix, which the original leaves uninitialised.
 
         A module is visited only if one of its own parameters was not loaded, so each branch names the module that
         owns the parameters.
@@ -689,7 +689,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         return explain(self, input_values, input_ids, **options)
 
     def _encode_text(self, input_ids, attention_mask=None, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of the tokens (batch, tokens, dim) and of the [CLS] appended to them (batch, dim).
+        """Returns hidden states of the tokens (batch, tokens, dim) and of the [CLS] appended to them (batch, dim).
 
         [CLS] has the last position of `max_text_length` whatever the padding, as in the original, which pads every
         report to that length; with it the result does not depend on how a batch was padded.
@@ -715,7 +715,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         return outputs.last_hidden_state[:, :-1], outputs.last_hidden_state[:, -1]
 
     def _embed_sentences(self, hidden_states, sentence_ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected mean of each sentence's tokens (batch, sentences, dim), and which sentences are real."""
+        """Returns the mean of each sentence's tokens, projected (batch, sentences, dim), and which ones are real."""
         means, sentence_mask = token_means(hidden_states, sentence_ids)
         return self.sentence_projection(means) * sentence_mask[..., None], sentence_mask
 
@@ -786,7 +786,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
         return output
 
     def _describe(self, output: MelpOutput, hidden_states, input_ids, attention_mask, **kwargs):
-        """Caption loss of the pairs, and outside training what explains them: all logits, the sentences' beats."""
+        """Adds the caption loss, and outside training what explains the pairs: all logits, the sentences' beats."""
         targets = input_ids[:, 1:]
         padding = targets == self.config.pad_token_id if attention_mask is None else attention_mask[:, 1:] == 0
         causal_mask = create_causal_mask(self.config, hidden_states, None, None)
@@ -810,7 +810,7 @@ class MelpModel(MelpPreTrainedModel, GenerationMixin):
             output.loss = output.loss + config.local_loss_weight * output.local_loss
 
     def _decode_step(self, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache, use_cache, **kwargs):
-        """Next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
+        """Returns next-token logits of a report drafted so far, with a key/value cache over text tower and decoder."""
         if encoder_outputs is None:
             raise ValueError("Drafting a report needs input_values or encoder_outputs.")
         prompts, ecgs = len(decoder_input_ids), len(encoder_outputs.token_embeds)

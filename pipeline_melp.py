@@ -64,7 +64,7 @@ class MelpPipeline(Pipeline):
         return self.feature_extractor(ecg, return_tensors="pt", **ecg_kwargs)
 
     def _embed(self, model_inputs) -> torch.Tensor:
-        """(batch, projection_dim) float32, L2-normalised."""
+        """Returns (batch, projection_dim) float32, L2-normalised."""
         model = getattr(self.model, "ecg_model", self.model)
         return F.normalize(model(**model_inputs).rhythm_embeds.float(), dim=-1)
 

@@ -60,7 +60,7 @@ class MelpSentenceModule(nn.Module):
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of a text; what is longer is cut."""
+        """Returns how many tokens of a text are read; what is longer is cut."""
         return self.processor.max_text_length - 1
 
     def get_embedding_dimension(self) -> int:

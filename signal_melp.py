@@ -258,7 +258,7 @@ def interpolate_gaps(signal: np.ndarray, max_gap: int) -> np.ndarray:
 
 
 def _runs(flags: np.ndarray) -> np.ndarray:
-    """(runs, 2): the first index and the one past the last of every run of True."""
+    """Returns (runs, 2): the first index and the one past the last of every run of True."""
     edges = np.diff(flags.astype(np.int8), prepend=0, append=0)
     return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
 

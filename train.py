@@ -31,16 +31,15 @@ def train(recipe: Recipe, dry_run: bool = False) -> Path:
         SystemExit: after Ctrl-C or SIGTERM, with a checkpoint saved.
     """
     recipe.check_sources()
+    recipe.check_settings()
     from tqdm import tqdm
 
     from melp.training.health import GracefulStop, StepGuard
-    from melp.training.logs import check_packages
     from melp.training.processes import one_writer, process_state
     from melp.training.run import Run
     from melp.training.run_folder import open_run
     from melp.training.speed import estimate
 
-    check_packages(recipe)
     if dry_run:
         run = Run(recipe)
         run.accelerator.print(estimate(recipe, run.stage, run.optimizer, run.batches))
@@ -92,6 +91,7 @@ def train(recipe: Recipe, dry_run: bool = False) -> Path:
 def run_demo(overrides: dict) -> Path:
     """Runs what `train.py` does without a recipe: corpus, language stage, multi-scale stage, evaluation, drafts."""
     language, recipe = demo_recipes(overrides)
+    recipe.check_settings()  # of its sources one is still to be trained
     from melp.evaluation.tasks.demo import report_demo
     from melp.training.processes import process_state
     from melp.training.run_folder import open_run

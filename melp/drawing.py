@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from melp.notice import NOTICE
-from signal_melp import USUAL_LEADS
+from signal_melp import PRINTED_COLUMNS, USUAL_LEADS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ MM_PER_SECOND, MM_PER_MILLIVOLT = 25.0, 10.0
 INCH = 25.4  # mm
 # Rows of leads, each read from left to right; the columns of a row follow each other in time.
 LAYOUTS = {
-    "3x4": (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6")),
+    "3x4": tuple(zip(*PRINTED_COLUMNS, strict=True)),
     "6x2": (("I", "V1"), ("II", "V2"), ("III", "V3"), ("aVR", "V4"), ("aVL", "V5"), ("aVF", "V6")),
     "12x1": tuple((lead,) for lead in USUAL_LEADS),
 }
@@ -87,7 +87,7 @@ def lay_out(layout: str, leads: Sequence[str], seconds: float = SECONDS) -> tupl
     """Returns the rows of panels of a layout, and width and height in mm of the ruled part below the header.
 
     Args:
-        layout: a name in `LAYOUTS`, or leads with commas between them, a row each ("II,V1,V5").
+        layout: a name in `LAYOUTS`, or leads with commas between them, one row per lead ("II,V1,V5").
         leads: those that the recording has; a panel of another stays empty.
         seconds: what a row shows.
 
@@ -307,7 +307,7 @@ def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _bars_height(tints: Sequence[Tint]) -> float:
-    """A multiple of 5 mm, so that baselines stay on thick lines."""
+    """Returns a multiple of 5 mm, so that baselines stay on thick lines."""
     return 5.0 * -(-len(tints) * (BAR + BARS_GAP) // 5.0)
 
 

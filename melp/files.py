@@ -181,6 +181,12 @@ def read_json(path: Path) -> dict:
     return values
 
 
+def refuse_file(folder: Path):
+    """Raises ValueError where a folder to write into is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name another --output.")
+
+
 # --------------------------------------------------------------------------------------------------------------- lock
 
 

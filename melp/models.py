@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from configuration_melp import MelpConfig, MelpEcgConfig, check_folder, read_json
-from melp.sources import fetch
+from melp.sources import fetch, require_model
 from modeling_melp import MelpEcgModel, MelpForEcgClassification, MelpModel, MelpPreTrainedModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
@@ -24,8 +24,7 @@ def model_folder(source: str | Path) -> Path:
         ValueError: where there is none, it has no config.json, an index is malformed, or a clone lacks its weights.
     """
     folder = fetch(source)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{source} is no model folder: it has no config.json.")
+    require_model(folder, source)
     for path in folder.glob("*.safetensors"):
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:

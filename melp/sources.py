@@ -1,15 +1,22 @@
 """Names of models, data and texts, one rule: a folder, a file, ID, ID@REVISION or ID/FILE[@REVISION].
 
 What exists on this disk is that; anything else is looked for on the Hub. `--model`, `--data`, `--text`, `--text-model`
-and the rest all go through `fetch`.
+and the rest all go through `fetch`. What can be said against a folder before torch is imported is here, too.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of a model: nothing below the top folder (onnx/, checkpoints of other frameworks), no code (the classes are ours).
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.md")
+from melp.files import read_json
+
+# Of a model: nothing below the top folder (onnx/, checkpoints of other frameworks), no code (the classes are ours);
+# `*.model` is the vocabulary of a SentencePiece tokenizer.
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.md", "*.model")
+SPLITS = "dataset_dict.json"  # of a prepared folder, the names of its splits
+ALL = "all"  # the name of all splits together
+MAKE_ONE = "make one with `python -m melp.prepare`"
 _ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*|[\w][\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[^@]+))?")
 
 
@@ -78,6 +85,49 @@ def fetch(source: str | Path, repo_type: str = "model", allow_patterns: tuple[st
         kind = {"model": "folder or model", "dataset": "folder or dataset"}[repo_type]
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{source} is no {kind} on this disk, nor one that the Hub gives you ({reason})") from error
+
+
+def check_model(source: str | Path):
+    """Raises ValueError where a name is neither a model folder nor in the form of a Hub id."""
+    folder = parse_source(source).path
+    if folder is not None:
+        require_model(folder, source)
+
+
+def require_model(folder: Path, source: str | Path):
+    """Raises ValueError where what a user named is there, as `folder`, but holds no model."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{source} is no model folder: it has no config.json.")
+
+
+def check_prepared(source: str | Path):
+    """Raises ValueError where a name is neither a prepared folder nor in the form of a Hub id."""
+    parsed = parse_source(source)
+    if parsed.path is not None or parsed.file is not None:
+        require_prepared(Path(source), source)
+
+
+def require_prepared(folder: Path, source: str | Path):
+    """Raises ValueError where what a user named is there, as `folder`, but is not prepared."""
+    if not (folder / SPLITS).is_file():
+        raise ValueError(f"{source} is not a prepared folder (it has no {SPLITS}): {MAKE_ONE}.")
+
+
+def check_split(folders: Sequence[str], split: str):
+    """Raises ValueError where none of these prepared folders has a split; nothing is downloaded to find it out."""
+    known = []
+    for folder in folders:
+        names = None if parse_source(folder).path is None else read_json(Path(folder) / SPLITS).get("splits")
+        if not isinstance(names, list):  # on the Hub, or damaged, as whoever opens it will say
+            return
+        known += names
+    require_split(split, dict.fromkeys(map(str, known)), " ".join(folders))
+
+
+def require_split(name: str, known: Iterable[str], where: str | Path):
+    """Raises ValueError where a split is none of those there are, nor `all` of them."""
+    if name != ALL and name not in known:
+        raise ValueError(f"{where} has no split {name!r}; it has {', '.join(known)}.")
 
 
 def pin(source: str, repo_type: str = "model") -> str:

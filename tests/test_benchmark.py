@@ -143,8 +143,25 @@ def test_every_door_is_a_command():
     assert {"python train.py", "python evaluate.py", "python -m melp.benchmark"} < names
 
 
-@pytest.mark.parametrize("wrong", [["encode", "--batch-size", "-1"], ["train", "--onnx"], ["nothing"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["encode", "--batch-size", "-1"],
+        ["train", "--onnx"],
+        ["nothing"],
+        ["encode", "--model", "ID"],
+        ["app"],
+        ["encode", "--device", "foo"],
+    ],
+)
 def test_what_cannot_be_measured_is_refused(wrong, capsys):
     with pytest.raises(SystemExit):
         command.read_options(wrong)
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    assert command.read_options(["encode", "--device", "cuda:1"]).device == "cuda:1"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cuda: torch finds no CUDA device here"):
+        command.main(["encode", "--device", "cuda"])

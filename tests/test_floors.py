@@ -22,7 +22,7 @@ FLOORS = (
     ("data", ("melp.prepare", "melp.data", "melp.duplicates")),
     (
         "measures",
-        ("melp.evaluation", "melp.convert", "melp.hub", "melp.synthetic.signals"),
+        ("melp.evaluation", "melp.convert", "melp.hub"),
     ),
     ("training", ("melp.training",)),
     ("predictions", ("melp.explain", "melp.predict", "melp.search")),
@@ -94,7 +94,7 @@ def imported_by() -> dict[str, set[str]]:
 def test_what_is_imported_is_seen(imported_by):
     """Inside functions, by one-dot imports and by `from package import module`."""
     assert "processing_melp" in imported_by["melp.models"] and "configuration_melp" in imported_by["modeling_melp"]
-    assert {"melp.evaluation.settings", "melp.evaluation.tasks"} <= imported_by["evaluate"]
+    assert {"melp.evaluation.settings", "melp.evaluation.tasks"} <= imported_by["melp.evaluation.command"]
     assert floor_of("melp.evaluation.tasks.report") > floor_of("melp.training.stages.base") > floor_of("melp.data")
 
 

@@ -102,7 +102,7 @@ def test_resumed_equals_uninterrupted(run, corpus, language, tmp_path, workers):
     lines = [line for line in log(output) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     hours = [line["hours"] for line in lines]
-    assert hours[0] > 0 and hours == sorted(hours)  # they go on
+    assert hours[0] > 0 and hours == sorted(hours)  # they continue
     resumed = weights(output)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
@@ -122,7 +122,7 @@ LAUNCHES = {"": None, ", FSDP2": FSDP2}
 def test_two_processes_equal_one(deterministic, tmp_path, launch):
     """Global negatives, global token means, gradients through the gather: the weights agree after 20 steps.
 
-    Also where both are killed in the middle of a step and go on from the checkpoint.
+    Also where both are killed in the middle of a step and continue from the checkpoint.
     """
     (recipe, one), settings = deterministic, LAUNCHES[launch]
     two = recipe(tmp_path.name, batch_size=4)

@@ -119,6 +119,7 @@ def test_it_works_outside_the_clone(installed, tmp_path):
     run(installed, *predict, "--output", "out", "--embeddings", cwd=tmp_path)
     assert "1 recordings were done before" in run(installed, *predict, "--output", "out", "--embeddings", cwd=tmp_path)
     assert "signal: 10 s, 500 Hz, 12 leads" in run(installed, *predict, cwd=tmp_path)
+    assert "python -m melp.evaluation TASK" in run(installed, "-m", "melp.evaluation", "--help", cwd=tmp_path)
     assert "python -m melp.hub push" in run(installed, "-m", "melp.hub", "--help", cwd=tmp_path)
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # of a clone, which need not be installed
+from melp.markdown import table as markdown_table
+
 HERE = Path(__file__).resolve().parent
 LABEL_SETS = ("superclass", "subclass", "form", "rhythm")
 RECIPES = HERE.parents[1] / "recipes"
@@ -92,7 +95,7 @@ def measure(name: str, seed: int, data: str, folder: Path, output: Path) -> dict
 def table(figures: dict[str, dict[str, dict]]) -> str:
     """Returns a row per change: by how much it differs from all of it, as the mean and range over the seeds."""
     whole = figures["all of it"]
-    lines = ["| | seeds | " + " | ".join(LABEL_SETS) + " |", "|---|---:|" + "---:|" * len(LABEL_SETS)]
+    rows = []
     for name, seeds in figures.items():
         cells = []
         for labels in LABEL_SETS:
@@ -100,8 +103,8 @@ def table(figures: dict[str, dict[str, dict]]) -> str:
             values = [seeds[seed][labels] - base[seed] for seed in base]
             form = ".3f" if seeds is whole else "+.3f"
             cells.append(f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})")
-        lines.append(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, len(seeds), *cells])
+    return markdown_table(["", "seeds", *LABEL_SETS], rows)
 
 
 def main():

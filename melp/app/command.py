@@ -67,8 +67,9 @@ def main(arguments: list[str] | None = None, name: str = "app.py"):
             print(write_space(options.write_space))
             return
         from melp.app.limits import Limits
-        from melp.predict.options import check_model, default_model
+        from melp.predict.options import default_model
         from melp.search.index import index_files
+        from melp.sources import check_model
 
         limits = Limits(**{name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in LIMITS})
         if options.port is not None and not 0 <= options.port <= 65535:

@@ -75,7 +75,7 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """The model's name without the place where it lies."""
+        """Returns the model's name without the place where it lies."""
         return Path(self.predictor.source).name or "MELP"
 
     # --------------------------------------------------------------------------------------------------------- reading

@@ -97,7 +97,7 @@ class Gate:
                 await _answer(send, 413, _too_large(counted))
 
     def _is_ours(self, path: str) -> bool:
-        """Whether a path of `file=` lies in this app's folder, after all that it may be encoded in."""
+        """Tells whether a path of `file=` lies in this app's folder, after all that it may be encoded in."""
         prefix = "/gradio_api/file="
         if not path.startswith(prefix):
             return True
@@ -136,7 +136,7 @@ class Gate:
 
 
 def _is_larger(scope, most: float) -> bool:
-    """Whether a request says of itself that it is larger than that, or says what is no length."""
+    """Tells whether a request says of itself that it is larger than that, or says what is no length."""
     stated = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     return not stated.isdigit() or int(stated) > most
 

@@ -46,7 +46,7 @@ class Limits:
 
 
 class Refusal(ValueError):
-    """Why something is not done; its text is for the visitor and quotes nothing from inside a file."""
+    """Says why something is not done; its text is for the visitor and quotes nothing from inside a file."""
 
 
 def explained(error: Exception) -> str:

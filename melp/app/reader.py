@@ -66,7 +66,7 @@ def unpack(folder: str, limits: Limits):
 
 
 def _inside(member: zipfile.ZipInfo, number: int) -> Path:
-    """A member's place: what of its name leads out of the folder is dropped."""
+    """Returns a member's place: what of its name leads out of the folder is dropped."""
     parts = [part for part in Path(member.filename.replace("\\", "/")).parts if part not in ("/", "..", ".")]
     return Path(*parts) if parts else Path(str(number))
 
@@ -235,7 +235,7 @@ class _Process:
             self._worker = None
 
     def _ask(self, name: str, *arguments):
-        """The answer; None where the process ended, and a TimeoutError where it did not answer in time."""
+        """Returns the answer; None where the process ended. Raises TimeoutError where it did not answer in time."""
         self._worker = self._worker or self.reader.take()
         try:
             self._worker.connection.send((name, arguments))

@@ -12,6 +12,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from melp.files import refuse_file
+from melp.sources import check_model
+
 ARCHIVED = 40  # simulated recordings that Search searches
 BATCH = 6  # of them that Batch reads
 WIDE, NARROW = {"width": 1200, "height": 1150}, {"width": 400, "height": 850}
@@ -140,9 +143,11 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="of the findings that are shown")
     parser.add_argument("--output", type=Path, default=Path("docs/app"), metavar="DIR", help="default: docs/app")
     options = parser.parse_args(arguments)
-    if find_chromium() is None:
-        sys.exit("melp.app.screenshots: there is no Chromium: apt-get install chromium.")
     try:
+        check_model(options.model)
+        refuse_file(options.output)
+        if find_chromium() is None:
+            raise ValueError("there is no Chromium: apt-get install chromium.")
         from melp.app.engine import Settings
         from melp.app.run import serving
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from melp.files import write_atomically
 from melp.notice import NOTICE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -40,8 +41,8 @@ def write_space(folder: Path) -> str:
 
     folder.mkdir(parents=True, exist_ok=True)
     requirements = "\n".join([INDEX, *_requirements("formats")]) + "\n"
-    (folder / "README.md").write_text(README.format(version=version("gradio"), notice=NOTICE), encoding="utf-8")
-    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+    write_atomically(folder / "README.md", README.format(version=version("gradio"), notice=NOTICE))
+    write_atomically(folder / "requirements.txt", requirements)
     return (
         f"Written: {folder}/README.md, requirements.txt. With the clone's files they are a Space. Next:\n"
         "    hf repos create OWNER/melp-app --type space --sdk gradio\n"

@@ -15,8 +15,8 @@ from melp.app.uploads import Uploads
 from melp.notice import NOTICE
 from melp.predict.reading import Reading
 
-# Messages of a batch that may wait to be fetched, one a second: Gradio notes when a connection ends, not that there
-# never was one, and would go on for nobody.
+# Messages of a batch that may wait to be fetched, one per second: Gradio notes when a connection ends, not that there
+# never was one, and would continue for nobody.
 UNHEARD = 30
 CLICKS = """
 element.addEventListener("click", (event) => {

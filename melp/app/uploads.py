@@ -94,7 +94,7 @@ class Uploads:
             number += 1
 
     def _uploaded(self, file) -> Path:
-        """The path of an uploaded file: a client may name any, and gets none but what was uploaded."""
+        """Returns the path of an uploaded file: a client may name any, and gets none but what was uploaded."""
         path = _path(file)
         if not isinstance(path, str) or "\0" in path:
             raise Refusal("this is no uploaded file.")

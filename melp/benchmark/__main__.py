@@ -23,19 +23,21 @@ time of one core.
 import argparse
 import json
 import multiprocessing
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from melp.files import write_atomically
 from melp.markdown import table
-from melp.sources import parse_source
+from melp.sources import check_model, check_prepared
 
 BATCH_SIZES = {"encode": 4, "train": 4, "generate": 4, "local-loss": 64, "data": 64, "bootstrap": 1, "startup": 1}
 BATCH_SIZES |= {"predict": 16, "search": 1, "memory": 1, "app": 1}
 LARGE_BATCH = 1024  # at which the beat loss's memory is measured
 MIMIC_RECORDS = 800_035
-COLUMNS = "| task | device | dtype | batch | per second | TFLOP/s | peak | share | memory GB |"
+DEVICE = r"cpu|(cuda|mps|xpu)(:\d+)?"
+COLUMNS = ("task", "device", "dtype", "batch", "per second", "TFLOP/s", "peak", "share", "memory GB")
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,6 +65,14 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {value}")
     if options.onnx and options.task != "encode":
         parser.error(f"--onnx is for encode, not {options.task}")
+    if options.model is not None and options.task != "app":
+        parser.error(f"--model is for app, not {options.task}; --config measures a model's sizes")
+    if options.data is not None and options.task != "data":
+        parser.error(f"--data is for data, not {options.task}")
+    if options.model is None and options.task == "app":
+        parser.error("name a model folder with --model: the app reads, finds and answers with a whole one.")
+    if options.device is not None and not re.fullmatch(DEVICE, options.device):
+        parser.error(f"--device must be cpu, cuda, mps or xpu, or one by its number (cuda:1), not {options.device}")
     options.batch_size = options.batch_size or BATCH_SIZES[options.task]
     return options
 
@@ -88,9 +98,9 @@ def as_row(case: dict) -> str:
         return "" if case[name] is None else format(case[name], form)
 
     task = f"{case['task']}, {case['way']}" if "way" in case else case["task"]
-    cells = [task, case["device"], case["dtype"], case["batch_size"], f"{case['per_second']:.2f}"]
+    cells = [task, case["device"], case["dtype"], str(case["batch_size"]), f"{case['per_second']:.2f}"]
     cells += [number("tflops", ".3f"), number("peak_tflops", ".3f"), number("share_of_peak", ".0%")]
-    return "| " + " | ".join(map(str, [*cells, number("peak_memory_gb", ".1f")])) + " |"
+    return table(COLUMNS, [[*cells, number("peak_memory_gb", ".1f")]]).splitlines()[-1]
 
 
 def remark(case: dict) -> str | None:
@@ -126,14 +136,16 @@ def remark(case: dict) -> str | None:
 
 
 def measure_rates(options) -> list[dict]:
+    import torch
+
     from melp.benchmark.case import measure
 
     if options.device is None:
-        import torch
-
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: torch finds no CUDA device here.")
     cases = []
-    print(f"{COLUMNS}\n|---|---|---|---:|---:|---:|---:|---:|---:|")
+    print(table(COLUMNS, []))  # a row follows when it is measured
     for function, arguments in jobs(options):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             measured = pool.submit(measure, function, arguments, options).result()
@@ -169,8 +181,10 @@ def show_memory() -> list[dict]:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
-        for source in filter(None, (options.config, options.model, options.data)):
-            parse_source(source)
+        for source in filter(None, (options.config, options.model)):
+            check_model(source)
+        if options.data is not None:
+            check_prepared(options.data)
         shown = {"startup": show_startup, "memory": show_memory}.get(options.task)
         cases = shown() if shown else measure_rates(options)
     except (ValueError, OSError) as error:

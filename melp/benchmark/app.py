@@ -39,10 +39,8 @@ def measure_app(options) -> list[dict]:
     """Starts the app in a process of its own and asks it, as one visitor and as ten at once.
 
     Raises:
-        ValueError: without `--model`, or where the app does not start.
+        ValueError: where the app does not start.
     """
-    if options.model is None:
-        raise ValueError("name a model folder with --model: the app reads, finds and answers with a whole one.")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -125,7 +123,7 @@ def _call(url: str, name: str, values: list, visitor: str) -> float:
 
 
 def _cpu_seconds(server: int) -> float:
-    """CPU time of the app and of the processes that it started, those that have ended among them."""
+    """Returns the CPU time of the app and of the processes that it started, those that have ended among them."""
     process, spent = psutil.Process(server), 0.0
     for one in (process, *process.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):

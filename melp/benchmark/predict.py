@@ -45,7 +45,7 @@ def measure_predict(options) -> list[dict]:
 
 
 def _rates(predictor: Predictor, paths: list[str], options) -> tuple[list[float], list[float]]:
-    """Recordings per second of both ways, once per turn."""
+    """Measures recordings per second of both ways, once per turn."""
     ecg = torch.rand(options.batch_size, 12, 5000, device=predictor.model.device, dtype=predictor.model.dtype)
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from melp.sources import parse_source
+from melp.sources import check_model, check_prepared, check_split, parse_source
 from melp.yaml_file import read_yaml
 
 
@@ -54,8 +54,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
-        for source in (options.model, options.data):
-            parse_source(source)
+        check_model(options.model)
+        check_prepared(options.data)
+        check_split([options.data], options.split)
         if options.output is None and parse_source(options.model).path is None:
             raise ValueError(f"{options.model} is on the Hub: name a file to write with --output.")
         if options.prompts is not None:

@@ -139,12 +139,12 @@ def _rule_back(name: str, ours: Tensors, rules: list[Rule]) -> tuple[Rule, dict[
 
 
 def _module(source: str, target: str) -> Rule:
-    """Weight and bias of a linear layer or a norm."""
+    """Maps weight and bias of a linear layer or a norm."""
     return Rule(source + ".{parameter}", target + ".{parameter}")
 
 
 def _attention(source: str, target: str) -> list[Rule]:
-    """torch.nn.MultiheadAttention, stacked or with separate projections."""
+    """Maps torch.nn.MultiheadAttention, stacked or with separate projections."""
     return [
         Rule(source + ".in_proj_{parameter}", target + ".{qkv}_proj.{parameter}"),
         Rule(source + ".{qkv}_proj_weight", target + ".{qkv}_proj.weight"),

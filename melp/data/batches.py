@@ -175,7 +175,7 @@ def move_electrodes(signals: torch.Tensor) -> torch.Tensor:
     down = (2 * second - first) / math.sqrt(3)  # the frontal vector has the components I and this
     one = angle.cos() * first - angle.sin() * down
     two = one / 2 + math.sqrt(3) / 2 * (angle.sin() * first + angle.cos() * down)
-    limb = [of_one * one + of_two * two for of_one, of_two in map(LIMB_LEADS.get, LEADS[: len(LIMB_LEADS)])]
+    limb = [share_i * one + share_ii * two for share_i, share_ii in map(LIMB_LEADS.get, LEADS[: len(LIMB_LEADS)])]
     chest = signals[:, len(limb) :]
     way = 0.2 * (2 * torch.rand(*chest.shape[:2], 1) - 1)
     before, after = (torch.cat(ends, dim=1) for ends in ((chest[:, :1], chest[:, :-1]), (chest[:, 1:], chest[:, -1:])))

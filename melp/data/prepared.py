@@ -25,12 +25,10 @@ from datasets.distributed import split_dataset_by_node
 from melp.data.checks import check_columns, check_rows
 from melp.data.stored import label_names
 from melp.files import read_json
-from melp.sources import fetch, parse_source
+from melp.sources import ALL, MAKE_ONE, SPLITS, fetch, parse_source, require_prepared, require_split
 
-ALL = "all"  # the name of all splits together
 STREAM_SHARD_RECORDS, STREAM_SHARDS = 100, 1024  # a streamed folder is shuffled by shards of so many, or of more
 ABOUT = "melp.json"
-MAKE_ONE = "make one with `python -m melp.prepare`"
 
 
 def prepared_folder(path: str | Path) -> Path:
@@ -41,8 +39,7 @@ def prepared_folder(path: str | Path) -> Path:
     """
     source = parse_source(str(path))
     folder = fetch(str(path), "dataset") if source.file is None else Path(path)
-    if not (folder / "dataset_dict.json").is_file():
-        raise ValueError(f"{path} is not a prepared folder (it has no dataset_dict.json): {MAKE_ONE}.")
+    require_prepared(folder, path)
     return folder
 
 
@@ -69,7 +66,7 @@ def load_prepared(path: str | Path) -> DatasetDict:
         ValueError: naming the folder and what is wrong with it: damaged, or not in the format of `melp.data.stored`.
     """
     folder = prepared_folder(path)
-    names = read_json(folder / "dataset_dict.json").get("splits")
+    names = read_json(folder / SPLITS).get("splits")
     try:
         splits = DatasetDict({name: _load_split(folder / name) for name in names})
     except Exception as error:  # of datasets, Arrow and JSON, whatever a damaged file runs them into
@@ -140,8 +137,7 @@ def get_split(splits: DatasetDict, name: str, path: str | Path) -> Dataset:
     """
     if name == ALL and ALL not in splits:
         return concatenate_datasets(list(splits.values()))
-    if name not in splits:
-        raise ValueError(f"{path} has no split {name!r}; it has {', '.join(splits)}.")
+    require_split(name, splits, path)
     return splits[name]
 
 

@@ -82,7 +82,7 @@ def plan(root, *, reports: str = "none", splits: str | None = None, seed: int = 
 
 
 def reference_codes(path: Path) -> dict[str, list[str]]:
-    """Codes of each recording from the competition's table. Raises ValueError naming a label that is not 1 to 9."""
+    """Reads each recording's codes from the competition's table. Raises ValueError naming a label outside 1 to 9."""
     table = read_csv(path)
     numbers, codes = table.iloc[:, 1:4].to_numpy(dtype=float), list(CPSC2018)
     if not np.isin(numbers[~np.isnan(numbers)], np.arange(1, 10)).all():

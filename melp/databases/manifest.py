@@ -115,7 +115,7 @@ _real_folder = functools.lru_cache(maxsize=100_000)(os.path.realpath)
 
 
 def _resolved(path: str) -> str:
-    """A recording's one name: its folder without links and dots, its file without the suffix of a WFDB record."""
+    """Returns a recording's one name: its folder without links and dots, its file without a WFDB record's suffix."""
     folder, name = os.path.split(path)
     return os.path.join(_real_folder(folder), re.sub(r"(\.(hea|dat|mat))?(\.gz)?$", "", name, flags=re.IGNORECASE))
 

@@ -234,5 +234,5 @@ def add_reports(parser):
         "--reports",
         choices=("none", "statements"),
         default="none",
-        help="the database has no reports: none, or the English names of each recording's codes, a sentence each",
+        help="the database has no reports: none, or each recording's codes by English names, one sentence per code",
     )

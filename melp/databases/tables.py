@@ -101,6 +101,7 @@ def seeded_split(patients: Sequence[str], seed: int, shares: Mapping[str, float]
     names = identifiers(patients).to_pylist()
     for patient in names:
         if patient not in known:
+            # Not `melp.names.name_hash`: another hash would move patients of data that is prepared to other splits.
             draw = int(hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()[:8], 16) / 2**32
             known[patient] = next((split for bound, split in bounds if draw < bound), bounds[-1][1])
     return [known[patient] for patient in names]

@@ -74,7 +74,7 @@ def read_stored(path: str | Path, name: str | None = None, *, unit: str | None =
 
 
 def _as_stored(channels: list[Channel]) -> dict | None:
-    """Samples, gains and baselines of channels that 16 bits hold, else None."""
+    """Returns the samples, gains and baselines of channels that 16 bits hold, else None."""
     first = channels[0]
     same = all(one.rate == first.rate and len(one.samples) == len(first.samples) for one in channels)
     if not same or any(one.samples.dtype.kind not in "iu" for one in channels) or not len(first.samples):

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from melp.sources import parse_source
+from melp.sources import check_prepared
 
 SHOWN = 20
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None):
         parser.error("a folder is named twice")
     try:
         for folder in options.folders:
-            parse_source(folder)
+            check_prepared(folder)
         from melp.duplicates.search import find_equal, find_near, load_recordings, write_duplicates
 
         recordings = load_recordings(options.folders)

@@ -30,7 +30,7 @@ _BLOCK = 2048
 
 @dataclass
 class Descriptions:
-    """Of all recordings: `vectors` (recordings, CHOICES, values) float32, NaN where there is none; `times` in s."""
+    """All descriptions: `vectors` (recordings, CHOICES, values) float32, NaN where there is none; `times` in s."""
 
     vectors: np.ndarray
     times: np.ndarray

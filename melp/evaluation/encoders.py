@@ -36,6 +36,26 @@ def names_encoder(source: str) -> bool:
     return _NAME.fullmatch(source) is not None and not Path(source).exists()
 
 
+def check_encoder(source: str):
+    """Looks for the file or module of an encoder without importing any; of PACKAGE.MODULE for the package.
+
+    Raises:
+        ValueError: naming what is not there.
+    """
+    name = _NAME.fullmatch(source)["module"]
+    if name.endswith(".py"):
+        if not Path(name).resolve().is_file():
+            raise ValueError(f"{source}: there is no file {name}.")
+        return
+    package = name.partition(".")[0]
+    if not package or (package not in sys.modules and importlib.util.find_spec(package) is None):
+        raise ValueError(_no_module(source, package))
+
+
+def _no_module(source: str, name: str) -> str:
+    return f"{source}: there is no module {name}; FILE.py:CLASS names a file."
+
+
 class ExternalEncoder:
     """An encoder by its name, and its embeddings of stored rows."""
 
@@ -116,14 +136,13 @@ def encoder_file(source: str) -> Path | None:
 
 
 def _import(name: str, source: str):
+    check_encoder(source)
     if not name.endswith(".py"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise ValueError(f"{source}: there is no module {error.name}; FILE.py:CLASS names a file.") from error
+            raise ValueError(_no_module(source, error.name)) from error
     path = Path(name).resolve()
-    if not path.is_file():
-        raise ValueError(f"{source}: there is no file {name}.")
     known = f"melp_encoders_{path.stem}_{abs(hash(path))}"
     if known not in sys.modules:
         spec = importlib.util.spec_from_file_location(known, path)

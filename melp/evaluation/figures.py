@@ -36,7 +36,7 @@ def save(figure: Figure, path: Path):
 
 
 def _panels(count: int, size: float = 1.9, columns: int = 7, title: str = "", below: float = 0.55):
-    """A figure with `count` square panels and room for a title above and a line below, in inches."""
+    """Makes a figure with `count` square panels and room for a title above and a line below, in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
     height = size * rows + below + 0.55
@@ -53,7 +53,7 @@ def _panels(count: int, size: float = 1.9, columns: int = 7, title: str = "", be
 
 
 def _caption(figure: Figure, entries: Sequence[tuple[str, str]], note: str = "", dots: bool = False):
-    """A legend at the bottom, (name, colour) of each line (or kind of dot) drawn, and a note under it."""
+    """Draws a legend at the bottom, (name, colour) of each line (or kind of dot) drawn, and a note under it."""
     style = {"marker": "o", "lw": 0} if dots else {"lw": 1.8}
     handles = [matplotlib.lines.Line2D([], [], color=colour, **style) for _, colour in entries]
     columns = max(1, min(len(entries), int(figure.get_figwidth() / 1.15)))

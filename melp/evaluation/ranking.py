@@ -16,7 +16,7 @@ _CHUNK = 1024  # queries compared at once
 
 @dataclass
 class Ranking:
-    """Of each query, how many wrong candidates come before its best right one.
+    """Counts, per query, how many wrong candidates come before its best right one.
 
     Attributes:
         before: (queries,) wrong candidates that are more similar than the best right one.

@@ -246,7 +246,7 @@ def difference(figure: dict | None, digits: int = 3) -> str:
 
 
 def _plain(value):
-    """JSON's own types, NaN and infinities as None."""
+    """Returns JSON's own types, NaN and infinities as None."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

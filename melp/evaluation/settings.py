@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from melp.command_line import option
-from melp.evaluation.encoders import names_encoder
-from melp.sources import parse_source
+from melp.evaluation.encoders import check_encoder, names_encoder
+from melp.files import refuse_file
+from melp.sources import check_model, check_prepared, check_split
 
 BEST_ON_TEST = "best-on-test"
 # As explain_melp has them, which needs torch; a test compares the two.
@@ -43,6 +44,7 @@ class Settings:
     next: ClassVar[str]  # the task to try after it
     takes_encoders: ClassVar[bool] = False  # whether `against` may name external encoders
     chooses_on_validation: ClassVar[bool] = False  # whether it takes the best of several on the validation split
+    opens_each: ClassVar[bool] = False  # whether every folder of `data` must have the split, and not just any
     also_writes: ClassVar[tuple[str, ...]] = ()  # into `output`, besides what every task writes
 
     model: str = option("model folder, ID or ID@REVISION", metavar="MODEL")
@@ -70,9 +72,16 @@ class Settings:
         if encoders and not self.takes_encoders:
             able = ", ".join(name for name, kind in TASKS.items() if kind.takes_encoders)
             raise ValueError(f"{self.task} cannot measure {encoders[0]}, an external encoder; these can: {able}.")
-        for source in (self.model, *self.against, *getattr(self, "data", ())):
-            if source not in encoders:
-                parse_source(source)
+        for source in (self.model, *self.against):
+            (check_encoder if source in encoders else check_model)(source)
+        data = getattr(self, "data", ())
+        for source in data:
+            check_prepared(source)
+        if getattr(self, "splits", None) is None:  # published pairs are taken wherever they are
+            for folders in [[source] for source in data] if self.opens_each else [data] if data else []:
+                check_split(folders, self.split)
+        if self.output:
+            refuse_file(Path(self.output))
 
     @property
     def command(self) -> str:
@@ -247,6 +256,7 @@ class Transfer(PromptSettings):
     task, next = "transfer", "finetune"
     chooses_on_validation = True
     takes_encoders = True
+    opens_each = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -284,6 +294,22 @@ class Identify(DataSettings):
 
     splits: str | None = option("folder of the published gallery and probe tables", None, metavar="DIR")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.splits is not None:
+            pair_tables(self.splits)
+
+
+def pair_tables(folder: str) -> dict[str, Path]:
+    """Returns the published tables "gallery" and "probe"; raises ValueError naming one that the folder lacks."""
+    tables = {}
+    for name in ("gallery", "probe"):
+        files = [path for end in (".csv", ".csv.gz") if (path := Path(folder) / f"valid_{name}{end}").is_file()]
+        if not files:
+            raise ValueError(f"--splits {folder} has no valid_{name}.csv (or .csv.gz).")
+        tables[name] = files[0]
+    return tables
+
 
 @dataclass(kw_only=True)
 class Report(DataSettings):
@@ -302,9 +328,19 @@ class Report(DataSettings):
     num_beams: int = option("of generate; 1 is greedy", 1)
     max_new_tokens: int | None = option("of generate; by default what the model has positions for", None)
     bertscore: str | None = option(
-        "folder or ID of a language model (roberta-large is usual), for BERTScore of the wording", None, metavar="LM"
+        "language model (roberta-large is usual) for BERTScore of the wording: folder, ID or ID@REVISION",
+        None,
+        metavar="LM",
     )
     limit: int | None = option("draft at most this many recordings, drawn with --seed", None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.bertscore is not None:
+            try:
+                check_model(self.bertscore)
+            except ValueError as error:
+                raise ValueError(f"--bertscore {error}") from None
 
 
 @dataclass(kw_only=True)
@@ -350,6 +386,7 @@ class Calibration(DataSettings):
     """
 
     task, next = "calibration", "zero-shot"
+    opens_each = True
 
     min_positives: int = option("findings with fewer positives are marked, and left out of the means", 10)
     weighted: str | None = option(
@@ -361,7 +398,7 @@ class Calibration(DataSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.weighted is not None:
-            parse_source(self.weighted)
+            check_prepared(self.weighted)
 
 
 @dataclass(kw_only=True)

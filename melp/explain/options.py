@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melp.evaluation.settings import ATTRIBUTIONS
-from melp.predict.options import Reading, check_model
+from melp.predict.options import Reading
 from melp.predict.paths import check_sources
+from melp.sources import check_model
 
 
 @dataclass

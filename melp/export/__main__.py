@@ -18,8 +18,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from melp.files import refuse_file
 from melp.predict.paths import check_sources
-from melp.sources import parse_source
+from melp.sources import check_model, check_prepared, check_split
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,9 +48,12 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None):
     options = read_options(arguments)
     try:
-        for source in filter(None, (options.model, options.data)):
-            parse_source(source)
+        check_model(options.model)
+        if options.data is not None:
+            check_prepared(options.data)
+            check_split([options.data], options.split)
         check_sources(options.recordings or ())
+        refuse_file(options.output)
         from melp.export.onnx import export
 
         for line in export(**vars(options)):

@@ -15,6 +15,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from melp.files import write_atomically
+from melp.sources import check_model
+
 # Of `model_card.make_card`: its argument, the option, what it is.
 IDS = {"nargs": "+", "metavar": "ID"}
 CARD_OPTIONS = (
@@ -79,6 +82,8 @@ def check_names(options):
 
     from melp.hub.runs import read_results, read_run
 
+    if options.task in ("push", "card"):
+        check_model(options.folder)
     for name in ("id", "benchmark"):
         if name in options:
             validate_repo_id(vars(options)[name])
@@ -121,7 +126,8 @@ def card_command(options):
     from melp.models import load_model
 
     folder, path = options.folder, options.output or options.folder / CARD_FILE
-    make_card(load_model(folder), folder, options.run or run_of(folder), **card_options(options)).save(path)
+    card = make_card(load_model(folder), folder, options.run or run_of(folder), **card_options(options))
+    write_atomically(path, card.save)
     print(f"Written to {path}. Next: python -m melp.hub push {shlex.quote(str(folder))} ID")
 
 

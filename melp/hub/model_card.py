@@ -13,6 +13,7 @@ from melp.evaluation.calibration import passport_table
 from melp.evaluation.results import difference, with_bounds
 from melp.hub.runs import STARTS, Run, is_hub_id, own_figures, read_results, read_run
 from melp.markdown import Markdown, escape, table
+from melp.sources import parse_source, without_revision
 
 CARD_FILE = "README.md"
 # A folder's own card: of a clone, whose README.md is the repository's, the other file.
@@ -235,6 +236,8 @@ def _start(run: Run, field: str) -> str:
     if earlier is not None:
         stage, data = earlier.recipe.get("stage"), " and ".join(earlier.datasets) or "data that is not recorded"
         return f"of the {escape(stage)} stage ({earlier.step:,} steps on {escape(data)})"
-    repo_id, _, commit = start.partition("@")
-    page = f"{repo_id}/tree/{commit}" if commit else repo_id
-    return f"[{start}](https://huggingface.co/{page})" if is_hub_id(repo_id) else "a folder that is not recorded"
+    if not is_hub_id(without_revision(start)):
+        return "a folder that is not recorded"
+    source = parse_source(start)
+    page = f"{source.repo_id}/tree/{source.revision}" if source.revision else source.repo_id
+    return f"[{start}](https://huggingface.co/{page})"

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub.repocard import metadata_load
 
-from melp.sources import without_revision
+from melp.sources import parse_source, without_revision
 
 # Fields of a recipe that name weights that the run started from.
 STARTS = ("model", "text_model", "ecg_model")
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Of the weights in `model/`."""
+        """Returns the step of the weights in `model/`."""
         return self.chosen.get("step", self.last_step)
 
     @property
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def hours(self) -> float | None:
-        """On the clock, over all starts, with validation and saving."""
+        """Returns the hours on the clock, over all starts, with validation and saving."""
         return max((line["hours"] for line in self.log if "hours" in line), default=None)
 
     @property
     def kilowatt_hours(self) -> float | None:
-        """By the recipe's `device_watts`; None where one of its factors is not known."""
+        """Estimates the energy by the recipe's `device_watts`; None where one of its factors is not known."""
         watts = self.recipe.get("device_watts")
         if watts is None or self.hours is None:
             return None
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def base_models(self) -> list[str]:
-        """Hub ids that it, or a run before it, started from."""
+        """Returns the Hub ids that it, or a run before it, started from."""
         starts = (without_revision(run.recipe.get(name) or "") for run in self.lineage for name in STARTS)
         return list(dict.fromkeys(start for start in starts if is_hub_id(start)))
 
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def datasets(self) -> list[str]:
-        """Databases, and Hub ids of recordings and texts."""
+        """Returns the databases, and Hub ids of recordings and texts."""
         names = []
         for run in self.lineage:
             sources = f"{run.recipe.get('data') or ''},{run.recipe.get('text') or ''}".split(",")
@@ -105,7 +105,11 @@ class Run:
 
 
 def is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).parent.exists()
+    """Returns whether a name is OWNER/NAME on the Hub: where OWNER is a folder here, it was a path."""
+    try:
+        return parse_source(name).repo_id == name and not Path(name).parent.exists()
+    except ValueError:
+        return False
 
 
 def run_of(model: Path) -> Path | None:

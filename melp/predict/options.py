@@ -7,8 +7,9 @@ from pathlib import Path
 
 import melp
 from formats_common_melp import Request
+from melp.files import refuse_file
 from melp.predict.paths import check_sources
-from melp.sources import parse_source
+from melp.sources import check_model
 from melp.yaml_file import read_yaml
 from signal_melp import canonical_leads, check_sampling_rate, rhythm_strips, unit_to_millivolt
 
@@ -18,7 +19,7 @@ ROOT = Path(melp.__file__).resolve().parent.parent  # of a clone; the released m
 
 @dataclass(frozen=True)
 class Reading:
-    """How recordings are read and cut.
+    """The choices of how recordings are read and cut.
 
     Attributes:
         leads: names of the channels of files that do not name them; `sampling_rate`, `unit`: likewise.
@@ -130,17 +131,9 @@ def check_files(options: Options):
         check_output(options.output)
 
 
-def check_model(source: str):
-    """Raises ValueError where a name is neither a model folder nor in the form of a Hub id."""
-    folder = parse_source(source).path
-    if folder is not None and not (folder / "config.json").is_file():
-        raise ValueError(f"{source} is no model folder: it has no config.json.")
-
-
 def check_output(folder: Path):
     """Raises ValueError where a folder is none, or holds something that no run of predict.py wrote."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name another --output.")
+    refuse_file(folder)
     if folder.is_dir() and not (folder / WORK).is_dir():
         strange = [path.name for path in folder.iterdir() if path.name not in (WORK, ".melp-lock")]
         if strange:

@@ -100,7 +100,7 @@ def _walk(folder: str, leave_out: str | None) -> Iterator[str]:
 
 
 def _is_segment(stem: str, suffix: str, headers: set[str]) -> bool:
-    """Whether a file belongs to a segment of a WFDB record beside it, with which it is read."""
+    """Tells whether a file belongs to a segment of a WFDB record beside it, with which it is read."""
     segment = _SEGMENT.fullmatch(stem)
     return segment is not None and segment[1] in headers and suffix.lower() in (".hea", *WFDB_FILES)
 

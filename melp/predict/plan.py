@@ -1,6 +1,6 @@
 """The plan of an output folder: which recordings are in which shard, what is done, what a later run must agree with.
 
-OUTPUT/data/00000.parquet       predictions, a shard each, written whole or not at all
+OUTPUT/data/00000.parquet       predictions, one file per shard, written whole or not at all
 OUTPUT/rejected.csv             path and reason of what could not be read
 OUTPUT/.melp-predict/           settings.json, paths-*.arrow (the plan), 00000.json (a finished shard), key
 """
@@ -108,7 +108,7 @@ class Plan:
 
     @cached_property
     def paths(self) -> pa.ChunkedArray:
-        """The path of every recording, mapped into memory."""
+        """Maps the path of every recording into memory."""
         return pa.chunked_array([chunk for part in self._parts for chunk in part["path"].chunks], pa.large_string())
 
     @cached_property

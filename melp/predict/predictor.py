@@ -115,18 +115,18 @@ class Predictor:
 
     @staticmethod
     def _commit(source: str, folder: str) -> str:
-        """The Hub's commit of the weights, or a fingerprint of those of a folder."""
+        """Returns the Hub's commit of the weights, or a fingerprint of those of a folder."""
         return model_fingerprint(folder) if parse_source(source).path else folder.rstrip("/").rpartition("/")[2]
 
     @property
     def dim(self) -> int:
-        """The width of an embedding."""
+        """Returns the width of an embedding."""
         config = self.model.config
         return getattr(config, "ecg_config", config).projection_dim
 
     @property
     def classes(self) -> list[str]:
-        """The names of what is scored, in the order of the scores."""
+        """Returns the names of what is scored, in the order of the scores."""
         if isinstance(self.model, MelpForEcgClassification):
             labels = self.model.config.id2label
             return [labels[index] for index in range(len(labels))]
@@ -134,7 +134,7 @@ class Predictor:
 
     @property
     def calibration(self) -> str | None:
-        """In words, what the numbers are not; None where all are probabilities."""
+        """Says in words what the numbers are not; None where all are probabilities."""
         if all(finding.slope is not None for finding in self.findings):
             return None
         return NOT_CALIBRATED
@@ -243,7 +243,7 @@ class Predictor:
 
     @staticmethod
     def _ranked(names: list[str], similarities: list, probabilities: list, verdicts: list) -> dict:
-        """Most probable first, or most similar where not all have a probability: the two have no common order."""
+        """Sorts by probability, or by similarity where not all have a probability: the two have no common order."""
         key = similarities if None in probabilities else probabilities
         order = sorted(range(len(key)), key=lambda index: -key[index])
         columns = {"findings": names, "similarities": similarities, "probabilities": probabilities}

@@ -73,7 +73,7 @@ class Item:
 
     @property
     def block(self) -> EcgBlock | None:
-        """The first window in mV."""
+        """Returns the first window in mV."""
         return self.blocks[0] if self.blocks else None
 
 
@@ -144,7 +144,7 @@ class Recordings(Dataset):
         return item
 
     def _read_windows(self, path: str) -> Item:
-        """A recording that is cut, or one that is too long to be in memory whole."""
+        """Reads a recording that is cut, or one that is too long to be in memory whole."""
         limit = PIECE * self.reading.stride + self.extractor.duration
         try:
             block = self.read(path, self.reading.start, self.reading.seconds, longest=limit)
@@ -182,7 +182,7 @@ class Recordings(Dataset):
         return [item]
 
     def _cut_alone(self, path: str, block: EcgBlock, windows: "Windows", begin: int, numbers: range) -> list[Item]:
-        """Each window as an item of its own, and those in turn that cannot be used for the same reason as one."""
+        """Makes an item of each window, and one of those in turn that cannot be used for the same reason."""
         items: list[Item] = []
         for number in numbers:
             start = windows.start(number)
@@ -260,7 +260,7 @@ class Recordings(Dataset):
 
 
 class Windows:
-    """Where the windows of a recording start: as the extractor cuts it, without having the recording.
+    """The places where the windows of a recording start: as the extractor cuts it, without having the recording.
 
     Args:
         stride: seconds; what is made of it is a whole number of the model's samples.

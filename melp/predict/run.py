@@ -260,7 +260,7 @@ def _finish(plan: Plan, options: Options, predictor: Predictor, done: list[Shard
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, quotations and advice, by which rejections are counted."""
+    """Returns a reason without its numbers, quotations and advice, by which rejections are counted."""
     return re.sub(r"b?'[^']*'|\d[\d.,]*", "...", reason.partition(";")[0])
 
 

@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from melp.sources import check_model
+
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None):
     try:
         from melp.search.index import open_index
 
+        if options.model is not None:
+            check_model(options.model)
         index = open_index(options.index)
         if options.faiss:
             index.use_faiss()

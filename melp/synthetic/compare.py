@@ -8,14 +8,16 @@ Real recordings are a prepared folder's training split (PTB-XL: folds 1 to 8, wh
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from melp.data.signals import real_signals, simulated_signals
+from melp.files import write_atomically
 from melp.sources import parse_source
 from melp.synthetic.heart import LEADS
 from melp.synthetic.measure import BANDS, BEFORE, measurements, noise_bands
-from melp.synthetic.signals import real_signals, simulated_signals
 
 QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 _WAVES = ("R", "Q", "S", "ST", "T", "P+", "P-")
@@ -71,7 +73,7 @@ def delineated(folder_signals, limit: int) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in intervals.items()}
 
 
-def picture(real: np.ndarray, simulated: np.ndarray, path: str) -> None:
+def picture(real: np.ndarray, simulated: np.ndarray, path: Path) -> None:
     """Draws the averaged beats' quantiles by lead, and a few single ones, real above simulated."""
     import matplotlib
 
@@ -93,7 +95,7 @@ def picture(real: np.ndarray, simulated: np.ndarray, path: str) -> None:
     figure.supxlabel("ms from the R peak")
     figure.supylabel("mV")
     figure.tight_layout()
-    figure.savefig(path, dpi=60)
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=60, format=path.suffix[1:] or "png"))
     pyplot.close(figure)
 
 
@@ -145,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         print(quantile_table(*kinds, ["PR", "QRS", "QT"]))
     if options.picture:
-        picture(real_beats, beats, options.picture)
+        picture(real_beats, beats, Path(options.picture))
         print(f"\n{options.picture}: averaged beats, real and simulated")
 
 

@@ -21,7 +21,7 @@ class Finding:
 
 
 def _family(family: str, rows: str) -> dict[str, Finding]:
-    """Findings of a family from lines of "name | statement or - | flags"."""
+    """Reads the findings of a family from lines of "name | statement or - | flags"."""
     findings = {}
     for line in rows.strip().splitlines():
         name, statement, *flags = (cell.strip() for cell in line.split("|"))
@@ -194,7 +194,7 @@ STATEMENTS = {row.split()[0]: row.split()[1:] for row in _TABLE.split(",")}
 
 
 def _classes() -> dict[str, dict[str, str]]:
-    """`{label set: {statement: class}}`, as the PTB-XL module has them."""
+    """Returns `{label set: {statement: class}}`, as the PTB-XL module has them."""
     return {
         "superclass": {name: row[0] for name, row in STATEMENTS.items() if row[0] != "-"},
         "subclass": {name: row[1] for name, row in STATEMENTS.items() if row[1] != "-"},

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from melp.data.signals import real_signals
 from melp.files import write_atomically
 from melp.sources import parse_source
 from melp.synthetic.heart import EIGHT, KNOTS, LEADS, P_WINDOW, SAMPLING_RATE, splines
 from melp.synthetic.measure import measurements, qrs_limits
-from melp.synthetic.signals import real_signals
 
 COMPONENTS = 24
 _WEIGHTS = {"qrs": 1.0, "stt": 3.0, "p": 6.0}  # of the small waves against QRS in the components

@@ -126,7 +126,7 @@ class Beat:
 
 @cache
 def _normal() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (224,), residual deviation (224,) and components (24, 224) of normal beats in mV."""
+    """Returns mean (224,), residual deviation (224,) and components (24, 224) of normal beats in mV."""
     with (resources.files("melp.synthetic") / "normal_beat.csv").open() as file:
         rows = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]) / 1000
     return rows[0], rows[1], rows[2:]
@@ -202,7 +202,7 @@ def turn_to(beat: Beat, axis: float) -> None:
 
 
 def _bump(positions: np.ndarray, centre: float, half_width: float) -> np.ndarray:
-    """Smooth bump over knot positions, 1 in its centre."""
+    """Returns a smooth bump over knot positions, 1 in its centre."""
     return np.cos(np.pi / 2 * np.clip((positions - centre) / half_width, -1, 1)) ** 2
 
 
@@ -223,14 +223,14 @@ def scale_t(beat: Beat, factor: np.ndarray | float) -> None:
 
 
 def _lobes(rows: list[tuple], width: float, knots: int = 18, onset: float = 0.0) -> Layer:
-    """A layer of lobes: rows of centre, half-width (fractions) and eight voltages."""
+    """Returns a layer of lobes: rows of centre, half-width (fractions) and eight voltages."""
     at = (np.arange(knots) + 1) / (knots + 1)
     values = sum(_bump(at, row[0], row[1]) * np.array(row[2])[:, None] for row in rows)
     return Layer(values, width, onset)
 
 
 def _varied(rng: np.random.Generator, weights: np.ndarray, spread: float = 0.2) -> np.ndarray:
-    """Weights with each lead's size perturbed."""
+    """Returns weights with each lead's size perturbed."""
     return weights * np.exp(spread * rng.standard_normal(8))
 
 
@@ -367,7 +367,7 @@ def preexcitation(beat: Beat, rng: np.random.Generator) -> None:
 
 
 def _wide(beat: Beat, rows: list[tuple], width: float, rng: np.random.Generator) -> Beat:
-    """A beat that spreads through muscle: wide lobes, T against QRS."""
+    """Returns a beat that spreads through muscle: wide lobes, T against QRS."""
     layer = _lobes([(c, w, _varied(rng, v, 0.15)) for c, w, v in rows], width + 0.008, onset=-0.002)
     wide = replace(beat, qrs=[layer], st_t=beat.st_t.copy(), width=width, qt=max(beat.qt, width + 0.24), delta=0.0)
     area = wide.area() / width

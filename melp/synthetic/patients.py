@@ -58,7 +58,7 @@ class Recording:
 
 
 def _pick(rng: np.random.Generator, table: dict[str, float]) -> str:
-    """A key by its probability, "" for the rest."""
+    """Picks a key by its probability, "" for the rest."""
     index = int(np.searchsorted(np.cumsum(list(table.values())), rng.random(), side="right"))
     return list(table)[index] if index < len(table) else ""
 
@@ -182,7 +182,7 @@ def _chronic(patient: Patient, rng: np.random.Generator) -> None:
 
 
 def _draw_tendency(patient: Patient, rng: np.random.Generator) -> None:
-    """The rhythm other than sinus that the patient is prone to, if any."""
+    """Draws the rhythm other than sinus that the patient is prone to, if any."""
     patient.tendency = _pick(rng, _TENDENCY)
     patient.persistence = rng.uniform(0.6, 1.0)
     if patient.tendency == "paced":
@@ -217,7 +217,7 @@ def _infarctions(patient: Patient, rng: np.random.Generator) -> None:
 
 
 def _fascicles(patient: Patient, conduction: str, rng: np.random.Generator) -> None:
-    """Fascicular blocks and deviations of the axis."""
+    """Draws fascicular blocks and deviations of the axis."""
     if conduction.startswith(("left", "incomplete left", "ventricular")):
         return
     chance = {"right bundle branch block": 0.35}.get(conduction, 0.12)
@@ -235,7 +235,7 @@ def _fascicles(patient: Patient, conduction: str, rng: np.random.Generator) -> N
 
 
 def _chambers(patient: Patient, conduction: str, rng: np.random.Generator) -> None:
-    """Hypertrophy of the ventricles, enlargement of the atria."""
+    """Draws hypertrophy of the ventricles and enlargement of the atria."""
     beat, findings = patient.beat, patient.findings
     draw = rng.random()
     if conduction not in ("left bundle branch block", "ventricular pre-excitation"):
@@ -365,7 +365,7 @@ def _repolarisation(patient: Patient, beat: Beat, findings: set[str], qtc: float
 
 
 def _set_qt(recording: Recording, qtc: float) -> None:
-    """QT from QTc (Fridericia), the rate and the width of QRS."""
+    """Computes QT from QTc (Fridericia), the rate and the width of QRS."""
     beat, rr = recording.beat, 60 / recording.rate
     beat.qt = (qtc + 0.8 * max(beat.width - 0.10, 0)) * rr ** (1 / 3)
     beat.qt = max(min(beat.qt, 0.86 * rr + 0.02), beat.width + 0.16)
@@ -390,7 +390,7 @@ def _rhythm(
 
 
 def _no_delta(recording: Recording) -> None:
-    """Re-entry down the AV node and back by the pathway: no delta wave."""
+    """Removes the delta wave: re-entry runs down the AV node and back by the pathway."""
     beat = recording.beat
     beat.qrs = beat.qrs[:1]
     beat.qrs[0].onset -= beat.delta
@@ -399,7 +399,7 @@ def _no_delta(recording: Recording) -> None:
 
 
 def _schedule(patient: Patient, recording: Recording, tendency: str, rng: np.random.Generator) -> Schedule:
-    """The schedule of a rhythm; adds its name to the findings where it is not a sinus rhythm."""
+    """Returns the schedule of a rhythm; adds its name to the findings where it is not a sinus rhythm."""
     findings = recording.findings
     pr = patient.pr + rng.normal(0, 0.004)
     if tendency == "fibrillation":
@@ -512,7 +512,7 @@ def _sinus_names(recording: Recording, tendency: str) -> None:
 
 
 def _ectopy(patient: Patient, recording: Recording, chances: dict[str, float], rng: np.random.Generator) -> None:
-    """Premature complexes and patterns of them."""
+    """Adds premature complexes and patterns of them."""
     schedule, findings = recording.schedule, recording.findings
     kind = _pick(rng, chances if not patient.healthy else {name: 0.25 * chance for name, chance in chances.items()})
     in_sinus = not schedule.atria and len(schedule.p) == len(schedule.qrs)

@@ -27,7 +27,7 @@ class Place:
 
 
 def _beats_place(truth: Truth, chosen: np.ndarray, before: float) -> Place:
-    """The beats chosen, from `before` s ahead of their QRS to the end of their T."""
+    """Returns the beats chosen, from `before` s ahead of their QRS to the end of their T."""
     return Place(tuple((on - before, end) for on, end in zip(truth.beats[chosen], truth.t_ends[chosen], strict=True)))
 
 
@@ -45,7 +45,7 @@ def _pause(truth: Truth) -> Place:
 
 
 def _blocked(truth: Truth) -> Place:
-    """From the P wave that is not conducted to the next QRS."""
+    """Returns what lies from the P wave that is not conducted to the next QRS."""
     later = [truth.beats[truth.beats > at] for at in truth.blocked_p]
     return Place(tuple((at, rest[0] if len(rest) else 10.0) for at, rest in zip(truth.blocked_p, later, strict=True)))
 
@@ -57,7 +57,7 @@ def _delta(truth: Truth) -> Place:
 
 
 def _ventricular_stimuli(truth: Truth) -> Place:
-    """The stimuli of the ventricle, each with the QRS that it makes."""
+    """Returns the stimuli of the ventricle, each with the QRS that it makes."""
     ends = {round(on, 2): end for on, end in zip(truth.beats, truth.qrs_ends, strict=True)}
     spikes = [at for at, chamber in truth.spikes if chamber == "ventricle"]
     return Place(tuple((at - 0.02, ends.get(round(at + 0.004, 2), at + 0.16)) for at in spikes))
@@ -73,7 +73,7 @@ def _qrs(truth: Truth) -> Place:
 
 
 def _after_qrs(truth: Truth, leads: np.ndarray, first: float, last: float) -> Place:
-    """The part of QRS end to T end between two fractions, in the leads given (12,) bool."""
+    """Returns the part of QRS end to T end between two fractions, in the leads given (12,) bool."""
     conducted = truth.kinds == rhythm.CONDUCTED
     starts, ends = truth.qrs_ends[conducted], truth.t_ends[conducted]
     spans = zip(starts + first * (ends - starts), starts + last * (ends - starts), strict=True)

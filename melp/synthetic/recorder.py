@@ -95,14 +95,14 @@ def draw_recorder(rng: np.random.Generator) -> Recorder:
 
 @cache
 def _slow_basis(frequency: int) -> np.ndarray:
-    """Cosine and sine of the wander's frequencies, then of the mains, (30, samples) float32."""
+    """Returns cosine and sine of the wander's frequencies, then of the mains, (30, samples) float32."""
     frequencies = np.concatenate([_SLOW, [frequency]])
     angle = 2 * np.pi * frequencies[:, None] * np.arange(SAMPLES) / SAMPLING_RATE
     return np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)
 
 
 def _slow_weights(noise: Noise, breathing: float, rng: np.random.Generator) -> np.ndarray:
-    """Weights (9, 30) of the wander and the mains at the electrodes."""
+    """Returns weights (9, 30) of the wander and the mains at the electrodes."""
     # a 1/f background with a hump at the breathing frequency
     size = 0.5 / (1 + (_SLOW / 0.1) ** 2) + 0.7 * np.exp(-(((_SLOW - breathing) / 0.05) ** 2)) + 0.04
     size /= np.sqrt((size**2).sum())
@@ -118,7 +118,7 @@ def _slow_weights(noise: Noise, breathing: float, rng: np.random.Generator) -> n
 
 
 def _muscle(noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    """Muscle noise and movement at the electrodes, (9, samples) float32."""
+    """Simulates muscle noise and movement at the electrodes, (9, samples) float32."""
     white = rng.standard_normal((9, SAMPLES + 2), dtype=np.float32)
     smooth = white[:, 1:-1] + 0.5 * (white[:, :-2] + white[:, 2:])
     smooth *= (noise.muscle / 1.225 * rng.uniform(0.5, 1.6, 9)).astype(np.float32)[:, None]
@@ -147,7 +147,7 @@ def _noise8(noise: Noise, rng: np.random.Generator, breathing: float) -> np.ndar
 
 @cache
 def _response(high_pass: float, low_pass: float, notch: int) -> np.ndarray:
-    """The device's frequency response: single pole high-pass, four-pole low-pass, notch. (2601,) complex."""
+    """Returns the device's frequency response: single pole high-pass, four-pole low-pass, notch. (2601,) complex."""
     frequency = fft.rfftfreq(SAMPLES + 200, 1 / SAMPLING_RATE)
     ratio = 1j * frequency / high_pass
     response = ratio / (1 + ratio)
@@ -157,14 +157,19 @@ def _response(high_pass: float, low_pass: float, notch: int) -> np.ndarray:
     return response.astype(np.complex64)
 
 
+def swap_electrodes(signal: np.ndarray, swap: str) -> np.ndarray:
+    """Returns the eight leads (8, ...) that come from electrodes exchanged as a key of `SWAPS` says."""
+    swapped = signal.copy()
+    order = ["I", "II", "V1", "V2", "V3", "V4", "V5", "V6"]
+    for lead, parts in SWAPS[swap].items():
+        swapped[order.index(lead)] = sum(sign * signal[order.index(part)] for part, sign in parts.items())
+    return swapped
+
+
 def record(signal: np.ndarray, recorder: Recorder, breathing: float, rng: np.random.Generator) -> np.ndarray:
     """Returns what the device stores of the heart's `signal` (8, 5000) in mV: (12, 5000) float32."""
     if recorder.swap:
-        swapped = signal.copy()
-        order = ["I", "II", "V1", "V2", "V3", "V4", "V5", "V6"]
-        for lead, parts in SWAPS[recorder.swap].items():
-            swapped[order.index(lead)] = sum(sign * signal[order.index(part)] for part, sign in parts.items())
-        signal = swapped
+        signal = swap_electrodes(signal, recorder.swap)
     signal = signal + _noise8(recorder.noise, rng, breathing)
     if recorder.loose is not None:
         start, length = int(rng.integers(0, SAMPLES - 600)), int(rng.integers(300, 3000))

@@ -108,18 +108,18 @@ def statements_in_words(statements: list[str], descriptions: dict[str, str], rng
 
 
 def _draw(rng: np.random.Generator, texts: list[str], first: float = 1.6) -> str:
-    """One of the texts, the first ones more often."""
+    """Draws one of the texts, the first ones more often."""
     return texts[int(len(texts) * rng.random() ** first)]
 
 
 def _draw_statement(rng: np.random.Generator, texts: list[str]) -> str:
-    """One of a statement's texts: half the time one of the first four, otherwise any of the rest."""
+    """Draws one of a statement's texts: half the time one of the first four, otherwise any of the rest."""
     usual, rest = texts[:USUAL], texts[USUAL:]
     return _draw(rng, rest if rest and rng.random() < 0.5 else usual, 1.0)
 
 
 def _where(levels: np.ndarray, threshold: float) -> str:
-    """Name of the region whose `levels` (12,) reach the threshold, or come nearest to it."""
+    """Names the region whose `levels` (12,) reach the threshold, or come nearest to it."""
     high = {lead for lead, level in zip(LEADS, levels, strict=True) if level >= threshold}
     regions = {
         "inferior": {"II", "III", "aVF"},
@@ -136,7 +136,7 @@ def _where(levels: np.ndarray, threshold: float) -> str:
 
 
 def _fill(name: str, wording: str, recording: Recording, truth: Truth, rng: np.random.Generator) -> str:
-    """A wording with its placeholders filled in."""
+    """Fills in a wording's placeholders."""
     if "{" not in wording:
         return wording
     rate = truth.heart_rate
@@ -167,7 +167,7 @@ def _fill(name: str, wording: str, recording: Recording, truth: Truth, rng: np.r
 def _statements(
     recording: Recording, truth: Truth, labels: list[str], rng: np.random.Generator, plain: bool
 ) -> list[str]:
-    """Sentences for the findings: each in its own words, now and then a family's, now and then left out."""
+    """Writes sentences for the findings: each in its own words, now and then a family's, now and then left out."""
     table = wordings()
     several = sum(not FINDINGS[name].primary for name in labels) > 1
     measured = {"left axis deviation", "right axis deviation", "clockwise rotation", "counterclockwise rotation"}
@@ -193,7 +193,7 @@ def _statements(
 
 
 def _absent(labels: list[str], rng: np.random.Generator) -> list[str]:
-    """Sentences about what is not there, and what is there no longer."""
+    """Writes sentences about what is not there, and what is there no longer."""
     table, present = wordings(), set(labels)
     sentences = []
     draw = rng.random()
@@ -213,7 +213,7 @@ def _absent(labels: list[str], rng: np.random.Generator) -> list[str]:
 
 
 def _summary(labels: list[str], rng: np.random.Generator) -> str:
-    """The closing sentence, or "" where the report has none."""
+    """Returns the closing sentence, or "" where the report has none."""
     closing = wordings()["closing"]
     if all(FINDINGS[name].minor for name in labels):
         return closing["minor"][int(np.searchsorted([0.35, 0.6, 0.75], rng.random()))]

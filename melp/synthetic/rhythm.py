@@ -69,7 +69,7 @@ def sinus_times(rate: float, arrhythmia: float, rng: np.random.Generator, jitter
 
 
 def _wandering(count: int, rng: np.random.Generator) -> np.ndarray:
-    """A first-order autoregressive sequence of unit deviation."""
+    """Draws a first-order autoregressive sequence of unit deviation."""
     values = rng.standard_normal(count)
     for index in range(1, count):
         values[index] = 0.6 * values[index - 1] + 0.8 * values[index]
@@ -283,7 +283,7 @@ def _sorted(schedule: Schedule) -> Schedule:
 
 
 def _chosen(count: int, pattern: str, rng: np.random.Generator) -> np.ndarray:
-    """Indices of the beats that come early: every second or third, or a few spread out."""
+    """Chooses the beats that come early, as indices: every second or third, or a few spread out."""
     if pattern == "bigeminy":
         return np.arange(int(rng.integers(1, 3)), count, 2)
     if pattern == "trigeminy":

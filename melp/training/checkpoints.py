@@ -32,16 +32,10 @@ class Progress:
     collapse: dict = field(default_factory=dict)  # log lines in a row per sign of collapse, see `Collapse`
 
     def note(self, metrics: dict, select_metric: str) -> bool:
-        """Keeps a validation; returns whether it is the best so far.
-
-        Raises:
-            ValueError: naming the metrics there are, where `select_metric` is not among them.
-        """
+        """Keeps a validation; returns whether it is the best so far."""
         self.validations.append({"step": self.step, **metrics})
         if select_metric == "last" or not metrics:
             return False
-        if select_metric not in metrics:
-            raise ValueError(f"select_metric is {select_metric!r}; this stage's validation has {', '.join(metrics)}.")
         value, best = metrics[select_metric], self.best_value
         better = operator.lt if select_metric.endswith(LOWER_IS_BETTER) else operator.gt
         if not math.isfinite(value) or (best is not None and not better(value, best)):

@@ -87,7 +87,7 @@ def label_targets(split: Dataset) -> np.ndarray:
 
 
 def _known(split: Dataset, label_set: str) -> pd.DataFrame:
-    """A column per class: 1, 0, or -1 where a recording is not labelled in the set."""
+    """Returns a column per class: 1, 0, or -1 where a recording is not labelled in the set."""
     classes = label_sets(split)[label_set]
     matrix = np.full((len(split), len(classes)), UNKNOWN, dtype=np.int8)
     if any(labels is not None for labels in split.select_columns([label_set])[label_set][:]):
@@ -103,7 +103,7 @@ def _any_of(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def _target(name: str, members, matrices: dict[str, pd.DataFrame], target: np.ndarray) -> np.ndarray:
-    """A finding's or family's target: present where any label set says so, absent where one denies it."""
+    """Returns a finding's or family's target: present where any label set says so, absent where one denies it."""
     statements = {FINDINGS[member].statement for member in members} & set(matrices.get("all", ()))
     if statements and "superclass" not in correspondences().get(name, {}):
         # PTB-XL: a statement of several findings (PACE) tells of one of them only where it is absent.

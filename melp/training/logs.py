@@ -1,6 +1,5 @@
 """Keeps a run's figures and pictures: always in `metrics.jsonl` and `figures/`, and in a tracker of Accelerate's."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,16 +8,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from melp.training.health import finite
-from melp.training.recipe import Recipe
-
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
-
-
-def check_packages(recipe: Recipe):
-    """Raises ValueError naming a package that the recipe's tracker needs and that is not installed."""
-    package = PACKAGES.get(recipe.tracker)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise ValueError(f"tracker {recipe.tracker} needs the package {package}: pip install {package}.")
+from melp.training.recipe import PACKAGES, Recipe
 
 
 class RunLog:

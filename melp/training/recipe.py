@@ -7,16 +7,17 @@ error in a recipe, do not wait for torch.
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import math
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from melp.command_line import option
-from melp.files import write_atomically
+from melp.files import refuse_file, write_atomically
 from melp.sources import parse_source, without_revision
 
 # Fields that can name a repository of the Hub, and its kind.
@@ -24,6 +25,8 @@ SOURCES = {"model": "model", "text_model": "model", "ecg_model": "model", "data"
 # What may differ between a run and its continuation.
 RESUMABLE = ("output", "resume", "push_to_hub", "max_steps", "eval_every", "save_every", "log_every", "num_workers")
 RESUMABLE += ("device_watts", "keep_checkpoints", "max_skipped_steps", "tracker", "sample_pictures", "measure_peak")
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # of the trackers
 
 # What a number may be, in words and as a check, which NaN fails.
 Range = tuple[str, Callable[[float], bool]]
@@ -55,6 +58,8 @@ class Recipe:
     Raises:
         ValueError: naming a setting of a wrong type or value.
     """
+
+    metrics: ClassVar[tuple[str, ...]] = ()  # of the stage's validation
 
     stage: Literal["language", "ecg", "melp"]
     data: str | None = option(
@@ -109,6 +114,26 @@ class Recipe:
             path = parse_source(source).path
             if path is not None and not path.is_file() and not path.is_dir():
                 raise ValueError(f"{source} is neither a file nor a folder.")
+
+    def check_settings(self):
+        """Finds what else the stage cannot be trained with, as far as it is known before torch is imported.
+
+        Raises:
+            ValueError: naming an output that is a file, a package that the tracker needs, a malformed id to push to, a
+                metric that no validation of the stage has, or settings of which one has no effect beside the other.
+        """
+        refuse_file(Path(self.output))
+        package = PACKAGES.get(self.tracker)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ValueError(f"tracker {self.tracker} needs the package {package}: pip install {package}.")
+        if self.push_to_hub is not None:
+            from huggingface_hub.utils import validate_repo_id
+
+            validate_repo_id(self.push_to_hub)
+        if self.select_metric not in ("last", *self.metrics):
+            raise ValueError(
+                f"select_metric is {self.select_metric!r}; this stage's validation has {', '.join(self.metrics)}."
+            )
 
     @classmethod
     def for_new_model(cls, values: dict, overrides: dict) -> dict:

@@ -1,12 +1,16 @@
 """The command line of evaluate.py: its help, its errors, and the settings that it becomes."""
 
 import dataclasses
+import json
 import shlex
+from pathlib import Path
 
 import pytest
 
-from evaluate import main, read_settings
+from melp.evaluation.command import main, read_settings
 from melp.evaluation.settings import TASKS, LinearProbe, Settings, ZeroShot
+
+REPO = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -51,6 +55,15 @@ def test_settings_give_the_command_line_back():
         ("zero-shot", {"prompts": "/none.yaml"}, "--prompts /none.yaml is no file"),
         ("zero-shot", {"against": ["../none"]}, "../none is neither on this disk"),
         ("zero-shot", {"data": ["a b"]}, "a b is neither on this disk"),
+        ("zero-shot", {"data": ["tests"]}, "tests is not a prepared folder"),
+        ("zero-shot", {"model": "tests"}, "tests is no model folder: it has no config.json"),
+        ("zero-shot", {"output": "README.md"}, "README.md is a file: name another --output"),
+        ("linear-probe", {"against": ["nosuch:X"]}, "nosuch:X: there is no module nosuch; FILE.py:CLASS names a file"),
+        ("linear-probe", {"against": ["nosuch.py:X"]}, "nosuch.py:X: there is no file nosuch.py"),
+        ("identify", {"splits": "./none"}, "--splits ./none has no valid_gallery.csv"),
+        ("report", {"bertscore": "./none"}, "--bertscore ./none is neither on this disk"),
+        ("report", {"bertscore": "tests"}, "--bertscore tests is no model folder"),
+        ("calibration", {"weighted": "tests"}, "tests is not a prepared folder"),
         ("report", {"limit": -5}, "--limit must be 1 or more, not -5"),
         ("report", {"max_new_tokens": 0}, "--max-new-tokens"),
         ("report", {"num_beams": 0}, "--num-beams"),
@@ -64,7 +77,31 @@ def test_settings_give_the_command_line_back():
         ("benchmark", {"root": "/none"}, "--root /none is no folder"),
     ],
 )
-def test_settings_that_cannot_be_right_are_refused(task, fields, message):
+def test_settings_that_cannot_be_right_are_refused(task, fields, message, monkeypatch):
+    monkeypatch.chdir(REPO)
     data = {} if task == "benchmark" else {"data": ["d"]}
     with pytest.raises(ValueError, match=message):
         TASKS[task](**{"model": "m", **data, **fields})
+
+
+def test_an_unknown_split_is_refused_where_its_names_are_on_this_disk(tmp_path):
+    one, other = (str(tmp_path / name) for name in ("one", "other"))
+    for folder, splits in ((one, ["train", "test"]), (other, ["validation", "test"])):
+        Path(folder).mkdir()
+        Path(folder, "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+
+    def settings(task, data, split):
+        return TASKS[task](model="m", data=data, split=split)
+
+    settings("retrieval", [one, other], "validation"), settings("retrieval", [one], "all")
+    settings("retrieval", [one, "org/data"], "dev")  # whose splits only the Hub knows
+    with pytest.raises(ValueError, match="one .*other has no split 'dev'; it has train, test, validation"):
+        settings("retrieval", [one, other], "dev")
+    for task in ("transfer", "calibration"):  # which open each by itself
+        with pytest.raises(ValueError, match="one has no split 'validation'; it has train, test"):
+            settings(task, [one, other], "validation")
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    for name in ("gallery", "probe"):
+        (pairs / f"valid_{name}.csv").touch()
+    TASKS["identify"](model="m", data=[one], split="dev", splits=str(pairs))  # published pairs have no split

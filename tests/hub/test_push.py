@@ -1,4 +1,4 @@
-"""A push sends what a repository may receive and goes on when it broke off; no code of a pulled folder runs here."""
+"""A push sends what a repository may receive and continues when it broke off; no code of a pulled folder runs here."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""An output goes on where a run ended, reads nothing twice, and is of one model, its settings and one key."""
+"""An output continues where a run ended, reads nothing twice, and is of one model, its settings and one key."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A prepared folder is written by one run at a time, goes on after an interruption, and is read without this code."""
+"""A prepared folder is written by one run at a time, continues after a stop, and is read without this code."""
 
 import json
 import os

@@ -53,7 +53,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on_without_redoing_or_doubling(
     assert finished and run.returncode == -SIGKILL
     kept = {path.with_suffix(".arrow").stat().st_ino for path in finished}
     while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < until, "a worker goes on without its parent"
+        assert time.monotonic() < until, "a worker continues without its parent"
         time.sleep(0.05)
     prepare("synthetic", output, records=60)
     assert kept <= {path.stat().st_ino for path in output.rglob("*.arrow")}, "finished shards are kept as they are"

@@ -90,6 +90,40 @@ def test_recipes_of_the_repository_are_valid():
         assert load_recipe(path, {"max_steps": 7}).max_steps == 7
 
 
+def without_reason(text: str) -> list[str]:
+    """Returns the lines of a recipe that have no reason.
+
+    A line's reason is a comment at its end. Where several lines share one, it is a comment on a line of its own above
+    them: it holds for the lines down to the next that is blank, has a comment of its own, or is indented less. What
+    stands above a recipe's first setting says what the recipe is for, and is no line's reason.
+    """
+    lacking, begun, shared = [], False, -1
+    for line in text.splitlines():
+        setting, _, reason = line.partition("#")
+        depth = len(setting) - len(setting.lstrip())
+        if setting.strip():
+            begun, shared = True, shared if 0 <= shared <= depth and not reason.strip() else -1
+            lacking += [line] if shared < 0 and not reason.strip() else []
+        else:
+            shared = depth if begun and reason.strip() else -1
+    return lacking
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_line_of_a_recipe_has_its_reason(path):
+    assert without_reason(path.read_text()) == []
+
+
+def test_a_line_without_a_reason_is_found():
+    header = "# A recipe.\n"
+    lines = "stage: melp # the last\nconfig: # of a new model\n  # for two cores\n  a: 1\n  b: 2\n"
+    assert without_reason(header + lines) == []
+    assert without_reason(header + "stage: melp\nseed: 0 # the first\n") == ["stage: melp"]
+    assert without_reason(header + lines + "c: 3\nd: 4 # often\ne: 5\n") == ["c: 3", "e: 5"]
+    assert without_reason(header + lines + "  c: 3 # as told\n  d: 4\n") == ["  d: 4"]
+    assert without_reason(header + lines + "\n  c: 3 #\n") == ["  c: 3 #"]
+
+
 def test_options_take_precedence_and_have_the_types_of_the_fields():
     command = "recipe.yaml --shared-positives --contrastive sigmoid --accumulation-steps 4 --learning-rate 1e-3"
     command += " --no-local-loss-gather --measure-peak false --data a,b --seed=2"
@@ -128,6 +162,14 @@ WRONG = [
     (["recipes/nowhere.yaml"], "recipes/nowhere.yaml does not exist"),
     (["recipes"], "recipes is no file"),
     (["recipes/language.yaml", "--text", "/dev/null"], "/dev/null is neither a file nor a folder"),
+    (["recipes/melp.yaml"], "the multi-scale stage needs --model"),
+    (["recipes/melp.yaml", "--dry-run"], "the multi-scale stage needs --model"),
+    (["recipes/melp.yaml", "--model", "a/b", "--text-model", "a/b"], "no effect where model is given"),
+    (["recipes/ecg.yaml", "--ecg-model", "a/b", "--config", "{hidden_size: 8}"], "no effect where ecg_model is given"),
+    (["recipes/ecg.yaml", "--select-metric", "val_los"], "'val_los'; this stage's validation has val_loss"),
+    (["recipes/ecg.yaml", "--push-to-hub", "bad id!"], "bad id!"),
+    (["recipes/ecg.yaml", "--output", "README.md"], "README.md is a file: name another --output"),
+    (["--push-to-hub", "bad id!"], "bad id!"),
 ]
 RUN = """
 import contextlib, io, json, sys

@@ -26,7 +26,7 @@ from configuration_melp import MelpEcgConfig
 from melp.prepare.folder import prepare
 from melp.training.stages.ecg import EcgStage, long_enough, patient_id
 from melp.training.stages.language import LanguageStage, load_bert, pack, train_tokenizer
-from melp.training.stages.recipes import EcgRecipe, LanguageRecipe, Pretraining, load_recipe
+from melp.training.stages.recipes import RECIPES, EcgRecipe, LanguageRecipe, Pretraining, load_recipe
 from melp.training.stages.wav2vec import (
     EcgPretrainingModel,
     EcgPretrainingOutput,
@@ -407,6 +407,13 @@ def chain(tmp_path_factory) -> Path:
     towers = ["--text-model", str(root / "language" / "model"), "--ecg-model", str(root / "ecg" / "model")]
     main([melp, *common, str(root / "melp"), *towers, "--learning-rate", "0"])
     return root
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+def test_a_validation_has_the_metrics_that_its_recipe_lists(chain, stage):
+    """By them a mistyped `select_metric` is known before the first step; val_auroc is only measured on request."""
+    measured = {name for line in log(chain / stage) for name in line if name.startswith("val_")}
+    assert measured == set(RECIPES[stage].metrics) - {"val_auroc"}
 
 
 def test_the_language_stage_shows_what_it_learnt(chain):

@@ -1,7 +1,6 @@
 """Patient identification: whose recording is it, among one earlier recording of each patient?"""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from melp.evaluation.folders import load_folders
 from melp.evaluation.models import Runtime, load_models
 from melp.evaluation.ranking import Ranking, add_rankings, rank
 from melp.evaluation.results import Results, key_of
-from melp.evaluation.settings import Identify
+from melp.evaluation.settings import Identify, pair_tables
 
 
 def drawn_pairs(rows: Dataset, seed: int, where: str) -> tuple[Dataset, Dataset]:
@@ -47,13 +46,10 @@ def published_pairs(splits: DatasetDict, folder: str, where: str) -> tuple[Datas
     rows = concatenate_datasets(list(splits.values()))
     row_of = {record_key(record): index for index, record in enumerate(rows["record"])}
     tables, lengths = {}, {}
-    for name in ("gallery", "probe"):
-        files = [path for end in (".csv", ".csv.gz") if (path := Path(folder) / f"valid_{name}{end}").is_file()]
-        if not files:
-            raise ValueError(f"--splits {folder} has no valid_{name}.csv (or .csv.gz).")
-        table = pd.read_csv(files[0])
+    for name, file in pair_tables(folder).items():
+        table = pd.read_csv(file)
         if not {"filename_hr", "length", "label"} <= set(table):
-            raise ValueError(f"{files[0]} needs the columns filename_hr, length and label; it has {', '.join(table)}.")
+            raise ValueError(f"{file} needs the columns filename_hr, length and label; it has {', '.join(table)}.")
         table["record"] = table["filename_hr"].map(record_key)
         tables[name] = table.set_index("label")["record"]
         lengths |= table.set_index("record")["length"].astype(int).to_dict()

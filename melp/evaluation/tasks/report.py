@@ -22,6 +22,7 @@ from melp.evaluation.report_findings import PHRASES, stated_findings
 from melp.evaluation.results import Results, difference, key_of, prediction_table, with_bounds
 from melp.evaluation.settings import Report
 from melp.markdown import Markdown, escape, table
+from melp.sources import fetch, without_revision
 from modeling_melp import MelpModel
 from processing_melp import MelpProcessor
 
@@ -158,11 +159,10 @@ def _bertscore(language_model: str, device: str, reports: list[str], drafts: lis
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(language_model)
-        layers = model2layers.get(
-            language_model, model2layers.get(Path(language_model).name, config.num_hidden_layers)
-        )
-        scorer = BERTScorer(model_type=language_model, num_layers=layers, device=device)
+        folder, name = str(fetch(language_model)), without_revision(language_model)
+        config = AutoConfig.from_pretrained(folder)
+        layers = model2layers.get(name, model2layers.get(Path(name).name, config.num_hidden_layers))
+        scorer = BERTScorer(model_type=folder, num_layers=layers, device=device)
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"--bertscore {language_model}: {error}") from error
     # A tokenizer may name no limit; RoBERTa's positions begin at 2.

@@ -17,7 +17,8 @@ from melp.evaluation.results import Results, difference, key_of, prediction_tabl
 from melp.evaluation.settings import Robustness
 from melp.markdown import table
 from melp.names import name_hash
-from melp.synthetic.recorder import Noise, noise_in_leads
+from melp.synthetic.heart import TWELVE_FROM_EIGHT
+from melp.synthetic.recorder import Noise, noise_in_leads, swap_electrodes
 from processing_melp import LEADS, resample_ecg
 from signal_melp import LEAD_SUBSETS
 
@@ -54,13 +55,13 @@ def noisy(signal, lead_mask, records, noise):
 
 
 def arms_exchanged(signal, lead_mask, records):
-    """Exchanges the arms' electrodes: I turns over, II and III change places, and so do aVR and aVL."""
-    order = list(range(len(LEADS)))
-    for one, other in (("II", "III"), ("aVR", "aVL")):
-        order[LEADS.index(one)], order[LEADS.index(other)] = LEADS.index(other), LEADS.index(one)
-    signal, lead_mask = signal[:, order], lead_mask[:, order]
-    signal[:, LEADS.index("I")] *= -1
-    return signal, lead_mask
+    """Exchanges the arms' electrodes: leads change places or turn over, so that those that are missing stay so."""
+    # How much of the true eight leads each of the twelve has; then which of the true twelve that is, or its negative.
+    exchanged = (TWELVE_FROM_EIGHT @ swap_electrodes(np.eye(8), "right and left arm"))[:, None]
+    same, turned = ((exchanged == sign * TWELVE_FROM_EIGHT).all(axis=-1) for sign in (1, -1))
+    order = (same | turned).argmax(axis=1)
+    sign = np.where(same.any(axis=1), 1, -1).astype(signal.dtype)
+    return signal[:, order] * sign[:, None], lead_mask[:, order]
 
 
 def scaled(signal, lead_mask, records, factor):

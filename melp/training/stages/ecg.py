@@ -42,10 +42,6 @@ class EcgStage(JointStage):
     def __init__(self, recipe: EcgRecipe, accelerator: Accelerator):
         self.settings = recipe.pretraining_settings()
         if recipe.ecg_model is not None:
-            if recipe.config:
-                raise ValueError(
-                    "config has no effect where ecg_model is given, whose sizes are given: leave one out."
-                )
             ecg_model = load_whole(MelpEcgModel, recipe.ecg_model)
         else:
             check_names(recipe.config, MelpEcgConfig().to_dict(), "the ECG tower's configuration")

@@ -115,16 +115,12 @@ class LanguageStage(Stage):
     """
 
     def __init__(self, recipe: LanguageRecipe, accelerator: Accelerator):
+        check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")  # before any data is made
         super().__init__(recipe, accelerator)
         self.phrases: Phrases | None = None
         if recipe.text_model is not None:
-            if recipe.config:
-                raise ValueError(
-                    "config has no effect where text_model is given, whose sizes are given: leave one of them out."
-                )
             self.model, self.tokenizer = load_bert(recipe.text_model, AutoModelForMaskedLM, drawn=("cls.",))
         else:
-            check_names(recipe.config, BertConfig().to_dict(), "the BERT configuration")
             teacher = recipe.teacher and Teacher(recipe.teacher, BertConfig(**recipe.config).hidden_size)
             words = teacher.words() if teacher else ()
             self.tokenizer = train_tokenizer(self.rows["text"], recipe.vocab_size, words)

@@ -104,6 +104,7 @@ class MelpStage(JointStage):
     def __init__(self, recipe: MelpRecipe, accelerator: Accelerator):
         self.targets: list[np.ndarray] = []  # of each folder's rows, for the label loss
         self.labelled: Dataset | None = None  # the first folder's held-out rows
+        check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")  # before any data is made
         super().__init__(recipe, accelerator)
         if recipe.label_loss_weight and accelerator.is_fsdp2:
             raise ValueError("label_loss_weight needs whole weights in each process: train without FSDP.")
@@ -119,18 +120,9 @@ class MelpStage(JointStage):
         if recipe.label_loss_weight:
             self.rows = RowsWithTargets(self.rows, np.concatenate(self.targets))
         if recipe.model is not None:
-            if recipe.config or recipe.text_model or recipe.ecg_model:
-                raise ValueError(
-                    "config, text_model and ecg_model have no effect where model is given: leave them out."
-                )
             self.model, self.processor = load_whole(MelpModel, recipe.model), load_processor(recipe.model)
-        elif recipe.text_model is not None:
-            self.model, self.processor = new_model(recipe)
         else:
-            raise ValueError(
-                "the multi-scale stage needs --model (a MELP folder to continue from) or --text-model (a BERT folder "
-                "or Hub id, such as the language stage's output)."
-            )
+            self.model, self.processor = new_model(recipe)
         if recipe.contrastive == "sigmoid":
             add_logit_bias(self.model, recipe.model)
         self.model.freeze_text_layers()
@@ -373,7 +365,6 @@ class MelpStage(JointStage):
 
 def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
     """Makes a model whose text tower is the recipe's, its vocabulary extended by [BOS], and everything else drawn."""
-    check_names(recipe.config, MelpConfig().to_dict(), "the model's configuration")
     text_model, tokenizer = load_bert(recipe.text_model, AutoModel, add_pooling_layer=False)
     text_config = text_model.config.to_dict()
     del text_config["dtype"]  # the whole model has one
@@ -381,8 +372,6 @@ def new_model(recipe: MelpRecipe) -> tuple[MelpModel, MelpProcessor]:
     sizes, width = dict(recipe.config), {"token_dim": text_config["hidden_size"]}
     ecg_model = None
     if recipe.ecg_model is not None:
-        if "ecg_config" in sizes:
-            raise ValueError("config's ecg_config has no effect where ecg_model is given, whose sizes are given.")
         ecg_model = load_whole(MelpEcgModel, recipe.ecg_model)
         sizes["ecg_config"] = ecg_model.config.to_dict() | width
         for name in ("dtype", "architectures", "auto_map"):  # the whole model's are its own

@@ -44,6 +44,8 @@ PRETRAINING_RANGES: dict[str, Range] = {
 class LanguageRecipe(Recipe):
     """The settings of the language stage."""
 
+    metrics = ("val_loss", "val_perplexity")
+
     stage: Literal["language"] = "language"
     text_model: str | None = option(TEXT_MODEL, None)
     teacher: str | None = option("sentence encoder (a BERT) whose words are learned: folder, ID or ID@REVISION", None)
@@ -59,7 +61,14 @@ class LanguageRecipe(Recipe):
         if self.push_to_hub is not None:
             raise ValueError("push_to_hub is for MELP models; push the language stage's BERT with `hf upload`.")
         if self.teacher is not None and self.text_model is not None:
-            raise ValueError("teacher is for a new tower, text_model for one to go on with: leave one of them out.")
+            raise ValueError("teacher is for a new tower, text_model for one to continue with: leave one of them out.")
+
+    def check_settings(self):
+        super().check_settings()
+        if self.text_model is not None and self.config:
+            raise ValueError(
+                "config has no effect where text_model is given, whose sizes are given: leave one of them out."
+            )
 
     @classmethod
     def for_new_model(cls, values: dict, overrides: dict) -> dict:
@@ -102,6 +111,9 @@ class Pretraining:
 class EcgRecipe(Recipe):
     """The settings of the ecg stage."""
 
+    metrics = ("val_loss", "val_contrastive_loss", "val_contrastive_accuracy", "val_cmsc_loss", "val_cmsc_accuracy")
+    metrics += ("val_code_perplexity",)
+
     stage: Literal["ecg"] = "ecg"
     ecg_model: str | None = option(ECG_MODEL, None)
     lead_dropout: float = option(LEAD_DROPOUT, 0.5)
@@ -112,6 +124,11 @@ class EcgRecipe(Recipe):
         self.pretraining_settings()
         if "," in (self.data or ""):
             raise ValueError(f"data is {self.data!r}; the ecg stage learns from one folder.")
+
+    def check_settings(self):
+        super().check_settings()
+        if self.ecg_model is not None and self.config:
+            raise ValueError("config has no effect where ecg_model is given, whose sizes are given: leave one out.")
 
     def pretraining_settings(self) -> Pretraining:
         """Returns `pretraining` with its defaults; raises ValueError naming what is wrong in it."""
@@ -126,6 +143,10 @@ class EcgRecipe(Recipe):
 @dataclass(kw_only=True)
 class MelpRecipe(Recipe):
     """The settings of the multi-scale stage."""
+
+    metrics = ("val_loss", "val_caption_loss", "val_contrastive_loss", "val_local_loss", "val_recall", "val_rankme")
+    metrics += ("val_alignment", "val_ecg_spread", "val_ecg_uniformity", "val_text_spread", "val_text_uniformity")
+    metrics += ("val_auroc",)  # measured where it is asked for
 
     stage: Literal["melp"] = "melp"
     model: str | None = option("MELP model to continue from: folder, ID or ID@REVISION", None)
@@ -175,6 +196,18 @@ class MelpRecipe(Recipe):
                     f"data_weights is {self.data_weights!r}; it must hold a positive number for each of the "
                     f"{len(folders)} folders in data, separated by commas."
                 )
+
+    def check_settings(self):
+        super().check_settings()
+        if self.model is not None and (self.config or self.text_model or self.ecg_model):
+            raise ValueError("config, text_model and ecg_model have no effect where model is given: leave them out.")
+        if self.model is None and self.text_model is None:
+            raise ValueError(
+                "the multi-scale stage needs --model (a MELP folder to continue from) or --text-model (a BERT folder "
+                "or Hub id, such as the language stage's output)."
+            )
+        if self.ecg_model is not None and "ecg_config" in self.config:
+            raise ValueError("config's ecg_config has no effect where ecg_model is given, whose sizes are given.")
 
     @classmethod
     def for_new_model(cls, values: dict, overrides: dict) -> dict:

@@ -9,12 +9,13 @@ from transformers import BertConfig, BertModel
 
 from melp.data.prepared import load_prepared
 from melp.evaluation.report_findings import stated_findings
+from melp.evaluation.settings import Report
 from melp.evaluation.tasks import report
 from melp.evaluation.tasks.report import draft_reports
 
 
 @pytest.mark.slow
-def test_bertscore_is_the_library_s_and_an_empty_draft_has_none(tmp_path):
+def test_bertscore_is_the_library_s_and_an_empty_draft_has_none(tmp_path, monkeypatch):
     bert_score = pytest.importorskip("bert_score")
     tokenizer, folder = tiny_processor().tokenizer, str(tmp_path / "bert")
     tokenizer.model_max_length = 64
@@ -29,6 +30,10 @@ def test_bertscore_is_the_library_s_and_an_empty_draft_has_none(tmp_path):
     assert values == pytest.approx([1.0, 0.0, expected.item()], abs=1e-5)
     with pytest.raises(ValueError, match="--bertscore"):
         report._wording(reports, drafts, str(tmp_path / "none"))
+    monkeypatch.setattr(report, "fetch", {"org/bert@v1": folder}.get)  # found as the models are
+    statistics, _ = report._wording(reports, drafts, "org/bert@v1")
+    assert statistics["bertscore"](np.eye(3, dtype=int)[[2]])[0] == values[2]
+    assert Report(model="m", data=["d"], bertscore="org/bert@v1").bertscore == "org/bert@v1"
 
 
 def test_draft_figures_agree_with_the_libraries_that_define_them():
