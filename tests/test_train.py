@@ -361,13 +361,13 @@ def test_train_py_alone_works_beside_an_installed_package(corpus, language, tmp_
         copied.main([])
 
 
-def test_errors_end_with_a_sentence(corpus, tmp_path):
+def test_errors_end_with_a_sentence(corpus, language, tmp_path):
     with pytest.raises(SystemExit, match="--text-model"):
         main([str(REPO / "recipes" / "demo.yaml"), "--data", str(corpus), "--output", str(tmp_path / "a")])
     with pytest.raises(SystemExit, match="not a prepared folder"):
         main([str(REPO / "recipes" / "demo.yaml"), "--data", str(tmp_path), "--output", str(tmp_path / "b")])
     with pytest.raises(SystemExit, match="did you mean 'hidden_size'"):
-        arguments = ["--text-model", str(corpus), "--config", "{ecg_config: {hiden_size: 3}}"]
+        arguments = ["--text-model", str(language / "model"), "--config", "{ecg_config: {hiden_size: 3}}"]
         main(["--data", str(corpus), "--output", str(tmp_path / "c"), *arguments])
 
 

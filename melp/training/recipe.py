@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 from melp.command_line import option
 from melp.files import refuse_file, write_atomically
-from melp.sources import parse_source, without_revision
+from melp.sources import check_model, check_prepared, parse_source, without_revision
 
 # Fields that can name a repository of the Hub, and its kind.
 SOURCES = {"model": "model", "text_model": "model", "ecg_model": "model", "data": "dataset", "text": "dataset"}
@@ -109,10 +109,14 @@ class Recipe:
         return [(name, part.strip()) for name, value in named if value for part in value.split(",")]
 
     def check_sources(self):
-        """Raises ValueError naming a source that is neither a file or folder nor in the form of a Hub id."""
-        for _, source in self.sources():
+        """Raises ValueError naming a source that is neither what it should be nor in the form of a Hub id."""
+        for name, source in self.sources():
             path = parse_source(source).path
-            if path is not None and not path.is_file() and not path.is_dir():
+            if name == "data":
+                check_prepared(source)
+            elif SOURCES[name] == "model":
+                check_model(source)
+            elif path is not None and not path.is_file() and not path.is_dir():
                 raise ValueError(f"{source} is neither a file nor a folder.")
 
     def check_settings(self):

@@ -162,6 +162,8 @@ WRONG = [
     (["recipes/nowhere.yaml"], "recipes/nowhere.yaml does not exist"),
     (["recipes"], "recipes is no file"),
     (["recipes/language.yaml", "--text", "/dev/null"], "/dev/null is neither a file nor a folder"),
+    (["recipes/ecg.yaml", "--data", "docs"], "docs is not a prepared folder"),
+    (["recipes/ecg.yaml", "--ecg-model", "docs"], "docs is no model folder: it has no config.json"),
     (["recipes/melp.yaml"], "the multi-scale stage needs --model"),
     (["recipes/melp.yaml", "--dry-run"], "the multi-scale stage needs --model"),
     (["recipes/melp.yaml", "--model", "a/b", "--text-model", "a/b"], "no effect where model is given"),
