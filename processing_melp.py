@@ -37,6 +37,7 @@ try:
         LEADS,
         LIMB_LEADS,
         MAX_MILLIVOLT,
+        MAX_UNTOLD,
         PRINTED_COLUMNS,
         array_block,
         brief,
@@ -56,6 +57,7 @@ except ImportError:
         LEADS,
         LIMB_LEADS,
         MAX_MILLIVOLT,
+        MAX_UNTOLD,
         PRINTED_COLUMNS,
         array_block,
         brief,
@@ -532,6 +534,11 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 f"{block.names[index]}: absurd amplitude: lead {block.leads[row]} reaches {peak[index, row]:.3g} mV; "
                 "correct its unit (unit=) or gain"
+            )
+        for index, row in np.argwhere(high - low > MAX_UNTOLD) if block.unit_untold else ():
+            raise ValueError(
+                f"{block.names[index]}: lead {block.leads[row]} ranges over {high[index, row] - low[index, row]:.3g} "
+                "mV, if these are mV: state the unit (unit='uV', '4.88 uV', ...)"
             )
         for index in np.flatnonzero((low == high).all(1)):
             raise ValueError(f"{block.names[index]}: flat, every lead is constant; leave the recording out")

@@ -44,6 +44,7 @@ PRINTED_COLUMNS = (("I", "II", "III"), ("aVR", "aVL", "aVF"), ("V1", "V2", "V3")
 
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 50, 2000  # Hz
 MAX_MILLIVOLT = 1e6  # a kilovolt: gain or unit cannot be right
+MAX_UNTOLD = 100.0  # the largest range, in mV, of an array whose unit nobody stated: digital units have more
 
 
 def brief(value) -> str:
@@ -445,7 +446,8 @@ class EcgBlock:
     Of a block that comes from a file, `gain` has the stored units per mV of each lead, `done` says in words what
     reading it involved, `facts` what the file says (`age` in years, `sex`, `device`, `site`), `identifiers` what may
     identify the patient (`patient_id`, `name`, `birth_date`, `record_id`, `recorded`); outputs leave these out unless
-    they are asked for. `whole` has the seconds of a long recording of which only what is used was read.
+    they are asked for. `whole` has the seconds of a long recording of which only what is used was read. `unit_untold`
+    says that nobody stated the unit of an array, which is taken as mV.
     """
 
     names: list[str]
@@ -458,6 +460,7 @@ class EcgBlock:
     facts: dict[str, float | str] = field(default_factory=dict)
     identifiers: dict[str, str] = field(default_factory=dict)
     whole: float | None = None
+    unit_untold: bool = False
 
     @property
     def seconds(self) -> float:
@@ -532,4 +535,5 @@ def array_block(array, names: list[str], sampling_rate, leads, unit: str | None 
         signal = np.ascontiguousarray(array, dtype=np.float32)
         signal = signal if factor == 1 else signal * np.float32(factor)
     ignored = [str(leads[index]) for index, lead in enumerate(known) if not lead]
-    return EcgBlock(list(names), signal, [known[index] for index in kept], rate, ignored)
+    untold = unit is None
+    return EcgBlock(list(names), signal, [known[index] for index in kept], rate, ignored, unit_untold=untold)

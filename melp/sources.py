@@ -100,6 +100,12 @@ def require_model(folder: Path, source: str | Path):
         raise ValueError(f"{source} is no model folder: it has no config.json.")
 
 
+def own_card(folder: Path) -> Path | None:
+    """Returns the path of a model folder's card; in a clone, whose README.md is the repository's, MODEL_CARD.md."""
+    cards = (folder / name for name in ("MODEL_CARD.md", "README.md"))
+    return next((card for card in cards if card.is_file()), None)
+
+
 def check_prepared(source: str | Path):
     """Raises ValueError where a name is neither a prepared folder nor in the form of a Hub id."""
     parsed = parse_source(source)

@@ -873,3 +873,15 @@ def test_leads_in_another_order_than_the_models_are_refused(tmp_path, leads):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"leads": list(leads)}))
     with pytest.raises(ValueError, match="(number|order) of leads is .* but its model has"):
         MelpFeatureExtractor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_an_array_in_digital_units_is_not_taken_as_millivolts(dtype):
+    signal = (np.random.default_rng(0).standard_normal((12, 5000)).cumsum(1) * 20).astype(dtype)  # uV
+    extractor = MelpFeatureExtractor()
+    with pytest.raises(ValueError, match="record 1: lead I+ ranges over .* mV, if these are mV: state the unit"):
+        extractor([signal / 1000, signal], sampling_rate=500, leads=LEADS)
+    told = extractor([signal], sampling_rate=500, leads=LEADS, unit="uV")["input_values"]
+    np.testing.assert_allclose(
+        told, extractor(signal / 1000, sampling_rate=500, leads=LEADS)["input_values"], atol=1e-5
+    )

@@ -77,12 +77,17 @@ def main(arguments: list[str] | None = None):
         else:
             content = calibration.fit()
             print("\n" + describe(content))
+        if not content["findings"]:
+            raise ValueError(f"too few recordings to calibrate any finding: {calibration.file} stays as it is.")
         write(content, calibration.file)
     except (ValueError, OSError) as error:
         sys.exit(f"melp.calibrate: {error}")
     print(f"Written: {calibration.file}, {len(content['findings'])} findings")
-    model, data = shlex.quote(options.model), shlex.quote(options.data)
-    print(f"Next: python evaluate.py calibration --model {model} --data {data}")
+    if options.output is None:  # the model's own file, which evaluate.py reads
+        model = shlex.quote(options.model)
+        print(
+            f"Next, on recordings that it does not rest on: python evaluate.py calibration --model {model} --data DATA"
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from melp.databases import CHALLENGE_SOURCES
 from melp.files import read_json
-from melp.sources import fetch
+from melp.sources import fetch, own_card
 
 # Names under which a card or a command knows a database -> ours; compared in lower case, letters and digits only.
 NAMES = {
@@ -48,8 +48,8 @@ def trained_on(model: str) -> list[str]:
     """Reads the databases that the model's card names under `datasets`; empty where it says nothing."""
     from huggingface_hub.repocard import metadata_load
 
-    card = fetch(model) / "README.md"
-    metadata = (metadata_load(card) if card.is_file() else None) or {}
+    card = own_card(fetch(model))
+    metadata = (metadata_load(card) if card else None) or {}
     named = metadata.get("datasets") or []
     return [named] if isinstance(named, str) else [str(name) for name in named]
 

@@ -56,8 +56,8 @@ def load_prompts(path: str | Path, label_set: str, classes: list[str]) -> dict[s
     chosen = {name: own.get(name) or prompts_elsewhere(prompts, label_set, name) for name in classes}
     if missing := [name for name, texts in chosen.items() if not texts]:
         raise ValueError(
-            f"{path} has no prompt for {', '.join(missing)} (label set {label_set!r}): add them, "
-            "or choose another --label-set."
+            f"{path} has no prompt for {', '.join(missing)} (label set {label_set!r}): add them "
+            "in a --prompts FILE, name labels as that file does, or choose another --label-set."
         )
     return chosen
 

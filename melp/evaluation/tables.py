@@ -94,7 +94,11 @@ def _read(path: Path) -> dict:
 
 
 def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m melp.evaluation.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page to write (docs/results.md)")
     parser.add_argument("--store", nargs=2, metavar=("RUN", "DIR"), help="keep the results of DIR as RUN")
     parser.add_argument("--check", action="store_true", help="write nothing, fail where the page is another")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from melp.files import write_atomically
-from melp.sources import check_model
+from melp.sources import check_model, own_card
 
 # Of `model_card.make_card`: its argument, the option, what it is.
 IDS = {"nargs": "+", "metavar": "ID"}
@@ -48,7 +48,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
             command.add_argument("--revision", default="main", help="branch (main)")
             command.add_argument("--tag", help="name for this version (default: the run's name and step)")
         else:
-            command.add_argument("--output", type=Path, metavar="FILE", help="write it there (FOLDER/README.md)")
+            command.add_argument(
+                "--output", type=Path, metavar="FILE", help="default: README.md, a clone's MODEL_CARD.md"
+            )
         command.add_argument("--run", type=Path, help="run folder of train.py (default: the one the model lies in)")
         for name, option, about, more in CARD_OPTIONS:
             command.add_argument(option, dest=name, default=argparse.SUPPRESS, help=f"for the card: {about}", **more)
@@ -125,7 +127,8 @@ def card_command(options):
     from melp.hub.runs import run_of
     from melp.models import load_model
 
-    folder, path = options.folder, options.output or options.folder / CARD_FILE
+    folder = options.folder
+    path = options.output or own_card(folder) or folder / CARD_FILE
     card = make_card(load_model(folder), folder, options.run or run_of(folder), **card_options(options))
     write_atomically(path, card.save)
     print(f"Written to {path}. Next: python -m melp.hub push {shlex.quote(str(folder))} ID")

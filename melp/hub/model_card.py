@@ -15,9 +15,7 @@ from melp.hub.runs import STARTS, Run, is_hub_id, own_figures, read_results, rea
 from melp.markdown import Markdown, escape, table
 from melp.sources import parse_source, without_revision
 
-CARD_FILE = "README.md"
-# A folder's own card: of a clone, whose README.md is the repository's, the other file.
-OWN_CARDS = ("MODEL_CARD.md", CARD_FILE)
+CARD_FILE = "README.md"  # of a repository of the Hub
 TEMPLATE = files("melp.hub") / "model_card.md"
 CITATION = files("melp.hub") / "citation.bib"
 # Fields of a recipe that name places on the machine of the run, or say nothing about the model.

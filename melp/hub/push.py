@@ -10,9 +10,10 @@ import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
 from findings_melp import FINDINGS
-from melp.hub.model_card import CARD_FILE, OWN_CARDS, make_card
+from melp.hub.model_card import CARD_FILE, make_card
 from melp.hub.runs import read_run, run_of
 from melp.models import load_model, load_processor
+from melp.sources import own_card
 from modeling_melp import MelpPreTrainedModel
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -96,10 +97,10 @@ def push(
             tag names another commit.
     """
     run = run or run_of(folder)
-    own_card = next((folder / name for name in OWN_CARDS if (folder / name).exists()), None)
-    if card and own_card:
+    own = own_card(folder)
+    if card and own:
         raise ValueError(
-            f"{own_card} is uploaded as it is: leave the card's options out, or give them to `python -m melp.hub "
+            f"{own} is uploaded as it is: leave the card's options out, or give them to `python -m melp.hub "
             "card`, which writes it again."
         )
     if tag is None and run is not None:
@@ -111,8 +112,8 @@ def push(
         if notebook := next((folder / name for name in NOTEBOOKS if (folder / name).exists()), None):
             text = notebook.read_text(encoding="utf-8").replace(DEMO, repo_id)
             (staged / NOTEBOOK).write_text(text, encoding="utf-8")
-        if own_card:
-            (staged / CARD_FILE).write_text(own_card.read_text())
+        if own:
+            (staged / CARD_FILE).write_text(own.read_text())
         else:
             make_card(model, folder, run, repo_id=repo_id, **card).save(staged / CARD_FILE)
         with explained(repo_id):

@@ -32,7 +32,9 @@ def build_parser(name: str = "predict.py") -> argparse.ArgumentParser:
     add("--model", metavar="DIR_OR_ID", help="folder, ID or ID@REVISION (default: that of this repository)")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--findings", metavar="LIST", help='any findings in words: "atrial fibrillation,long QT"')
-    asked.add_argument("--label-set", metavar="NAME", help="those of melp/evaluation/prompts.yaml (default: findings)")
+    asked.add_argument(
+        "--label-set", metavar="NAME", help="of melp/evaluation/prompts.yaml (default: what is calibrated)"
+    )
     add("--output", type=Path, metavar="DIR", help="write there, and continue there")
     add("--format", choices=("table", "csv", "jsonl", "parquet"), help="default table; with --output parquet")
     add("--pictures", nargs="?", const="png", choices=("png", "svg", "pdf"), help="draw every recording (png)")

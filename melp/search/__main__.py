@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None):
         from melp.search.query import check_query, embed_query, open_model
 
         check_query(options.query)
-        predictor = open_model(options.model or model, commit)
+        try:
+            predictor = open_model(options.model or model, commit)
+        except ValueError as error:
+            raise error if options.model else ValueError(f"{error} --model says where it is now.") from None
         hits = index.hits(embed_query(options.query, predictor), options.top)
         show(hits, options.format)
         if options.pictures is not None:

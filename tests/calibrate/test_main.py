@@ -103,6 +103,13 @@ def test_what_cannot_be_is_refused(evaluated, model):
         main([str(model), "--data", str(evaluated / "data"), "--adapt", "--coverage", "0.8"])
 
 
+def test_a_calibration_stays_where_too_few_recordings_would_replace_it(evaluated, model, capsys):
+    (model / "findings.json").write_text("of many recordings")
+    with pytest.raises(SystemExit, match="too few recordings to calibrate any finding: .* stays as it is"):
+        main([str(model), "--data", str(evaluated / "data"), "--split", "validation"])
+    assert (model / "findings.json").read_text() == "of many recordings" and "Written" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_calibration_is_carried_to_a_database_of_other_labels(evaluated, model, tmp_path):
     """PTB-XL's statements on one side, the Challenge's codes on the other: findings go by their names."""

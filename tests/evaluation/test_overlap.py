@@ -21,9 +21,12 @@ from melp.prepare.folder import prepare
     ],
 )
 def test_a_card_that_names_the_tested_data_is_a_warning(tmp_path, datasets, database, warned):
-    (tmp_path / "README.md").write_text(f"---\nlicense: mit\ndatasets: {datasets}\n---\n# A model\n")
-    warnings = overlaps(str(tmp_path), [database])
-    assert warnings == [] if warned is None else warned in warnings[0]
+    for name in ("README.md", "MODEL_CARD.md"):  # the latter is a clone's
+        card = tmp_path / name / name
+        card.parent.mkdir()
+        card.write_text(f"---\nlicense: mit\ndatasets: {datasets}\n---\n# A model\n")
+        warnings = overlaps(str(card.parent), [database])
+        assert warnings == [] if warned is None else warned in warnings[0]
 
 
 def test_recordings_of_the_training_data_in_the_test_are_a_warning(tmp_path):
