@@ -342,8 +342,9 @@ class MelpFeatureExtractor(FeatureExtractionMixin):
             leads: names of the channels of an array, or of a file that does not name them, in its order. "aVR", "AVR",
                 "Lead II", "DII", "MDC_ECG_LEAD_V1" are understood; channels known to be none of the twelve (Frank,
                 MLII, V7, RESP, ...) are left out.
-            unit: V, mV, uV, nV or a multiple of one ("2.5 uV"), for arrays and dicts (default mV) and for files that
-                state no unit of voltage.
+            unit: V, mV, uV, nV or a multiple of one ("2.5 uV"), for arrays and dicts (default mV, refused where a lead
+                then ranges over more than 100 mV: such samples are in digital units) and for files that state no unit
+                of voltage.
             crop, derive_leads: override the extractor's own.
             stride: seconds. Instead of cropping, cut each record into windows that start every `stride` seconds, the
                 last one ending with the record (up to half a second may stay unused); at most 10,000 per record.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TINY_ECG, tiny_batch, tiny_model, tiny_processor
+from tiny import TINY_ECG, save_parts, tiny_batch, tiny_model, tiny_processor
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
 from configuration_melp import MelpEcgConfig
@@ -20,11 +20,7 @@ def folders(tmp_path_factory):
     root, model = tmp_path_factory.mktemp("compatibility"), tiny_model()
     classifier = MelpForEcgClassification(copy.deepcopy(model.ecg_model.config))
     classifier.ecg_model.load_state_dict(model.ecg_model.state_dict())
-    for name, part in (("whole", model), ("tower", model.ecg_model), ("classifier", classifier)):
-        part.save_pretrained(root / name)
-    tiny_processor().save_pretrained(root / "whole")
-    for name in ("tower", "classifier"):
-        tiny_processor().feature_extractor.save_pretrained(root / name)
+    save_parts(root, model, classifier)
     return root
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import REPORTS, tiny_model, tiny_processor
+from tiny import REPORTS, save_parts, tiny_model, tiny_processor
 from transformers import pipeline
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -24,11 +24,7 @@ def folders(tmp_path_factory):
     config.id2label, config.label2id = {0: "AFIB", 1: "SR", 2: "PACE"}, {"AFIB": 0, "SR": 1, "PACE": 2}
     torch.manual_seed(1)
     classifier = MelpForEcgClassification(config)
-    for name, part in (("whole", model), ("tower", model.ecg_model), ("classifier", classifier)):
-        part.save_pretrained(root / name)
-    tiny_processor().save_pretrained(root / "whole")
-    for name in ("tower", "classifier"):
-        tiny_processor().feature_extractor.save_pretrained(root / name)
+    save_parts(root, model, classifier)
     return root
 
 

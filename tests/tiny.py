@@ -8,7 +8,7 @@ from datasets import ClassLabel, DatasetDict, List
 
 from configuration_melp import MelpConfig
 from melp.data.prepared import label_sets, load_prepared
-from modeling_melp import MelpModel
+from modeling_melp import MelpForEcgClassification, MelpModel
 from processing_melp import MelpFeatureExtractor, MelpProcessor
 
 REPORTS = [
@@ -100,3 +100,12 @@ def relabel(source: Path, target: Path, labels_of):
         }
     ).save_to_disk(str(target))
     (target / "melp.json").write_text(json.dumps({"database": "synthetic", "fingerprint": target.name}))
+
+
+def save_parts(root: Path, model: MelpModel, classifier: MelpForEcgClassification):
+    """Saves `whole`, `tower` and `classifier` in a folder, each with what prepares recordings."""
+    for name, part in (("whole", model), ("tower", model.ecg_model), ("classifier", classifier)):
+        part.save_pretrained(root / name)
+    tiny_processor().save_pretrained(root / "whole")
+    for name in ("tower", "classifier"):
+        tiny_processor().feature_extractor.save_pretrained(root / name)

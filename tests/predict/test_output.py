@@ -77,7 +77,7 @@ def test_other_libraries_read_the_same_rows(mixed, library):
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
     else:
         if shutil.which("java") is None:
-            pytest.skip("Spark needs Java")
+            pytest.skip("Java is not installed, which Spark needs")
         from pyspark.sql import SparkSession
 
         settings = {"spark.ui.enabled": "false", "spark.driver.bindAddress": "127.0.0.1"}
